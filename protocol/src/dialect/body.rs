@@ -1,0 +1,481 @@
+//! Reading a request body: what decides its price, and where it stands in the bytes.
+
+use crate::message::Dialect;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+use thiserror::Error;
+
+/// Why a body is not acceptable. Blame: the caller; the text names the field.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum BodyError {
+    /// Not JSON, or not an object.
+    #[error("the request body is not a JSON object: {0}")]
+    NotAnObject(String),
+    /// A field stands twice: which one the provider would take is anybody's guess.
+    #[error("the field {0:?} stands twice in the request body")]
+    Duplicate(String),
+    /// A field has a value of the wrong type or range.
+    #[error("the field {field:?} must be {expected}")]
+    WrongType {
+        /// Which field.
+        field: &'static str,
+        /// What it must be.
+        expected: &'static str,
+    },
+    /// A field would change the price without bound.
+    #[error("{field}: {why}")]
+    Unpriced {
+        /// Which field, with its value where that matters.
+        field: String,
+        /// Why it cannot be served.
+        why: &'static str,
+    },
+    /// The dialect is not one that is read here.
+    #[error("bodies of dialect {0} are not served")]
+    Dialect(Dialect),
+}
+
+/// A value and where its bytes stand in the body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spanned<T> {
+    /// The value.
+    pub value: T,
+    /// Its bytes.
+    pub span: Range<usize>,
+}
+
+/// What must be known of a body before it may run.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BodyFacts {
+    /// The `model` field.
+    pub model: Option<Spanned<String>>,
+    /// Whether a stream of events is asked for.
+    pub stream: bool,
+    /// The output cap, from whichever field of the dialect names it.
+    pub max_output_tokens: Option<u32>,
+    /// Where the output cap stands, also when it is null.
+    pub cap_span: Option<Range<usize>>,
+    /// How many answers are asked for (`n`).
+    pub choices: u32,
+    /// OpenAI: `stream_options.include_usage`.
+    pub include_usage: bool,
+    /// OpenAI: where `stream_options` stands, also when it is null.
+    pub stream_options: Option<Range<usize>>,
+    /// Output that is billed beyond the cap at the most, in tokens (a predicted output).
+    pub extra_output_tokens: u64,
+    /// There is content whose tokens its bytes do not bound (images, documents, references).
+    pub non_text: bool,
+    /// Length of the body in bytes: an upper bound of its text's tokens.
+    pub len: usize,
+}
+
+/// Reads a body. Errors: all of [`BodyError`].
+pub fn inspect(dialect: Dialect, body: &[u8]) -> Result<BodyFacts, BodyError> {
+    if !matches!(dialect, Dialect::OPENAI_CHAT | Dialect::ANTHROPIC) {
+        return Err(BodyError::Dialect(dialect));
+    }
+    let fields = fields(body)?;
+    let mut facts = BodyFacts { choices: 1, len: body.len(), ..BodyFacts::default() };
+    for field in &fields {
+        let raw = field.raw;
+        match field.name.as_ref() {
+            "model" => facts.model = Some(field.spanned("model", "a string")?),
+            "stream" => facts.stream = field.nullable("stream", "true or false")?.unwrap_or(false),
+            "max_tokens" | "max_completion_tokens" => {
+                if facts.cap_span.is_some() {
+                    return Err(BodyError::Duplicate("max_tokens and max_completion_tokens".into()));
+                }
+                facts.cap_span = Some(field.span.clone());
+                facts.max_output_tokens = field.nullable("max_tokens", "a positive whole number")?;
+                if facts.max_output_tokens == Some(0) {
+                    return Err(BodyError::WrongType { field: "max_tokens", expected: "at least 1" });
+                }
+            }
+            "n" | "best_of" => {
+                let count = field.nullable::<u32>("n", "a whole number from 1 to 128")?.unwrap_or(1);
+                if !(1..=128).contains(&count) {
+                    return Err(BodyError::WrongType { field: "n", expected: "a whole number from 1 to 128" });
+                }
+                facts.choices = facts.choices.max(count);
+            }
+            "stream_options" => {
+                facts.stream_options = Some(field.span.clone());
+                facts.include_usage = include_usage(raw)?;
+            }
+            "prediction" => facts.extra_output_tokens = raw.get().len() as u64,
+            "messages" | "system" => facts.non_text |= has_non_text(raw)?,
+            _ => {}
+        }
+        refuse_unpriced(field)?;
+    }
+    Ok(facts)
+}
+
+/// Refuses fields that change the price in a way that no price list bounds.
+fn refuse_unpriced(field: &Field<'_>) -> Result<(), BodyError> {
+    let text = field.raw.get();
+    let unpriced = |why| Err(BodyError::Unpriced { field: clip(&field.name, text), why });
+    match field.name.as_ref() {
+        "service_tier" if !matches!(text, "null" | r#""auto""# | r#""default""# | r#""standard_only""#) => {
+            unpriced("this service tier has no price here; leave it out")
+        }
+        "speed" | "inference_geo" if text != "null" => {
+            unpriced("this changes the price and has none here; leave it out")
+        }
+        "web_search_options" | "mcp_servers" | "container" if text != "null" => {
+            unpriced("tools that the provider runs have no price here; leave them out")
+        }
+        "audio" if text != "null" => unpriced("audio output has no price here; leave it out"),
+        "tools" => {
+            for kind in tool_types(field.raw)? {
+                if !is_client_side(&kind) {
+                    return Err(BodyError::Unpriced {
+                        field: format!("tools: {:?}", clip("type", &kind)),
+                        why: "tools that the provider runs have no price here; leave them out",
+                    });
+                }
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Tools that the caller runs. All others run at the provider and cost extra.
+fn is_client_side(kind: &str) -> bool {
+    const CLIENT_SIDE: [&str; 7] =
+        ["function", "custom", "bash_", "text_editor_", "computer_", "memory_", "tool_search_tool_"];
+    CLIENT_SIDE.iter().any(|known| match known.strip_suffix('_') {
+        Some(_) => kind.starts_with(known),
+        None => kind == *known,
+    })
+}
+
+fn clip(name: &str, text: &str) -> String {
+    let shown: String = text.chars().take(40).collect();
+    format!("{name}: {shown}")
+}
+
+/// A field of the top-level object.
+struct Field<'a> {
+    name: Cow<'a, str>,
+    raw: &'a RawValue,
+    span: Range<usize>,
+}
+
+impl Field<'_> {
+    fn nullable<T: serde::de::DeserializeOwned>(
+        &self,
+        field: &'static str,
+        expected: &'static str,
+    ) -> Result<Option<T>, BodyError> {
+        serde_json::from_str(self.raw.get()).map_err(|_| BodyError::WrongType { field, expected })
+    }
+
+    fn spanned<T: serde::de::DeserializeOwned>(
+        &self,
+        field: &'static str,
+        expected: &'static str,
+    ) -> Result<Spanned<T>, BodyError> {
+        let value = serde_json::from_str(self.raw.get()).map_err(|_| BodyError::WrongType { field, expected })?;
+        Ok(Spanned { value, span: self.span.clone() })
+    }
+}
+
+/// The fields of the object in `body` with their spans. Errors: `NotAnObject`, `Duplicate`.
+fn fields(body: &[u8]) -> Result<Vec<Field<'_>>, BodyError> {
+    let text = std::str::from_utf8(body).map_err(|error| BodyError::NotAnObject(error.to_string()))?;
+    let raw = raw_fields(text).map_err(|error| BodyError::NotAnObject(error.to_string()))?;
+    let base = text.as_ptr() as usize;
+    let mut fields: Vec<Field<'_>> = Vec::with_capacity(raw.len());
+    for (name, raw) in raw {
+        if fields.iter().any(|field| field.name == name) {
+            return Err(BodyError::Duplicate(name.chars().take(80).collect()));
+        }
+        // The raw value borrows from `text`, so its address tells where it stands.
+        let start = raw.get().as_ptr() as usize - base;
+        fields.push(Field { name, raw, span: start..start + raw.get().len() });
+    }
+    Ok(fields)
+}
+
+fn raw_fields(text: &str) -> Result<Vec<(Cow<'_, str>, &RawValue)>, serde_json::Error> {
+    struct Fields;
+    impl<'de> Visitor<'de> for Fields {
+        type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a JSON object")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut fields = Vec::new();
+            while let Some(KeyText(name)) = map.next_key()? {
+                // A hostile body of a million tiny fields would make the duplicate check quadratic.
+                if fields.len() == MAX_FIELDS {
+                    return Err(serde::de::Error::custom("more than 256 fields"));
+                }
+                fields.push((name, map.next_value()?));
+            }
+            Ok(fields)
+        }
+    }
+    let mut json = serde_json::Deserializer::from_str(text);
+    let fields = json.deserialize_map(Fields)?;
+    json.end()?;
+    Ok(fields)
+}
+
+const MAX_FIELDS: usize = 256;
+
+/// A key, borrowed where it has no escapes.
+struct KeyText<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> serde::Deserialize<'de> for KeyText<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Key;
+        impl<'de> Visitor<'de> for Key {
+            type Value = Cow<'de, str>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Cow::Borrowed(text))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Cow::Owned(text.to_owned()))
+            }
+        }
+        deserializer.deserialize_str(Key).map(KeyText)
+    }
+}
+
+fn include_usage(raw: &RawValue) -> Result<bool, BodyError> {
+    #[derive(serde::Deserialize)]
+    struct Options {
+        include_usage: Option<bool>,
+    }
+    serde_json::from_str::<Option<Options>>(raw.get())
+        .map(|options| options.and_then(|options| options.include_usage).unwrap_or(false))
+        .map_err(|_| BodyError::WrongType {
+            field: "stream_options",
+            expected: "an object with include_usage true or false",
+        })
+}
+
+fn tool_types(raw: &RawValue) -> Result<Vec<String>, BodyError> {
+    #[derive(serde::Deserialize)]
+    struct Tool {
+        r#type: Option<String>,
+    }
+    serde_json::from_str::<Option<Vec<Tool>>>(raw.get())
+        .map(|tools| tools.unwrap_or_default().into_iter().filter_map(|tool| tool.r#type).collect())
+        .map_err(|_| BodyError::WrongType { field: "tools", expected: "a list of tools" })
+}
+
+/// Whether any object below has a `type` that is not known to be text. Errs on the side of "yes":
+/// that only makes the hold larger.
+fn has_non_text(raw: &RawValue) -> Result<bool, BodyError> {
+    let mut found = false;
+    let mut json = serde_json::Deserializer::from_str(raw.get());
+    TypeScan { found: &mut found }
+        .deserialize(&mut json)
+        .map_err(|error| BodyError::NotAnObject(format!("messages: {error}")))?;
+    Ok(found)
+}
+
+struct TypeScan<'f> {
+    found: &'f mut bool,
+}
+
+impl<'de> DeserializeSeed<'de> for TypeScan<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TypeScan<'_> {
+    type Value = ();
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(KeyText(name)) = map.next_key()? {
+            if name == "type" {
+                map.next_value_seed(TypeValue { found: self.found })?;
+            } else {
+                map.next_value_seed(TypeScan { found: self.found })?;
+            }
+        }
+        Ok(())
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(TypeScan { found: self.found })?.is_some() {}
+        Ok(())
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+/// The value of a `type` key.
+struct TypeValue<'f> {
+    found: &'f mut bool,
+}
+
+impl<'de> DeserializeSeed<'de> for TypeValue<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TypeValue<'_> {
+    type Value = ();
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+    fn visit_str<E>(self, kind: &str) -> Result<(), E> {
+        const TEXT: [&str; 9] = [
+            "text",
+            "tool_use",
+            "tool_result",
+            "thinking",
+            "redacted_thinking",
+            "function",
+            "custom",
+            "ephemeral",
+            "refusal",
+        ];
+        *self.found |= !TEXT.contains(&kind);
+        Ok(())
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        *self.found = true;
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        *self.found = true;
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn facts_and_spans_of_an_openai_body() {
+        let body = br#"{ "model" : "gpt-x", "stream":true, "max_completion_tokens": 77, "n":2,
+            "stream_options":{"include_usage":true}, "messages":[{"role":"user","content":"hi"}], "new_field":{"a":[1]} }"#;
+        let facts = inspect(Dialect::OPENAI_CHAT, body).expect("valid");
+        let model = facts.model.expect("named");
+        assert_eq!(model.value, "gpt-x");
+        assert_eq!(&body[model.span], br#""gpt-x""#);
+        assert_eq!(facts.max_output_tokens, Some(77));
+        assert_eq!(&body[facts.cap_span.expect("named")], b"77");
+        assert!(facts.stream && facts.include_usage && !facts.non_text);
+        assert_eq!(facts.choices, 2);
+    }
+
+    #[test]
+    fn content_that_bytes_do_not_bound_is_seen() {
+        for (content, non_text) in [
+            (r#"[{"type":"text","text":"a"}]"#, false),
+            (r#"[{"type":"image","source":{"type":"url","url":"https://x"}}]"#, true),
+            (r#"[{"type":"image_url","image_url":{"url":"data:"}}]"#, true),
+            (r#"[{"t\u0079pe":"document"}]"#, true),
+            (r#""plain""#, false),
+        ] {
+            let body = format!(r#"{{"messages":[{{"role":"user","content":{content}}}]}}"#);
+            let facts = inspect(Dialect::ANTHROPIC, body.as_bytes()).expect("valid");
+            assert_eq!(facts.non_text, non_text, "{content}");
+        }
+    }
+
+    #[test]
+    fn what_would_change_the_price_without_bound_is_refused() {
+        for body in [
+            r#"{"service_tier":"priority"}"#,
+            r#"{"web_search_options":{}}"#,
+            r#"{"tools":[{"type":"web_search_20250305","name":"web_search"}]}"#,
+            r#"{"speed":"fast"}"#,
+            r#"{"audio":{"voice":"x"}}"#,
+        ] {
+            let error = inspect(Dialect::ANTHROPIC, body.as_bytes()).expect_err(body);
+            assert!(matches!(error, BodyError::Unpriced { .. }), "{body}: {error}");
+        }
+        for body in [
+            r#"{"service_tier":"auto","tools":[{"name":"f","input_schema":{}},{"type":"function","function":{}}]}"#,
+            r#"{"tools":[{"type":"bash_20250124","name":"bash"}],"tools_other":null}"#,
+            r#"{"tools":null,"service_tier":null}"#,
+        ] {
+            assert!(inspect(Dialect::ANTHROPIC, body.as_bytes()).is_ok(), "{body}");
+        }
+    }
+
+    #[test]
+    fn ambiguous_and_wrong_bodies_are_refused() {
+        for body in [
+            "",
+            "[]",
+            "{",
+            r#"{"max_tokens":1,"max_tokens":2}"#,
+            r#"{"max_tokens":1,"m\u0061x_tokens":2}"#,
+            r#"{"max_tokens":1,"max_completion_tokens":2}"#,
+            r#"{"max_tokens":-1}"#,
+            r#"{"max_tokens":0}"#,
+            r#"{"max_tokens":1.5}"#,
+            r#"{"model":7}"#,
+            r#"{"n":0}"#,
+            r#"{"n":1000}"#,
+            r#"{"stream":"yes"}"#,
+            r#"{} {}"#,
+        ] {
+            assert!(inspect(Dialect::OPENAI_CHAT, body.as_bytes()).is_err(), "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn inspecting_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), json in "[{}\\[\\]\":,a-z0-9 ]{0,80}") {
+            let _ = inspect(Dialect::OPENAI_CHAT, &bytes);
+            let _ = inspect(Dialect::ANTHROPIC, json.as_bytes());
+        }
+    }
+}

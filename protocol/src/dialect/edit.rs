@@ -1,0 +1,141 @@
+//! The closed list of edits to a request body: the model's name, the output cap, and (OpenAI)
+//! the wish for usage figures. Every other byte reaches the provider as the caller wrote it.
+
+use super::body::BodyFacts;
+use crate::message::Dialect;
+use bytes::{BufMut, Bytes, BytesMut};
+use std::ops::Range;
+
+/// What the relay wants the provider to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edits<'a> {
+    /// The provider's name of the model.
+    pub model: &'a str,
+    /// The output cap in tokens, always sent.
+    pub max_output_tokens: u32,
+    /// The field that names the cap where the body has none.
+    pub cap_field: &'a str,
+}
+
+/// Applies the edits. `facts` must be those of this `body`. Returns the body itself if nothing
+/// changes.
+#[must_use]
+pub fn apply(dialect: Dialect, body: &Bytes, facts: &BodyFacts, edits: &Edits<'_>) -> Bytes {
+    let mut splices: Vec<(Range<usize>, String)> = Vec::with_capacity(3);
+    let mut inserted = String::new();
+    let model = json_string(edits.model);
+    match &facts.model {
+        Some(found) if found.value == edits.model => {}
+        Some(found) => splices.push((found.span.clone(), model)),
+        None => inserted += &format!("\"model\":{model},"),
+    }
+    match &facts.cap_span {
+        Some(_) if facts.max_output_tokens == Some(edits.max_output_tokens) => {}
+        Some(span) => splices.push((span.clone(), edits.max_output_tokens.to_string())),
+        None => inserted += &format!("\"{}\":{},", edits.cap_field, edits.max_output_tokens),
+    }
+    if dialect == Dialect::OPENAI_CHAT && facts.stream && !facts.include_usage {
+        match &facts.stream_options {
+            Some(span) => splices.push((span.clone(), with_usage(&body[span.clone()]))),
+            None => inserted += "\"stream_options\":{\"include_usage\":true},",
+        }
+    }
+    if !inserted.is_empty() {
+        splices.push((insertion_point(body, &mut inserted), inserted));
+    }
+    splice(body, splices)
+}
+
+/// Just behind the opening brace; an object without fields takes no trailing comma.
+fn insertion_point(body: &[u8], inserted: &mut String) -> Range<usize> {
+    let open = memchr::memchr(b'{', body).map_or(0, |at| at + 1);
+    let empty = body[open..].iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'}');
+    if empty {
+        inserted.pop();
+    }
+    open..open
+}
+
+fn splice(body: &Bytes, mut splices: Vec<(Range<usize>, String)>) -> Bytes {
+    if splices.is_empty() {
+        return body.clone();
+    }
+    splices.sort_by_key(|(span, _)| span.start);
+    let added: usize = splices.iter().map(|(_, text)| text.len()).sum();
+    let mut out = BytesMut::with_capacity(body.len() + added);
+    let mut at = 0;
+    for (span, text) in splices {
+        out.put_slice(&body[at..span.start]);
+        out.put_slice(text.as_bytes());
+        at = span.end;
+    }
+    out.put_slice(&body[at..]);
+    out.freeze()
+}
+
+/// A `stream_options` object with `include_usage` true, its other fields kept.
+fn with_usage(options: &[u8]) -> String {
+    // `inspect` has seen that it is an object or null; null becomes an object.
+    let mut object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(options).unwrap_or_default();
+    object.insert("include_usage".into(), true.into());
+    serde_json::Value::Object(object).to_string()
+}
+
+fn json_string(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::body::inspect;
+    use super::*;
+
+    fn edited(dialect: Dialect, body: &str, cap: u32) -> String {
+        let body = Bytes::copy_from_slice(body.as_bytes());
+        let facts = inspect(dialect, &body).expect("valid");
+        let edits = Edits { model: "real", max_output_tokens: cap, cap_field: "max_tokens" };
+        let out = apply(dialect, &body, &facts, &edits);
+        String::from_utf8(out.to_vec()).expect("utf-8")
+    }
+
+    #[test]
+    fn only_the_listed_fields_change() {
+        let body = r#"{ "z" : 1e5 ,"model": "alias", "max_tokens":900,"messages":[ "\u00e9" ]  }"#;
+        assert_eq!(
+            edited(Dialect::ANTHROPIC, body, 50),
+            r#"{ "z" : 1e5 ,"model": "real", "max_tokens":50,"messages":[ "\u00e9" ]  }"#
+        );
+    }
+
+    #[test]
+    fn missing_fields_are_inserted_once() {
+        assert_eq!(edited(Dialect::ANTHROPIC, "{}", 5), r#"{"model":"real","max_tokens":5}"#);
+        assert_eq!(
+            edited(Dialect::OPENAI_CHAT, r#" {"stream":true}"#, 5),
+            r#" {"model":"real","max_tokens":5,"stream_options":{"include_usage":true},"stream":true}"#
+        );
+        assert_eq!(
+            edited(
+                Dialect::OPENAI_CHAT,
+                r#"{"model":"real","max_tokens":5,"stream":true,"stream_options":{"x":1}}"#,
+                5
+            ),
+            r#"{"model":"real","max_tokens":5,"stream":true,"stream_options":{"include_usage":true,"x":1}}"#
+        );
+    }
+
+    #[test]
+    fn a_body_that_is_right_already_is_not_copied() {
+        let body = Bytes::from_static(br#"{"model":"real","max_tokens":5}"#);
+        let facts = inspect(Dialect::ANTHROPIC, &body).expect("valid");
+        let edits = Edits { model: "real", max_output_tokens: 5, cap_field: "max_tokens" };
+        assert_eq!(apply(Dialect::ANTHROPIC, &body, &facts, &edits).as_ptr(), body.as_ptr());
+    }
+
+    #[test]
+    fn a_null_cap_is_replaced_by_a_single_field() {
+        // `"max_tokens":null` is legal; a second field of that name would be ambiguous.
+        let out = edited(Dialect::OPENAI_CHAT, r#"{"model":"real","max_tokens":null}"#, 5);
+        assert_eq!(out.matches("max_tokens").count(), 1, "{out}");
+    }
+}

@@ -1,0 +1,443 @@
+//! Reading usage out of a provider's answer, event by event.
+//!
+//! Anthropic counts cached input beside `input_tokens`, OpenAI counts it inside `prompt_tokens`;
+//! both come out here as the same lines. Figures are cumulative: the last one told wins, and a told
+//! zero is not the same as nothing told. Where a provider never tells, [`UsageMeter::report`]
+//! estimates from what was seen and says so.
+
+use super::sse::SseEvent;
+use crate::message::{Dialect, UnitKind, UsageLine};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+
+/// Bytes of text that are taken for one token where the provider did not count.
+pub const BYTES_PER_ESTIMATED_TOKEN: u64 = 4;
+
+/// What one event meant for the request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventMeaning {
+    /// Content or anything else that is passed on.
+    Content,
+    /// The usage figures that the relay asked for on its own account (OpenAI).
+    UsageOnly,
+    /// The provider said that the answer is complete.
+    Done,
+    /// The provider failed after it had begun; its own words.
+    Error(String),
+}
+
+/// Figures as told so far; `None` was never told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Told {
+    input: Option<u64>,
+    output: Option<u64>,
+    cache_read: Option<u64>,
+    cache_write_5m: Option<u64>,
+    cache_write_1h: Option<u64>,
+    reasoning: Option<u64>,
+}
+
+/// Watches an answer go by.
+#[derive(Debug)]
+pub struct UsageMeter {
+    dialect: Dialect,
+    told: Told,
+    /// The output figure is the final one, not the opening guess of `message_start`.
+    output_is_final: bool,
+    /// Bytes of text, thinking and tool arguments seen, JSON-escaped.
+    output_bytes: u64,
+}
+
+/// What a request used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageReport {
+    /// The lines, without zeros.
+    pub lines: Vec<UsageLine>,
+    /// At least one figure is an estimate.
+    pub estimated: bool,
+}
+
+impl UsageMeter {
+    /// A meter for an answer of that dialect.
+    #[must_use]
+    pub fn new(dialect: Dialect) -> Self {
+        Self { dialect, told: Told::default(), output_is_final: false, output_bytes: 0 }
+    }
+
+    /// Bytes of output seen so far: the progress of a request whose usage is not told yet.
+    #[must_use]
+    pub fn output_bytes(&self) -> u64 {
+        self.output_bytes
+    }
+
+    /// Input tokens as told so far, all kinds together.
+    #[must_use]
+    pub fn told_input(&self) -> Option<u64> {
+        let cached = [self.told.cache_read, self.told.cache_write_5m, self.told.cache_write_1h];
+        self.told.input.map(|input| input + cached.into_iter().flatten().sum::<u64>())
+    }
+
+    /// Looks at one server-sent event.
+    pub fn event(&mut self, event: &[u8]) -> EventMeaning {
+        let event = SseEvent::parse(event);
+        if event.data.is_empty() {
+            return EventMeaning::Content;
+        }
+        match self.dialect {
+            Dialect::ANTHROPIC => self.anthropic_event(&event.data),
+            _ => self.openai_event(&event.data),
+        }
+    }
+
+    /// Looks at a whole answer that was not streamed.
+    pub fn body(&mut self, body: &[u8]) {
+        match self.dialect {
+            Dialect::ANTHROPIC => {
+                if let Ok(message) = serde_json::from_slice::<AnthropicMessage<'_>>(body) {
+                    self.output_bytes += message.content.map_or(0, |raw| raw.get().len() as u64);
+                    if let Some(usage) = message.usage {
+                        self.anthropic_usage(&usage, true);
+                    }
+                }
+            }
+            _ => {
+                if let Ok(answer) = serde_json::from_slice::<OpenAiChunk<'_>>(body) {
+                    self.openai_content(&answer);
+                    if let Some(usage) = answer.usage {
+                        self.openai_usage(&usage);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The usage, estimating what was never told: output from the bytes seen, input from
+    /// `input_bytes` of request text.
+    #[must_use]
+    pub fn report(&self, input_bytes: u64) -> UsageReport {
+        let estimate = |bytes: u64| bytes.div_ceil(BYTES_PER_ESTIMATED_TOKEN);
+        let told = &self.told;
+        let output = match told.output {
+            Some(output) if self.output_is_final => output,
+            // The opening guess is a lower bound of what was produced.
+            opening => estimate(self.output_bytes).max(opening.unwrap_or(0)),
+        };
+        let lines = [
+            (UnitKind::INPUT, told.input.unwrap_or_else(|| estimate(input_bytes))),
+            (UnitKind::OUTPUT, output),
+            (UnitKind::CACHE_READ, told.cache_read.unwrap_or(0)),
+            (UnitKind::CACHE_WRITE_5M, told.cache_write_5m.unwrap_or(0)),
+            (UnitKind::CACHE_WRITE_1H, told.cache_write_1h.unwrap_or(0)),
+            (UnitKind::REASONING, told.reasoning.unwrap_or(0)),
+        ];
+        UsageReport {
+            lines: lines
+                .into_iter()
+                .filter(|(_, units)| *units > 0)
+                .map(|(kind, units)| UsageLine { kind, units })
+                .collect(),
+            estimated: told.input.is_none() || told.output.is_none() || !self.output_is_final,
+        }
+    }
+
+    fn anthropic_event(&mut self, data: &[u8]) -> EventMeaning {
+        let Ok(event) = serde_json::from_slice::<AnthropicEvent<'_>>(data) else {
+            return EventMeaning::Content;
+        };
+        match event.kind.as_ref() {
+            "content_block_delta" => {
+                if let Some(delta) = event.delta {
+                    let parts = [delta.text, delta.partial_json, delta.thinking];
+                    self.output_bytes += parts.into_iter().flatten().map(string_len).sum::<u64>();
+                }
+            }
+            "message_start" => {
+                if let Some(usage) = event.message.and_then(|message| message.usage) {
+                    self.anthropic_usage(&usage, false);
+                }
+            }
+            "message_delta" => {
+                if let Some(usage) = event.usage {
+                    self.anthropic_usage(&usage, true);
+                }
+            }
+            "message_stop" => return EventMeaning::Done,
+            "error" => return EventMeaning::Error(error_text(event.error)),
+            _ => {}
+        }
+        EventMeaning::Content
+    }
+
+    fn anthropic_usage(&mut self, usage: &AnthropicUsage, is_final: bool) {
+        let keep = |slot: &mut Option<u64>, told: Option<u64>| *slot = told.or(*slot);
+        keep(&mut self.told.input, usage.input_tokens);
+        keep(&mut self.told.output, usage.output_tokens);
+        keep(&mut self.told.cache_read, usage.cache_read_input_tokens);
+        match &usage.cache_creation {
+            Some(split) => {
+                keep(&mut self.told.cache_write_5m, split.ephemeral_5m_input_tokens);
+                keep(&mut self.told.cache_write_1h, split.ephemeral_1h_input_tokens);
+            }
+            // Without the split the total is of the five-minute kind, unless a split came before.
+            None if self.told.cache_write_1h.is_none() => {
+                keep(&mut self.told.cache_write_5m, usage.cache_creation_input_tokens);
+            }
+            None => {}
+        }
+        self.output_is_final |= is_final && usage.output_tokens.is_some();
+    }
+
+    fn openai_event(&mut self, data: &[u8]) -> EventMeaning {
+        if data == b"[DONE]" {
+            return EventMeaning::Done;
+        }
+        let Ok(chunk) = serde_json::from_slice::<OpenAiChunk<'_>>(data) else {
+            return EventMeaning::Content;
+        };
+        self.openai_content(&chunk);
+        if let Some(usage) = &chunk.usage {
+            self.openai_usage(usage);
+            if chunk.choices.as_ref().is_some_and(Vec::is_empty) {
+                return EventMeaning::UsageOnly;
+            }
+        }
+        match chunk.error {
+            Some(error) if error.get() != "null" => EventMeaning::Error(error_text(Some(error))),
+            _ => EventMeaning::Content,
+        }
+    }
+
+    fn openai_content(&mut self, chunk: &OpenAiChunk<'_>) {
+        for choice in chunk.choices.iter().flatten() {
+            for part in [&choice.delta, &choice.message].into_iter().flatten() {
+                let texts = [part.content, part.refusal, part.reasoning_content];
+                self.output_bytes += texts.into_iter().flatten().map(string_len).sum::<u64>();
+                for call in part.tool_calls.iter().flatten() {
+                    self.output_bytes += call.function.as_ref().and_then(|f| f.arguments).map_or(0, string_len);
+                }
+            }
+        }
+    }
+
+    fn openai_usage(&mut self, usage: &OpenAiUsage) {
+        let cached = usage.prompt_tokens_details.as_ref().and_then(|details| details.cached_tokens);
+        if let Some(prompt) = usage.prompt_tokens {
+            self.told.input = Some(prompt.saturating_sub(cached.unwrap_or(0)));
+            self.told.cache_read = cached;
+        }
+        if usage.completion_tokens.is_some() {
+            self.told.output = usage.completion_tokens;
+            self.output_is_final = true;
+        }
+        if let Some(details) = &usage.completion_tokens_details {
+            self.told.reasoning = details.reasoning_tokens;
+        }
+    }
+}
+
+/// Length of a JSON string without its quotes; zero for null and other values.
+fn string_len(raw: &RawValue) -> u64 {
+    let text = raw.get();
+    if text.starts_with('"') { (text.len() as u64).saturating_sub(2) } else { 0 }
+}
+
+/// The words of an error object: its `message`, or all of it, cut to a bearable length.
+fn error_text(error: Option<&RawValue>) -> String {
+    #[derive(Deserialize)]
+    struct Words {
+        message: String,
+    }
+    let raw = error.map_or("", RawValue::get);
+    let text = serde_json::from_str::<Words>(raw).map_or_else(|_| raw.to_owned(), |words| words.message);
+    text.chars().take(500).collect()
+}
+
+#[derive(Deserialize)]
+struct AnthropicEvent<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    delta: Option<AnthropicDelta<'a>>,
+    #[serde(borrow)]
+    message: Option<AnthropicMessage<'a>>,
+    usage: Option<AnthropicUsage>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct AnthropicDelta<'a> {
+    #[serde(borrow)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow)]
+    partial_json: Option<&'a RawValue>,
+    #[serde(borrow)]
+    thinking: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct AnthropicMessage<'a> {
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+    usage: Option<AnthropicUsage>,
+}
+
+#[derive(Deserialize)]
+struct AnthropicUsage {
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    cache_read_input_tokens: Option<u64>,
+    cache_creation_input_tokens: Option<u64>,
+    cache_creation: Option<CacheCreation>,
+}
+
+#[derive(Deserialize)]
+struct CacheCreation {
+    ephemeral_5m_input_tokens: Option<u64>,
+    ephemeral_1h_input_tokens: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct OpenAiChunk<'a> {
+    #[serde(borrow)]
+    choices: Option<Vec<OpenAiChoice<'a>>>,
+    usage: Option<OpenAiUsage>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct OpenAiChoice<'a> {
+    #[serde(borrow)]
+    delta: Option<OpenAiPart<'a>>,
+    #[serde(borrow)]
+    message: Option<OpenAiPart<'a>>,
+}
+
+#[derive(Deserialize)]
+struct OpenAiPart<'a> {
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    refusal: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tool_calls: Option<Vec<OpenAiToolCall<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct OpenAiToolCall<'a> {
+    #[serde(borrow)]
+    function: Option<OpenAiFunction<'a>>,
+}
+
+#[derive(Deserialize)]
+struct OpenAiFunction<'a> {
+    #[serde(borrow)]
+    arguments: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct OpenAiUsage {
+    prompt_tokens: Option<u64>,
+    completion_tokens: Option<u64>,
+    prompt_tokens_details: Option<PromptDetails>,
+    completion_tokens_details: Option<CompletionDetails>,
+}
+
+#[derive(Deserialize)]
+struct PromptDetails {
+    cached_tokens: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct CompletionDetails {
+    reasoning_tokens: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn lines(report: &UsageReport) -> Vec<(UnitKind, u64)> {
+        report.lines.iter().map(|line| (line.kind, line.units)).collect()
+    }
+
+    #[test]
+    fn anthropic_counts_the_cache_beside_the_input_and_the_last_figure_wins() {
+        let mut meter = UsageMeter::new(Dialect::ANTHROPIC);
+        meter.event(b"event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"content\":[],\"usage\":{\"input_tokens\":10,\"cache_creation_input_tokens\":30,\"cache_read_input_tokens\":40,\"cache_creation\":{\"ephemeral_5m_input_tokens\":20,\"ephemeral_1h_input_tokens\":10},\"output_tokens\":1}}}\n\n");
+        meter.event(b"event: ping\ndata: {\"type\":\"ping\"}\n\n");
+        let delta = b"data: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"abcdefgh\"}}\n\n";
+        assert_eq!(meter.event(delta), EventMeaning::Content);
+        assert_eq!(meter.output_bytes(), 8);
+        assert!(meter.report(0).estimated, "the opening figure is not the final one");
+        meter.event(b"data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":7}}\n\n");
+        assert_eq!(meter.event(b"data: {\"type\":\"message_stop\"}\n\n"), EventMeaning::Done);
+        let report = meter.report(999);
+        assert!(!report.estimated);
+        assert_eq!(
+            lines(&report),
+            [
+                (UnitKind::INPUT, 10),
+                (UnitKind::OUTPUT, 7),
+                (UnitKind::CACHE_READ, 40),
+                (UnitKind::CACHE_WRITE_5M, 20),
+                (UnitKind::CACHE_WRITE_1H, 10)
+            ]
+        );
+        assert_eq!(meter.told_input(), Some(80));
+    }
+
+    #[test]
+    fn openai_counts_the_cache_inside_the_input() {
+        let mut meter = UsageMeter::new(Dialect::OPENAI_CHAT);
+        let content = b"data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}],\"usage\":null}\n\n";
+        assert_eq!(meter.event(content), EventMeaning::Content);
+        let usage = b"data: {\"choices\":[],\"usage\":{\"prompt_tokens\":100,\"completion_tokens\":9,\"prompt_tokens_details\":{\"cached_tokens\":64},\"completion_tokens_details\":{\"reasoning_tokens\":4}}}\n\n";
+        assert_eq!(meter.event(usage), EventMeaning::UsageOnly);
+        assert_eq!(meter.event(b"data: [DONE]\n\n"), EventMeaning::Done);
+        let report = meter.report(0);
+        assert!(!report.estimated);
+        assert_eq!(
+            lines(&report),
+            [(UnitKind::INPUT, 36), (UnitKind::OUTPUT, 9), (UnitKind::CACHE_READ, 64), (UnitKind::REASONING, 4)]
+        );
+    }
+
+    #[test]
+    fn a_told_zero_is_not_missing_and_a_missing_figure_is_estimated() {
+        let mut meter = UsageMeter::new(Dialect::OPENAI_CHAT);
+        meter.body(br#"{"choices":[{"message":{"content":""}}],"usage":{"prompt_tokens":0,"completion_tokens":0}}"#);
+        assert_eq!(meter.report(4000), UsageReport { lines: vec![], estimated: false });
+
+        let mut meter = UsageMeter::new(Dialect::OPENAI_CHAT);
+        meter.event(b"data: {\"choices\":[{\"delta\":{\"content\":\"12345678\"}}]}\n\n");
+        let report = meter.report(4000);
+        assert!(report.estimated);
+        assert_eq!(lines(&report), [(UnitKind::INPUT, 1000), (UnitKind::OUTPUT, 2)]);
+    }
+
+    #[test]
+    fn errors_after_the_head_are_seen() {
+        let mut meter = UsageMeter::new(Dialect::ANTHROPIC);
+        let error = b"event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\",\"message\":\"Overloaded\"}}\n\n";
+        assert_eq!(meter.event(error), EventMeaning::Error("Overloaded".into()));
+    }
+
+    proptest! {
+        #[test]
+        fn metering_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), json in "[{}\\[\\]\":,a-z0-9 ]{0,80}") {
+            for dialect in [Dialect::OPENAI_CHAT, Dialect::ANTHROPIC] {
+                let mut meter = UsageMeter::new(dialect);
+                meter.event(&bytes);
+                meter.body(&bytes);
+                meter.event(format!("data: {json}\n\n").as_bytes());
+                let _ = meter.report(u64::MAX);
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The stream trait: what a bidirectional stream of a tunnel can do, whatever carries it.
+//!
+//! Handlers are written on these traits and not on quinn's types, since a second transport (the
+//! same frames over TLS on TCP) stands beside QUIC. They are poll-based so that one task can wait
+//! for a write, a read and a provider at once without cancelling any of them halfway.
+
+use crate::codec::Message;
+use crate::error::{ProtocolError, StreamCode};
+use crate::frame::{Frame, FrameDecoder};
+use crate::kind::StreamKind;
+use bytes::{Buf, Bytes};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+use thiserror::Error;
+
+/// Why a stream cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum StreamError {
+    /// The peer reset its sending side, or told us to stop ours, with this code.
+    #[error("the peer ended the stream ({0})")]
+    Peer(StreamCode),
+    /// The tunnel is gone.
+    #[error("the tunnel was lost: {0}")]
+    Lost(String),
+    /// The bytes on it made no sense.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+}
+
+/// The sending half. Dropping it without `finish` resets the stream.
+pub trait SendHalf: Send + Sync + std::fmt::Debug {
+    /// Writes from the front of `chunks`, leaving there what did not fit. Ready with `Ok(())` after
+    /// at least one byte was taken; call again while chunks are left.
+    fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &mut VecDeque<Bytes>) -> Poll<Result<(), StreamError>>;
+    /// Ready when the peer no longer wants this half (it stopped it), or the tunnel is gone.
+    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<StreamError>;
+    /// Says that all was sent.
+    fn finish(&mut self);
+    /// Abandons this half with a code.
+    fn reset(&mut self, code: StreamCode);
+    /// Streams with a higher priority are sent first.
+    fn set_priority(&mut self, priority: i32);
+}
+
+/// The receiving half. Dropping it tells the peer to stop.
+pub trait RecvHalf: Send + Sync + std::fmt::Debug {
+    /// The next bytes in order, `None` at the end.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>>;
+    /// Tells the peer to stop sending.
+    fn stop(&mut self, code: StreamCode);
+}
+
+/// Writes the preface and frames.
+#[derive(Debug)]
+pub struct FrameWriter {
+    half: Box<dyn SendHalf>,
+    /// Bytes accepted and not written yet. Bounded by the callers: they stop adding while
+    /// `poll_flush` is pending.
+    queue: VecDeque<Bytes>,
+}
+
+impl FrameWriter {
+    /// Wraps a sending half.
+    #[must_use]
+    pub fn new(half: Box<dyn SendHalf>) -> Self {
+        Self { half, queue: VecDeque::new() }
+    }
+
+    /// Queues the preface; it leaves with the first frame.
+    pub fn preface(&mut self, kind: StreamKind) {
+        self.queue.push_back(Bytes::copy_from_slice(&[kind.to_wire()]));
+    }
+
+    /// Queues a message. Errors: `Unencodable`, `FrameTooLarge`.
+    pub fn queue<M: Message>(&mut self, message: &M) -> Result<(), ProtocolError> {
+        self.queue.push_back(message.to_frame()?);
+        Ok(())
+    }
+
+    /// Queues bytes that are a frame, or a part of one, already.
+    pub fn queue_raw(&mut self, bytes: Bytes) {
+        if bytes.has_remaining() {
+            self.queue.push_back(bytes);
+        }
+    }
+
+    /// True if nothing waits to be written.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Writes what is queued, all that fits at once.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        while !self.queue.is_empty() {
+            match self.half.poll_write(cx, &mut self.queue) {
+                Poll::Ready(Ok(())) => {}
+                other => return other,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes what is queued.
+    pub async fn flush(&mut self) -> Result<(), StreamError> {
+        poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// Queues a message and writes all that is queued.
+    pub async fn send<M: Message>(&mut self, message: &M) -> Result<(), StreamError> {
+        self.queue(message)?;
+        self.flush().await
+    }
+
+    /// Ready when the peer stopped this half or the tunnel is gone.
+    pub fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        self.half.poll_stopped(cx)
+    }
+
+    /// Says that all was sent. What is queued must have been flushed.
+    pub fn finish(&mut self) {
+        self.half.finish();
+    }
+
+    /// Abandons the stream with a code.
+    pub fn reset(&mut self, code: StreamCode) {
+        self.queue.clear();
+        self.half.reset(code);
+    }
+
+    /// Streams with a higher priority are sent first.
+    pub fn set_priority(&mut self, priority: i32) {
+        self.half.set_priority(priority);
+    }
+}
+
+/// Reads the preface and frames.
+#[derive(Debug)]
+pub struct FrameReader {
+    half: Box<dyn RecvHalf>,
+    decoder: FrameDecoder,
+    ended: bool,
+}
+
+impl FrameReader {
+    /// Wraps a receiving half.
+    #[must_use]
+    pub fn new(half: Box<dyn RecvHalf>) -> Self {
+        Self { half, decoder: FrameDecoder::new(), ended: false }
+    }
+
+    /// Reads the preface byte. Errors: `UnknownStreamKind`, `Truncated`, those of the stream.
+    pub async fn preface(&mut self) -> Result<StreamKind, StreamError> {
+        loop {
+            let chunk = poll_fn(|cx| self.half.poll_read(cx)).await?;
+            let Some(mut chunk) = chunk else {
+                return Err(ProtocolError::Truncated("preface").into());
+            };
+            if chunk.has_remaining() {
+                let kind = StreamKind::from_wire(chunk.get_u8())?;
+                self.decoder.push(chunk);
+                return Ok(kind);
+            }
+        }
+    }
+
+    /// The next frame; `None` if the peer ended the stream between two frames.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, StreamError>> {
+        loop {
+            if let Some(frame) = self.decoder.next()? {
+                return Poll::Ready(Ok(Some(frame)));
+            }
+            if self.ended {
+                return Poll::Ready(Ok(None));
+            }
+            match self.half.poll_read(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(Some(chunk))) => self.decoder.push(chunk),
+                Poll::Ready(Ok(None)) if self.decoder.is_at_boundary() => self.ended = true,
+                Poll::Ready(Ok(None)) => return Poll::Ready(Err(ProtocolError::Truncated("a frame").into())),
+            }
+        }
+    }
+
+    /// The next frame; `None` if the peer ended the stream between two frames.
+    pub async fn frame(&mut self) -> Result<Option<Frame>, StreamError> {
+        poll_fn(|cx| self.poll_frame(cx)).await
+    }
+
+    /// The next frame as a message of that type. Errors: `Unexpected` for another type,
+    /// `Truncated` at the end.
+    pub async fn expect<M: Message>(&mut self) -> Result<M, StreamError> {
+        match self.frame().await? {
+            Some(frame) => Ok(M::from_frame(&frame)?),
+            None => Err(ProtocolError::Truncated(M::TYPE.name()).into()),
+        }
+    }
+
+    /// Tells the peer to stop sending.
+    pub fn stop(&mut self, code: StreamCode) {
+        self.half.stop(code);
+    }
+}
