@@ -1,0 +1,45 @@
+//! Files that hold secrets: made with mode 0600 in directories of mode 0700, replaced atomically.
+
+use crate::CertError;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+
+/// Writes a file that only its owner can read: temporary file, fsync, rename, fsync the directory.
+pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), CertError> {
+    let failed = |source| CertError::File { operation: "write", path: path.display().to_string(), source };
+    let temporary = path.with_extension("tmp");
+    // A leftover of a crash must not keep its old mode.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&temporary).map_err(failed)?;
+    file.write_all(contents).and_then(|()| file.sync_all()).map_err(failed)?;
+    fs::rename(&temporary, path).map_err(failed)?;
+    sync_directory(path.parent().unwrap_or(Path::new("."))).map_err(failed)
+}
+
+/// Makes a directory, and what is missing above it, that only its owner can enter.
+pub fn create_private_dir(path: &Path) -> Result<(), CertError> {
+    let failed = |source| CertError::File { operation: "create directory", path: path.display().to_string(), source };
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path).map_err(failed)
+}
+
+/// Reads a whole file.
+pub fn read(path: &Path) -> Result<Vec<u8>, CertError> {
+    fs::read(path).map_err(|source| CertError::File { operation: "read", path: path.display().to_string(), source })
+}
+
+/// Makes renames in a directory durable, where the platform can.
+fn sync_directory(path: &Path) -> std::io::Result<()> {
+    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+}

@@ -1,0 +1,111 @@
+//! Transport parameters. quinn's defaults are for bulk between friends; these are for tokens,
+//! between strangers.
+//!
+//! `streams × stream window ≤ the client's connection window`, so that stalled readers can never
+//! use up the credit that the heartbeat needs.
+
+use quinn::crypto::HandshakeTokenKey;
+use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes that a peer may have in flight on one stream.
+pub const STREAM_WINDOW: u32 = 256 << 10;
+/// Bytes that a client may have in flight to the relay, all streams together.
+pub const RELAY_CONNECTION_WINDOW: u32 = 4 << 20;
+/// Bytes that the relay may have in flight to a client, all streams together.
+pub const CLIENT_CONNECTION_WINDOW: u32 = 32 << 20;
+/// Bidirectional streams at once before the hello.
+pub const STREAMS_BEFORE_HELLO: u32 = 4;
+/// Bidirectional streams at once after the hello, by default.
+pub const STREAMS_AFTER_HELLO: u32 = 128;
+/// A connection on which nothing arrives for so long is gone.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a client sends a heartbeat, by default.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// Kernel buffers wanted for a client's socket, in bytes.
+pub const CLIENT_SOCKET_BUFFER: usize = 1 << 20;
+/// Kernel buffers wanted for the relay's socket, in bytes.
+pub const RELAY_SOCKET_BUFFER: usize = 8 << 20;
+
+/// Priority of the control stream: heartbeats before everything.
+pub const PRIORITY_CONTROL: i32 = 10;
+/// Priority of token streams.
+pub const PRIORITY_TOKENS: i32 = 5;
+
+const _: () = assert!(STREAMS_AFTER_HELLO as u64 * STREAM_WINDOW as u64 <= CLIENT_CONNECTION_WINDOW as u64);
+
+fn common() -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
+        .initial_rtt(Duration::from_millis(100))
+        // A large handshake (certificates, post-quantum key shares) fits; a flood does not.
+        .crypto_buffer_size(16 << 10);
+    config
+}
+
+/// The relay's side.
+#[must_use]
+pub fn relay() -> Arc<TransportConfig> {
+    let mut config = common();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_BEFORE_HELLO))
+        .receive_window(VarInt::from_u32(RELAY_CONNECTION_WINDOW))
+        .send_window(u64::from(CLIENT_CONNECTION_WINDOW) + (1 << 20));
+    Arc::new(config)
+}
+
+/// The client's side.
+#[must_use]
+pub fn client() -> Arc<TransportConfig> {
+    let mut config = common();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .receive_window(VarInt::from_u32(CLIENT_CONNECTION_WINDOW))
+        .send_window(u64::from(RELAY_CONNECTION_WINDOW) + (1 << 20));
+    Arc::new(config)
+}
+
+/// An endpoint's own settings. With `keys` a restarted endpoint still answers the packets of its
+/// past connections with resets that their owners recognise.
+#[must_use]
+pub fn endpoint(seed: Option<[u8; 32]>, keys: Option<&EndpointKeys>) -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    if let Some(keys) = keys {
+        config.reset_key(Arc::new(aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &keys.reset)));
+        let cid_key = u64::from_le_bytes(keys.cid);
+        config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
+    }
+    config.rng_seed(seed);
+    config
+}
+
+/// Secrets of an endpoint that outlive its process.
+#[derive(Clone)]
+pub struct EndpointKeys {
+    /// Signs stateless resets.
+    pub reset: [u8; 32],
+    /// Marks our own connection ids.
+    pub cid: [u8; 8],
+    /// Seals address tokens.
+    pub token: [u8; 32],
+}
+
+impl std::fmt::Debug for EndpointKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EndpointKeys(****)")
+    }
+}
+
+impl EndpointKeys {
+    /// The key that seals address tokens.
+    #[must_use]
+    pub fn token_key(&self) -> Arc<dyn HandshakeTokenKey> {
+        Arc::new(aws_lc_rs::hkdf::Salt::new(aws_lc_rs::hkdf::HKDF_SHA256, &[]).extract(&self.token))
+    }
+}
