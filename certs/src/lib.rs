@@ -11,6 +11,7 @@
 pub mod ca;
 pub mod file;
 pub mod identity;
+pub mod invite;
 pub mod issue;
 pub mod pin;
 pub mod tls;

@@ -167,6 +167,9 @@ impl FrameDecoder {
     /// Takes bytes in. Everything pushed before must have been drained with `next`; if it was
     /// not, the rest is joined by a copy.
     pub fn push(&mut self, chunk: Bytes) {
+        if self.failed.is_some() {
+            return;
+        }
         if self.chunk.is_empty() {
             self.chunk = chunk;
         } else {

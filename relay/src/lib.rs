@@ -1,1 +1,25 @@
+//! The belay relay: keeps tunnels to devices, runs their LLM requests, and keeps the books.
+//!
+//! Data flows one way through the modules: [`listener`] admits connections, [`connection`] learns
+//! who they are, [`streams`] read requests, [`escalate`] runs them against [`providers`] with money
+//! set aside in the [`store`]. [`server`] builds and stops all of it; [`admin`] is the operator's
+//! way in. `docs/ARCHITECTURE.md` says what each part must not know.
+#![warn(missing_docs)]
 
+pub mod admin;
+pub mod config;
+mod connection;
+pub mod enrolment;
+pub mod escalate;
+mod listener;
+pub mod ops;
+pub mod pricing;
+pub mod providers;
+pub mod registry;
+pub mod server;
+pub mod store;
+pub mod streams;
+pub mod tenants;
+
+pub use config::{Config, ConfigError};
+pub use server::{Overrides, Relay, StartError};

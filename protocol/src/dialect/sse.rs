@@ -130,9 +130,7 @@ impl SseSplitter {
         while at < bytes.len() {
             match (self.state, bytes[at]) {
                 (Scan::Line, _) => {
-                    let Some(found) = memchr::memchr2(b'\r', b'\n', &bytes[at..]) else {
-                        return None;
-                    };
+                    let found = memchr::memchr2(b'\r', b'\n', &bytes[at..])?;
                     at += found;
                     self.state = if bytes[at] == b'\r' { Scan::Cr } else { Scan::LineStart };
                 }

@@ -16,7 +16,7 @@ const READ_MAX: usize = 256 << 10;
 /// Wraps a quinn stream.
 #[must_use]
 pub fn frames(send: quinn::SendStream, recv: quinn::RecvStream) -> (FrameWriter, FrameReader) {
-    let writer = FrameWriter::new(Box::new(QuicSend { stream: send, stopped: None }));
+    let writer = FrameWriter::new(Box::new(QuicSend { stream: send, stopped: None, ended: false }));
     (writer, FrameReader::new(Box::new(QuicRecv { stream: recv })))
 }
 
@@ -27,6 +27,16 @@ struct QuicSend {
     stream: quinn::SendStream,
     /// Made when somebody first asks; it outlives single polls.
     stopped: Option<Stopped>,
+    /// Finished or reset; quinn would take a mere drop for "all was sent".
+    ended: bool,
+}
+
+impl Drop for QuicSend {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.reset(StreamCode::CANCELLED);
+        }
+    }
 }
 
 impl fmt::Debug for QuicSend {
@@ -59,11 +69,13 @@ impl SendHalf for QuicSend {
     }
 
     fn finish(&mut self) {
+        self.ended = true;
         // An error here means that it is finished or reset already.
         let _ = self.stream.finish();
     }
 
     fn reset(&mut self, code: StreamCode) {
+        self.ended = true;
         let _ = self.stream.reset(VarInt::from_u32(code.0));
     }
 

@@ -1,0 +1,188 @@
+//! The admin service as HTTP on a Unix socket of mode 0600 in the state directory.
+
+use super::service::{AdminError, AdminService};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Json, Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Router, serve};
+use belay_protocol::id::{DeviceId, TenantId};
+use belay_protocol::money::NanoUsd;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+/// An error as it stands in an answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What went wrong, for people.
+    pub error: String,
+}
+
+/// Creates a tenant.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateTenant {
+    /// Its name.
+    pub id: TenantId,
+}
+
+/// Credits a tenant.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Credit {
+    /// In nano-USD.
+    pub amount_nano_usd: i64,
+    /// Makes a retry harmless.
+    pub operation: Option<String>,
+    /// For the book.
+    pub note: Option<String>,
+}
+
+/// Suspends a tenant, or lets it go on.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suspend {
+    /// Which of the two.
+    pub suspended: bool,
+}
+
+/// Revokes a device.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revoke {
+    /// For the record.
+    pub why: String,
+}
+
+/// Chooses a tenant, or all.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfTenant {
+    /// Only this one.
+    pub tenant: Option<TenantId>,
+}
+
+impl IntoResponse for AdminError {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::NoTenant(_) | Self::NoDevice(_) => StatusCode::NOT_FOUND,
+            Self::TenantExists(_) => StatusCode::CONFLICT,
+            Self::Amount(_) => StatusCode::BAD_REQUEST,
+            Self::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(ErrorBody { error: self.to_string() })).into_response()
+    }
+}
+
+fn bad_request(error: &dyn std::fmt::Display) -> Response {
+    (StatusCode::BAD_REQUEST, Json(ErrorBody { error: error.to_string() })).into_response()
+}
+
+type Service = State<Arc<AdminService>>;
+type Body<T> = Result<Json<T>, JsonRejection>;
+
+/// Binds the socket. A socket file that a killed process left is replaced: the state lock says
+/// that nobody listens on it.
+pub fn bind(path: &FilePath) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves until `stop`.
+pub async fn run(listener: UnixListener, service: Arc<AdminService>, stop: CancellationToken) -> io::Result<()> {
+    serve(listener, router(service)).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+fn router(service: Arc<AdminService>) -> Router {
+    Router::new()
+        .route("/status", get(status))
+        .route("/tenants", get(tenants).post(create_tenant))
+        .route("/tenants/{id}/credit", post(credit))
+        .route("/tenants/{id}/suspended", post(suspend))
+        .route("/tenants/{id}/invites", post(invite))
+        .route("/devices", get(devices))
+        .route("/devices/{id}/revoke", post(revoke))
+        .route("/ledger/verify", get(verify))
+        .with_state(service)
+}
+
+async fn status(State(service): Service) -> Response {
+    Json(service.status()).into_response()
+}
+
+async fn tenants(State(service): Service) -> Result<Response, AdminError> {
+    Ok(Json(service.tenants().await?).into_response())
+}
+
+async fn create_tenant(State(service): Service, body: Body<CreateTenant>) -> Result<Response, AdminError> {
+    match body {
+        Ok(Json(body)) => Ok(Json(service.create_tenant(body.id).await?).into_response()),
+        Err(error) => Ok(bad_request(&error)),
+    }
+}
+
+async fn credit(State(service): Service, Path(id): Path<TenantId>, body: Body<Credit>) -> Result<Response, AdminError> {
+    match body {
+        Ok(Json(body)) => {
+            let amount = NanoUsd(body.amount_nano_usd);
+            Ok(Json(service.credit(&id, amount, body.operation, body.note).await?).into_response())
+        }
+        Err(error) => Ok(bad_request(&error)),
+    }
+}
+
+async fn suspend(
+    State(service): Service,
+    Path(id): Path<TenantId>,
+    body: Body<Suspend>,
+) -> Result<Response, AdminError> {
+    match body {
+        Ok(Json(body)) => Ok(Json(service.suspend(&id, body.suspended).await?).into_response()),
+        Err(error) => Ok(bad_request(&error)),
+    }
+}
+
+async fn invite(State(service): Service, Path(id): Path<TenantId>) -> Result<Response, AdminError> {
+    Ok(Json(service.invite(&id).await?).into_response())
+}
+
+async fn devices(
+    State(service): Service,
+    query: Result<Query<OfTenant>, QueryRejection>,
+) -> Result<Response, AdminError> {
+    match query {
+        Ok(Query(query)) => Ok(Json(service.devices(query.tenant).await?).into_response()),
+        Err(error) => Ok(bad_request(&error)),
+    }
+}
+
+async fn revoke(State(service): Service, Path(id): Path<DeviceId>, body: Body<Revoke>) -> Result<Response, AdminError> {
+    match body {
+        Ok(Json(body)) => {
+            service.revoke(&id, &body.why).await?;
+            Ok(Json(serde_json::json!({ "revoked": id })).into_response())
+        }
+        Err(error) => Ok(bad_request(&error)),
+    }
+}
+
+async fn verify(
+    State(service): Service,
+    query: Result<Query<OfTenant>, QueryRejection>,
+) -> Result<Response, AdminError> {
+    match query {
+        Ok(Query(query)) => Ok(Json(service.verify(query.tenant).await?).into_response()),
+        Err(error) => Ok(bad_request(&error)),
+    }
+}

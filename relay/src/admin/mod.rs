@@ -1,0 +1,14 @@
+//! The operator's way into a running relay: [`service`] does the work, [`http`] puts it on a Unix
+//! socket in the state directory, [`client`] is how the commands reach it.
+
+pub mod client;
+pub mod http;
+pub mod service;
+
+use std::path::{Path, PathBuf};
+
+/// Where the admin socket of a state directory is.
+#[must_use]
+pub fn socket_path(state: &Path) -> PathBuf {
+    state.join("admin.sock")
+}

@@ -1,0 +1,40 @@
+//! Exit codes, and how an error is shown.
+
+use belay_relay::admin::client::ClientError;
+use belay_relay::config::ConfigError;
+use belay_relay::store::lock::LockError;
+use belay_relay::{StartError, store::StoreError};
+use std::process::ExitCode;
+
+const FAILED: u8 = 1;
+const BAD_CONFIG: u8 = 64;
+const NOT_RUNNING: u8 = 69;
+const REFUSED: u8 = 77;
+
+/// The documented code of an error.
+fn code(error: &anyhow::Error) -> u8 {
+    if error.is::<ConfigError>() {
+        return BAD_CONFIG;
+    }
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::NotRunning { .. }) => return NOT_RUNNING,
+        Some(ClientError::Refused(_)) => return REFUSED,
+        _ => {}
+    }
+    match error.downcast_ref::<StartError>() {
+        Some(StartError::Lock(LockError::InUse(_)) | StartError::Store(StoreError::NewerSchema { .. })) => REFUSED,
+        _ => FAILED,
+    }
+}
+
+/// Shows an error on stderr (and as JSON on stdout, if asked for) and gives its code.
+#[expect(clippy::print_stderr, reason = "a command line prints")]
+pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
+    let code = code(error);
+    let text = format!("{error:#}");
+    if json {
+        println!("{}", serde_json::json!({ "error": text, "exit_code": code }));
+    }
+    eprintln!("belayd: {text}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,97 @@
+//! The command line of `belayd`. The only place, with `main`, that uses anyhow and prints.
+#![expect(clippy::print_stdout, reason = "a command line prints")]
+
+mod admin;
+mod config;
+mod exit;
+mod ledger;
+mod serve;
+mod table;
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const AFTER: &str = "\
+Examples:
+  belayd config init belayd.toml       write a commented configuration
+  belayd serve                         run the relay (configuration: ./belayd.toml)
+  belayd tenant create acme --credit 5 a tenant with $5.00
+  belayd invite acme                   a join string for one computer, good for 15 minutes
+
+Exit codes: 0 done, 1 failed, 2 usage, 64 bad configuration, 69 relay not running, 77 refused.";
+
+/// The belay relay: one persistent QUIC tunnel per computer, LLM requests with exact money.
+#[derive(Debug, Parser)]
+#[command(name = "belayd", version, after_help = AFTER, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+struct Global {
+    /// The configuration file
+    #[arg(long, short, global = true, default_value = "belayd.toml", env = "BELAYD_CONFIG", value_name = "FILE")]
+    config: PathBuf,
+    /// Print JSON for programs
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the relay
+    #[command(after_help = "Example:\n  belayd serve --config /etc/belayd/belayd.toml")]
+    Serve,
+    /// Write or check a configuration
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Create, list, credit and suspend tenants
+    #[command(subcommand)]
+    Tenant(admin::TenantCommand),
+    /// Make a join string for one computer of a tenant
+    #[command(after_help = "Example:\n  belayd invite acme")]
+    Invite(admin::InviteArgs),
+    /// List and revoke devices
+    #[command(subcommand)]
+    Device(admin::DeviceCommand),
+    /// Check the books
+    #[command(subcommand)]
+    Ledger(ledger::Command),
+    /// Show the running relay
+    #[command(after_help = "Example:\n  belayd status --json")]
+    Status,
+}
+
+/// Parses the arguments and runs the command.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&error, json),
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let global = cli.global;
+    match cli.command {
+        Command::Serve => runtime.block_on(serve::serve(&global)),
+        Command::Config(command) => config::run(&global, command),
+        Command::Tenant(command) => runtime.block_on(admin::tenant(&global, command)),
+        Command::Invite(args) => runtime.block_on(admin::invite(&global, &args)),
+        Command::Device(command) => runtime.block_on(admin::device(&global, command)),
+        Command::Ledger(command) => runtime.block_on(ledger::run(&global, command)),
+        Command::Status => runtime.block_on(admin::status(&global)),
+    }
+}
+
+/// Prints a value as JSON.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}

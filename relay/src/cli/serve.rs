@@ -1,0 +1,47 @@
+//! `belayd serve`.
+
+use super::Global;
+use anyhow::Context;
+use belay_relay::admin::{http, socket_path};
+use belay_relay::{Config, Overrides, Relay, ops};
+use belay_transport::env::Env;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+pub(super) async fn serve(global: &Global) -> anyhow::Result<()> {
+    let config = Config::load(&global.config)?;
+    ops::log::start(config.log_format, &config.log_filter).map_err(anyhow::Error::msg)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let socket = socket_path(&config.state_dir);
+    let relay = Relay::start(config, Env::system(), Overrides::default()).await?;
+    let listener = http::bind(&socket).with_context(|| format!("cannot open the admin socket {}", socket.display()))?;
+    let stop = CancellationToken::new();
+    let admin = tokio::spawn(http::run(listener, relay.admin().clone(), stop.clone()));
+    if global.json {
+        println!("{}", serde_json::json!({ "listening": relay.local_addr() }));
+    } else {
+        println!("belayd is listening on {} (UDP)", relay.local_addr());
+    }
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: draining"),
+        _ = interrupt.recv() => info!("SIGINT: draining"),
+    }
+    let again = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::select! {
+        biased;
+        () = relay.shutdown() => {}
+        () = again => warn!("second signal: leaving at once; the next start settles what was running"),
+    }
+    stop.cancel();
+    admin.await.context("the admin listener failed")??;
+    // The socket file goes with the process that owns it.
+    let _ = std::fs::remove_file(socket);
+    Ok(())
+}

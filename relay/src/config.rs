@@ -1,0 +1,26 @@
+//! The relay's configuration: TOML text, parsed into [`Raw`], checked once into [`Config`] before
+//! anything is bound. Unknown keys and a missing file are errors; errors name line and column, and
+//! near misses get a "did you mean". Secrets are read from files or the environment and never shown.
+
+mod check;
+mod raw;
+mod template;
+
+pub use check::{Billing, Config, ConfigError, Limits, Model, ProviderConfig, ProviderKind, Timeouts};
+pub use template::TEMPLATE;
+
+use std::path::Path;
+
+impl Config {
+    /// Reads and checks a file. Errors: all of [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.display().to_string(), source })?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Checks a text; `name` is how errors call it.
+    pub fn parse(text: &str, name: &str) -> Result<Self, ConfigError> {
+        check::check(raw::parse(text, name)?, name)
+    }
+}

@@ -1,0 +1,453 @@
+//! The rules, and the checked configuration that the rest of the relay sees.
+
+use super::raw::{Raw, RawModel, RawPrice, RawProvider, nearest};
+use crate::ops::log::LogFormat;
+use crate::pricing::PriceLine;
+use belay_protocol::message::{Dialect, UnitKind};
+use belay_protocol::money::NanoUsd;
+use belay_transport::params;
+use secrecy::SecretString;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use thiserror::Error;
+
+/// What is wrong with a configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Unreadable {
+        /// Which file.
+        path: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The text is not TOML with the known keys.
+    #[error("{name}:{line}:{column}: {what}{}", hint.as_ref().map(|hint| format!(" (did you mean `{hint}`?)")).unwrap_or_default())]
+    Syntax {
+        /// Which file.
+        name: String,
+        /// Counted from 1.
+        line: usize,
+        /// Counted from 1.
+        column: usize,
+        /// The parser's words.
+        what: String,
+        /// The key that was probably meant.
+        hint: Option<String>,
+    },
+    /// A value is not acceptable.
+    #[error("{name}: {key}: {why}")]
+    Value {
+        /// Which file.
+        name: String,
+        /// Which key.
+        key: String,
+        /// What is wrong and what to write.
+        why: String,
+    },
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where QUIC listens.
+    pub listen: SocketAddr,
+    /// The addresses that invites carry; empty: the one that is listened on.
+    pub public: Vec<String>,
+    /// Everything that the relay remembers is below this directory.
+    pub state_dir: PathBuf,
+    /// Threads of the store.
+    pub store_threads: usize,
+    /// A tenant's file that nobody used for so long is closed.
+    pub idle_close: Duration,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged, in the form of `RUST_LOG`.
+    pub log_filter: String,
+    /// What is charged.
+    pub billing: Billing,
+    /// Sizes and counts.
+    pub limits: Limits,
+    /// Times.
+    pub timeouts: Timeouts,
+    /// Providers by name.
+    pub providers: BTreeMap<String, ProviderConfig>,
+    /// Models by the name that callers use.
+    pub models: BTreeMap<String, Model>,
+    /// Aliases to models.
+    pub aliases: BTreeMap<String, String>,
+}
+
+/// What is charged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Billing {
+    /// Applied to every price line, in basis points.
+    pub multiplier_bp: u32,
+    /// The output cap where the caller names none, in tokens.
+    pub default_max_output: u32,
+}
+
+/// Sizes and counts; each has a test that runs into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests per minute and tenant.
+    pub requests_per_minute: u32,
+    /// Requests at once and tenant.
+    pub requests_at_once: u32,
+    /// Streams at once in a tunnel after the hello.
+    pub streams_per_tunnel: u32,
+    /// Tunnels at once of a device.
+    pub instances_per_device: u32,
+    /// Handshakes per second from one address.
+    pub handshakes_per_second: u32,
+    /// Handshakes at once.
+    pub pending_handshakes: usize,
+    /// Bytes of a request body.
+    pub request_body: u32,
+    /// Bytes of an answer that is not streamed.
+    pub answer_body: u32,
+    /// Bytes of all request bodies in memory.
+    pub bodies_in_memory: u32,
+    /// Bytes of events that a reader has not acknowledged.
+    pub unread_events: usize,
+}
+
+/// Times.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the first packet to the end of the TLS handshake.
+    pub handshake: Duration,
+    /// From there to the hello, or to the end of enrolment.
+    pub hello: Duration,
+    /// From the opening of a stream to the end of the request body.
+    pub request_body: Duration,
+    /// From the provider's call to its first event.
+    pub first_event: Duration,
+    /// Between two events.
+    pub between_events: Duration,
+    /// From the hold to the end.
+    pub total: Duration,
+    /// Between two heartbeats of a client.
+    pub heartbeat: Duration,
+    /// How long running requests may go on after SIGTERM.
+    pub drain: Duration,
+    /// How long a tunnel outlives its certificate.
+    pub expired_grace: Duration,
+}
+
+/// How to reach a provider.
+#[derive(Debug, Clone)]
+pub struct ProviderConfig {
+    /// Which API it speaks.
+    pub kind: ProviderKind,
+    /// Base URL, without a trailing slash.
+    pub url: String,
+    /// The key; empty if it needs none.
+    pub key: SecretString,
+    /// The demo provider's time between two tokens.
+    pub pace: Duration,
+}
+
+/// Which API a provider speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProviderKind {
+    /// Anthropic Messages.
+    Anthropic,
+    /// OpenAI Chat Completions and everything compatible.
+    OpenAi,
+    /// The built-in one that needs no key.
+    Demo,
+}
+
+impl ProviderKind {
+    /// The dialect of its bodies. The demo provider speaks OpenAI's.
+    #[must_use]
+    pub fn dialect(self) -> Dialect {
+        match self {
+            Self::Anthropic => Dialect::ANTHROPIC,
+            Self::OpenAi | Self::Demo => Dialect::OPENAI_CHAT,
+        }
+    }
+}
+
+/// A model that callers can name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Model {
+    /// The provider's name in this configuration.
+    pub provider: String,
+    /// The provider's name of the model.
+    pub name: String,
+    /// The most input tokens that it takes.
+    pub context_tokens: u32,
+    /// The most output tokens that it gives.
+    pub max_output_tokens: u32,
+    /// The field of the request body that caps the output.
+    pub cap_field: String,
+    /// Its prices.
+    pub prices: Vec<PriceLine>,
+}
+
+pub(super) fn check(raw: Raw, name: &str) -> Result<Config, ConfigError> {
+    let wrong = |key: &str, why: String| ConfigError::Value { name: name.to_owned(), key: key.to_owned(), why };
+    let listen = raw.listen.quic.as_deref().unwrap_or("0.0.0.0:4433");
+    let listen = listen.parse().map_err(|_| {
+        wrong("listen.quic", format!("{listen:?} is not an address; write for example \"0.0.0.0:4433\""))
+    })?;
+    for address in &raw.listen.public {
+        let port =
+            address.rsplit_once(':').and_then(|(host, port)| port.parse::<u16>().ok().filter(|_| !host.is_empty()));
+        if port.is_none() || address.len() > 255 {
+            let why = format!("{address:?} is not host:port; write for example \"relay.example.org:4433\"");
+            return Err(wrong("listen.public", why));
+        }
+    }
+    let state_dir = raw
+        .state
+        .dir
+        .ok_or_else(|| wrong("state.dir", "is missing; name the directory for the relay's state".into()))?;
+    let store_threads = raw.state.store_threads.unwrap_or(4);
+    if !(1..=64).contains(&store_threads) {
+        return Err(wrong("state.store_threads", format!("{store_threads} is not from 1 to 64")));
+    }
+    let providers = raw
+        .providers
+        .iter()
+        .map(|(key, raw)| Ok((key.clone(), provider(raw).map_err(|why| wrong(&format!("providers.{key}"), why))?)))
+        .collect::<Result<BTreeMap<_, _>, ConfigError>>()?;
+    let models = raw
+        .models
+        .iter()
+        .map(|(key, raw)| {
+            let model = model(key, raw, &providers).map_err(|why| wrong(&format!("models.{key}"), why))?;
+            Ok((key.clone(), model))
+        })
+        .collect::<Result<BTreeMap<_, _>, ConfigError>>()?;
+    for (alias, target) in &raw.aliases {
+        let key = format!("aliases.{alias}");
+        if !models.contains_key(target) {
+            return Err(wrong(&key, unknown("model", target, models.keys())));
+        }
+        if models.contains_key(alias) {
+            return Err(wrong(&key, "is the name of a model as well; choose another alias".into()));
+        }
+    }
+    let billing = Billing {
+        multiplier_bp: raw.billing.multiplier_basis_points.unwrap_or(10_300),
+        default_max_output: raw.billing.default_max_output_tokens.unwrap_or(4096),
+    };
+    if !(1..=1_000_000).contains(&billing.multiplier_bp) {
+        return Err(wrong(
+            "billing.multiplier_basis_points",
+            "must be from 1 to 1000000; 10000 charges the price itself".into(),
+        ));
+    }
+    let limits = limits(&raw.limits).map_err(|(key, why)| wrong(key, why))?;
+    let timeouts = timeouts(&raw.timeouts).map_err(|(key, why)| wrong(key, why))?;
+    Ok(Config {
+        listen,
+        public: raw.listen.public,
+        state_dir,
+        store_threads,
+        idle_close: Duration::from_secs(raw.state.idle_close_s.unwrap_or(60)),
+        log_format: raw.log.format,
+        log_filter: raw.log.filter.unwrap_or_else(|| "info".into()),
+        billing,
+        limits,
+        timeouts,
+        providers,
+        models,
+        aliases: raw.aliases,
+    })
+}
+
+fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a String>) -> String {
+    let hint = nearest(name, known.map(String::as_str)).map(|hint| format!(" (did you mean `{hint}`?)"));
+    format!("there is no {what} {name:?}{}", hint.unwrap_or_default())
+}
+
+type Wrong = (&'static str, String);
+
+fn limits(raw: &super::raw::RawLimits) -> Result<Limits, Wrong> {
+    let mib = |key, value: Option<u32>, default: u32, most: u32| {
+        let value = value.unwrap_or(default);
+        if (1..=most).contains(&value) {
+            Ok(value << 20)
+        } else {
+            Err((key, format!("{value} is not from 1 to {most}")))
+        }
+    };
+    let streams = raw.streams_per_tunnel.unwrap_or(params::STREAMS_AFTER_HELLO);
+    if !(1..=params::STREAMS_AFTER_HELLO).contains(&streams) {
+        let most = params::STREAMS_AFTER_HELLO;
+        let why = format!("{streams} is not from 1 to {most}: more would let stalled readers block the heartbeat");
+        return Err(("limits.streams_per_tunnel", why));
+    }
+    Ok(Limits {
+        requests_per_minute: raw.requests_per_minute.unwrap_or(100),
+        requests_at_once: raw.requests_at_once.unwrap_or(50),
+        streams_per_tunnel: streams,
+        instances_per_device: raw.instances_per_device.unwrap_or(4),
+        handshakes_per_second: raw.handshakes_per_second.unwrap_or(20),
+        pending_handshakes: raw.pending_handshakes.unwrap_or(1024),
+        request_body: mib("limits.request_body_mib", raw.request_body_mib, 32, 1024)?,
+        answer_body: mib("limits.answer_body_mib", raw.answer_body_mib, 32, 1024)?,
+        bodies_in_memory: mib("limits.bodies_in_memory_mib", raw.bodies_in_memory_mib, 256, 4095)?,
+        unread_events: mib("limits.unread_events_mib", raw.unread_events_mib, 8, 1024)? as usize,
+    })
+}
+
+fn timeouts(raw: &super::raw::RawTimeouts) -> Result<Timeouts, Wrong> {
+    let millis = |key, value: Option<u64>, default: u64| {
+        let value = value.unwrap_or(default);
+        // A week is longer than anything here should wait, and far from overflowing a clock.
+        if (1..=604_800_000).contains(&value) {
+            Ok(Duration::from_millis(value))
+        } else {
+            Err((key, format!("{value} is not from 1 to 604800000 milliseconds")))
+        }
+    };
+    Ok(Timeouts {
+        handshake: millis("timeouts.handshake_ms", raw.handshake_ms, 10_000)?,
+        hello: millis("timeouts.hello_ms", raw.hello_ms, 10_000)?,
+        request_body: millis("timeouts.request_body_ms", raw.request_body_ms, 60_000)?,
+        first_event: millis("timeouts.first_event_ms", raw.first_event_ms, 120_000)?,
+        between_events: millis("timeouts.between_events_ms", raw.between_events_ms, 60_000)?,
+        total: millis("timeouts.total_ms", raw.total_ms, 900_000)?,
+        heartbeat: millis("timeouts.heartbeat_ms", raw.heartbeat_ms.map(u64::from), 10_000)?,
+        drain: millis("timeouts.drain_ms", raw.drain_ms, 30_000)?,
+        expired_grace: millis("timeouts.expired_grace_ms", raw.expired_grace_ms, 86_400_000)?,
+    })
+}
+
+fn provider(raw: &RawProvider) -> Result<ProviderConfig, String> {
+    let (kind, default_url) = match raw.kind.as_str() {
+        "anthropic" => (ProviderKind::Anthropic, "https://api.anthropic.com"),
+        "openai" => (ProviderKind::OpenAi, "https://api.openai.com"),
+        "demo" => (ProviderKind::Demo, ""),
+        other => {
+            let hint = nearest(other, ["anthropic", "openai", "demo"].into_iter());
+            let hint = hint.map(|hint| format!(" (did you mean `{hint}`?)")).unwrap_or_default();
+            return Err(format!("kind {other:?} is none of anthropic, openai, demo{hint}"));
+        }
+    };
+    let url = raw.url.as_deref().unwrap_or(default_url).trim_end_matches('/').to_owned();
+    if kind != ProviderKind::Demo {
+        let parsed = reqwest::Url::parse(&url).map_err(|error| format!("url {url:?}: {error}"))?;
+        if !matches!(parsed.scheme(), "http" | "https") || parsed.host().is_none() {
+            return Err(format!("url {url:?} is not an http or https address"));
+        }
+    }
+    let key = match (&raw.key_env, &raw.key_file) {
+        (Some(_), Some(_)) => return Err("has both key_env and key_file; keep one".into()),
+        (Some(name), None) => {
+            std::env::var(name).map_err(|_| format!("key_env: the environment variable {name} is not set"))?
+        }
+        (None, Some(path)) => {
+            std::fs::read_to_string(path).map_err(|error| format!("key_file {}: {error}", path.display()))?
+        }
+        (None, None) => String::new(),
+    };
+    let key = key.trim().to_owned();
+    if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("the key has characters that cannot stand in a header".into());
+    }
+    Ok(ProviderConfig { kind, url, key: key.into(), pace: Duration::from_millis(raw.pace_ms.unwrap_or(25)) })
+}
+
+fn model(key: &str, raw: &RawModel, providers: &BTreeMap<String, ProviderConfig>) -> Result<Model, String> {
+    if !providers.contains_key(&raw.provider) {
+        return Err(unknown("provider", &raw.provider, providers.keys()));
+    }
+    if raw.max_output_tokens == 0 || raw.context_tokens == 0 {
+        return Err("context_tokens and max_output_tokens must be at least 1".into());
+    }
+    let cap_field = raw.cap_field.clone().unwrap_or_else(|| "max_tokens".into());
+    if !matches!(cap_field.as_str(), "max_tokens" | "max_completion_tokens") {
+        return Err(format!("cap_field {cap_field:?} is neither max_tokens nor max_completion_tokens"));
+    }
+    Ok(Model {
+        provider: raw.provider.clone(),
+        name: raw.name.clone().unwrap_or_else(|| key.to_owned()),
+        context_tokens: raw.context_tokens,
+        max_output_tokens: raw.max_output_tokens,
+        cap_field,
+        prices: prices(&raw.price)?,
+    })
+}
+
+fn prices(raw: &RawPrice) -> Result<Vec<PriceLine>, String> {
+    let lines = [
+        (UnitKind::INPUT, Some(&raw.input)),
+        (UnitKind::OUTPUT, Some(&raw.output)),
+        (UnitKind::CACHE_READ, raw.cache_read.as_ref()),
+        (UnitKind::CACHE_WRITE_5M, raw.cache_write_5m.as_ref()),
+        (UnitKind::CACHE_WRITE_1H, raw.cache_write_1h.as_ref()),
+    ];
+    lines
+        .into_iter()
+        .filter_map(|(kind, text)| Some((kind, text?)))
+        .map(|(kind, text)| {
+            let amount: NanoUsd = text.parse().map_err(|error| format!("price of {kind}: {error}"))?;
+            if amount.is_negative() {
+                return Err(format!("price of {kind}: {text:?} is below zero"));
+            }
+            Ok(PriceLine { kind, nano_per_million: amount.0 })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Config, TEMPLATE};
+
+    fn error(text: &str) -> String {
+        Config::parse(text, "belayd.toml").expect_err(text).to_string()
+    }
+
+    #[test]
+    fn the_template_is_valid() {
+        let config = Config::parse(TEMPLATE, "template").expect("valid");
+        assert_eq!(config.billing.multiplier_bp, 10_300);
+        assert!(config.aliases.contains_key("auto"));
+    }
+
+    #[test]
+    fn errors_say_where_and_what_was_meant() {
+        let text = "[listen]\nquic = \"127.0.0.1:0\"\n[limits]\n  reqests_per_minute = 5\n";
+        let shown = error(text);
+        assert!(shown.starts_with("belayd.toml:4:3:"), "{shown}");
+        assert!(shown.contains("did you mean `requests_per_minute`?"), "{shown}");
+    }
+
+    #[test]
+    fn wrong_values_name_their_key() {
+        let provider = "[state]\ndir = \"x\"\n[providers.p]\nkind = \"demo\"\n";
+        let model = |price: &str| {
+            format!(
+                "{provider}[models.m]\nprovider = \"p\"\ncontext_tokens = 9\nmax_output_tokens = 9\nprice = {price}\n"
+            )
+        };
+        for (text, part) in [
+            ("", "state.dir"),
+            ("[listen]\nquic = \"nowhere\"\n", "listen.quic"),
+            ("[state]\ndir = \"x\"\nstore_threads = 0\n", "store_threads"),
+            ("[state]\ndir = \"x\"\n[limits]\nstreams_per_tunnel = 500\n", "heartbeat"),
+            ("[state]\ndir = \"x\"\n[providers.p]\nkind = \"antropic\"\n", "did you mean `anthropic`?"),
+            ("[state]\ndir = \"x\"\n[providers.p]\nkind = \"openai\"\nurl = \"ftp://x\"\n", "url"),
+            (
+                "[state]\ndir = \"x\"\n[providers.p]\nkind = \"openai\"\nkey_env = \"BELAY_NO_SUCH_VARIABLE\"\n",
+                "BELAY_NO_SUCH_VARIABLE",
+            ),
+            ("[state]\ndir = \"x\"\n[aliases]\nauto = \"nothing\"\n", "there is no model"),
+            (&model("{ input = \"-1\", output = \"1\" }"), "below zero"),
+            (&model("{ input = \"0.0000000001\", output = \"1\" }"), "not an amount"),
+        ] {
+            let shown = error(text);
+            assert!(shown.contains(part), "{shown:?} does not mention {part:?}");
+        }
+        assert!(Config::parse(&model("{ input = \"3\", output = \"15\" }"), "x").is_ok());
+    }
+}

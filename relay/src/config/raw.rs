@@ -1,0 +1,141 @@
+//! The text as TOML with known keys, and where it is wrong.
+
+use super::ConfigError;
+use crate::ops::log::LogFormat;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The file as written. Every field is optional here; defaults and rules come with the check.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Raw {
+    pub(super) listen: Listen,
+    pub(super) state: State,
+    pub(super) log: Log,
+    pub(super) billing: RawBilling,
+    pub(super) limits: RawLimits,
+    pub(super) timeouts: RawTimeouts,
+    pub(super) providers: BTreeMap<String, RawProvider>,
+    pub(super) models: BTreeMap<String, RawModel>,
+    pub(super) aliases: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Listen {
+    pub(super) quic: Option<String>,
+    pub(super) public: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct State {
+    pub(super) dir: Option<PathBuf>,
+    pub(super) store_threads: Option<usize>,
+    pub(super) idle_close_s: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Log {
+    pub(super) format: LogFormat,
+    pub(super) filter: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawBilling {
+    pub(super) multiplier_basis_points: Option<u32>,
+    pub(super) default_max_output_tokens: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLimits {
+    pub(super) requests_per_minute: Option<u32>,
+    pub(super) requests_at_once: Option<u32>,
+    pub(super) streams_per_tunnel: Option<u32>,
+    pub(super) instances_per_device: Option<u32>,
+    pub(super) handshakes_per_second: Option<u32>,
+    pub(super) pending_handshakes: Option<usize>,
+    pub(super) request_body_mib: Option<u32>,
+    pub(super) answer_body_mib: Option<u32>,
+    pub(super) bodies_in_memory_mib: Option<u32>,
+    pub(super) unread_events_mib: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawTimeouts {
+    pub(super) handshake_ms: Option<u64>,
+    pub(super) hello_ms: Option<u64>,
+    pub(super) request_body_ms: Option<u64>,
+    pub(super) first_event_ms: Option<u64>,
+    pub(super) between_events_ms: Option<u64>,
+    pub(super) total_ms: Option<u64>,
+    pub(super) heartbeat_ms: Option<u32>,
+    pub(super) drain_ms: Option<u64>,
+    pub(super) expired_grace_ms: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawProvider {
+    pub(super) kind: String,
+    pub(super) url: Option<String>,
+    pub(super) key_env: Option<String>,
+    pub(super) key_file: Option<PathBuf>,
+    pub(super) pace_ms: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawModel {
+    pub(super) provider: String,
+    pub(super) name: Option<String>,
+    pub(super) context_tokens: u32,
+    pub(super) max_output_tokens: u32,
+    pub(super) cap_field: Option<String>,
+    pub(super) price: RawPrice,
+}
+
+/// Dollars per million tokens, as text, so that no decimal is lost.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPrice {
+    pub(super) input: String,
+    pub(super) output: String,
+    pub(super) cache_read: Option<String>,
+    pub(super) cache_write_5m: Option<String>,
+    pub(super) cache_write_1h: Option<String>,
+}
+
+/// Parses the text. Errors: `Syntax` with line, column and, for an unknown key, the nearest known.
+pub(super) fn parse(text: &str, name: &str) -> Result<Raw, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let start = error.span().map_or(0, |span| span.start).min(text.len());
+        let before = text.get(..start).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        let what = error.message().to_owned();
+        let hint = did_you_mean(&what);
+        ConfigError::Syntax { name: name.to_owned(), line, column, what, hint }
+    })
+}
+
+/// serde says "unknown field `x`, expected one of `a`, `b`": finds the one that was meant.
+fn did_you_mean(message: &str) -> Option<String> {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let unknown = quoted.next().filter(|_| message.contains("unknown"))?;
+    nearest(unknown, quoted)
+}
+
+/// The candidate that is near enough to be meant.
+pub(super) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
+    candidates
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= candidate.len().max(3) / 2)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate.to_owned())
+}

@@ -1,0 +1,287 @@
+//! One connection: handshake, identity, hello, then streams until it ends.
+//!
+//! The connection's task owns its registration and its control stream. Streams are served by tasks
+//! on the relay's tracker: a request must be settled even when its connection is gone.
+
+use crate::enrolment::Enrolment;
+use crate::escalate::{Caller, ClientStream, Escalator};
+use crate::registry::{Arrival, Live, Registration, Registry};
+use crate::store::central::{self, Standing};
+use crate::store::executor::Db;
+use crate::streams;
+use crate::streams::control::Link;
+use crate::streams::escalate::BodyBudget;
+use belay_certs::identity::DeviceIdentity;
+use belay_protocol::MINOR;
+use belay_protocol::error::{CloseCode, StreamCode};
+use belay_protocol::id::{DeviceId, TenantId};
+use belay_protocol::kind::StreamKind;
+use belay_protocol::message::{FailureCode, GoAway, Hello, HelloAck};
+use belay_transport::params::PRIORITY_CONTROL;
+use belay_transport::quic;
+use quinn::{Connection, VarInt};
+use rustls::pki_types::CertificateDer;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug, info, warn};
+
+/// How long an unused connection without a certificate may stay.
+const ENROL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What every connection shares.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) escalator: Arc<Escalator>,
+    pub(crate) enrolment: Arc<Enrolment>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) bodies: BodyBudget,
+    /// Tasks of streams; they outlive their connection until their request is settled.
+    pub(crate) streams: TaskTracker,
+    /// Cancelled when connections must close.
+    pub(crate) stop: CancellationToken,
+}
+
+/// Serves one connection from its first packet to its end. `pending` is given back when the
+/// handshake is over.
+pub(crate) async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming, pending: OwnedSemaphorePermit) {
+    let remote = incoming.remote_address();
+    let span = tracing::info_span!("connection", %remote);
+    async {
+        let deadline = shared.escalator.config.timeouts.handshake;
+        let connecting = match incoming.accept() {
+            Ok(connecting) => connecting,
+            Err(error) => return debug!(%error, "handshake refused"),
+        };
+        let handshake = timeout(deadline, connecting).await;
+        drop(pending);
+        match handshake {
+            Ok(Ok(connection)) => accepted(&shared, connection).await,
+            Ok(Err(error)) => debug!(%error, "handshake failed"),
+            Err(_) => debug!("handshake took too long"),
+        }
+    }
+    .instrument(span)
+    .await;
+}
+
+async fn accepted(shared: &Arc<Shared>, connection: Connection) {
+    let code = match identity(&connection) {
+        Ok(None) => enrol_only(shared, &connection).await,
+        Ok(Some((identity, tenant, device))) => {
+            let span = tracing::info_span!("tunnel", %tenant, %device);
+            let ended = tunnel(shared, &connection, &identity, tenant, device).instrument(span).await;
+            ended.unwrap_or_else(|code| code)
+        }
+        Err(why) => {
+            warn!(%why, "the device certificate is not usable");
+            CloseCode::UNKNOWN_DEVICE
+        }
+    };
+    quic::close(&connection, code, code.name());
+}
+
+type Identity = (DeviceIdentity, TenantId, DeviceId);
+
+/// Who is at the other end, from the certificate and from nowhere else.
+fn identity(connection: &Connection) -> Result<Option<Identity>, String> {
+    let Some(chain) = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
+    else {
+        return Ok(None);
+    };
+    let Some(certificate) = chain.first() else { return Ok(None) };
+    let identity = DeviceIdentity::from_certificate(certificate).map_err(|error| error.to_string())?;
+    let tenant = identity.tenant.parse().map_err(|error| format!("tenant: {error}"))?;
+    let device = identity.device.parse().map_err(|error| format!("device: {error}"))?;
+    Ok(Some((identity, tenant, device)))
+}
+
+/// A connection without a certificate: enrolment and nothing else.
+async fn enrol_only(shared: &Arc<Shared>, connection: &Connection) -> CloseCode {
+    let patience = sleep(ENROL_PATIENCE);
+    tokio::pin!(patience);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => return CloseCode::GOING_AWAY,
+            () = &mut patience => return CloseCode::TIMEOUT,
+            accepted = connection.accept_bi() => accepted,
+        };
+        let Ok((send, recv)) = accepted else { return CloseCode::DONE };
+        let shared_task = Arc::clone(shared);
+        let task = async move { serve_stream(&shared_task, None, client_stream(send, recv)).await };
+        shared.streams.spawn(task.in_current_span());
+    }
+}
+
+fn client_stream(send: quinn::SendStream, recv: quinn::RecvStream) -> ClientStream {
+    let (writer, reader) = quic::frames(send, recv);
+    ClientStream { writer, reader }
+}
+
+async fn tunnel(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    identity: &DeviceIdentity,
+    tenant: TenantId,
+    device: DeviceId,
+) -> Result<CloseCode, CloseCode> {
+    let config = &shared.escalator.config;
+    admit(shared, &tenant, &device).await?;
+    let hello = timeout(config.timeouts.hello, hello(connection)).await.map_err(|_| CloseCode::TIMEOUT)?;
+    let (mut control, hello) = hello?;
+    let arrival = Arrival {
+        tenant: tenant.clone(),
+        device: device.clone(),
+        instance: hello.instance_id,
+        generation: hello.path_generation,
+        remote: connection.remote_address(),
+        now_ms: shared.escalator.env.clock.now_ms(),
+    };
+    let mut registration = shared.registry.register(arrival, config.limits.instances_per_device)?;
+    // A revocation between the first look and the registration has closed nothing yet.
+    admit(shared, &tenant, &device).await?;
+    let ack = HelloAck {
+        minor: MINOR,
+        capabilities: 0,
+        relay_name: concat!("belayd/", env!("CARGO_PKG_VERSION")).into(),
+        tenant: tenant.clone(),
+        device: device.clone(),
+        heartbeat_interval_ms: u32::try_from(config.timeouts.heartbeat.as_millis()).unwrap_or(u32::MAX),
+        relay_time_ms: shared.escalator.env.clock.now_ms(),
+        extensions: vec![],
+    };
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(config.limits.streams_per_tunnel));
+    control.writer.send(&ack).await.map_err(|_| CloseCode::DONE)?;
+    let client: String = hello.client_name.chars().filter(|c| !c.is_control()).take(64).collect();
+    info!(client, instance = %hello.instance_id, generation = hello.path_generation, "tunnel up");
+    let code = streams_until_end(shared, connection, identity, control, &mut registration).await;
+    info!(reason = %code, "tunnel down");
+    Ok(code)
+}
+
+async fn admit(shared: &Shared, tenant: &TenantId, device: &DeviceId) -> Result<(), CloseCode> {
+    let (tenant, device, now_ms) = (tenant.clone(), device.clone(), shared.escalator.env.clock.now_ms());
+    let store = &shared.escalator.store;
+    let standing = store.run(Db::Central, move |connection| central::admit(connection, &tenant, &device, now_ms)).await;
+    match standing {
+        Ok(Standing::Good) => Ok(()),
+        Ok(Standing::Revoked) => Err(CloseCode::REVOKED),
+        Ok(Standing::Suspended) => Err(CloseCode::SUSPENDED),
+        Ok(Standing::Unknown) => Err(CloseCode::UNKNOWN_DEVICE),
+        Err(error) => {
+            warn!(%error, "cannot look a device up");
+            Err(CloseCode::OVERLOADED)
+        }
+    }
+}
+
+/// The first stream must be the control stream and begin with the hello.
+async fn hello(connection: &Connection) -> Result<(ClientStream, Hello), CloseCode> {
+    let (send, recv) = connection.accept_bi().await.map_err(|_| CloseCode::DONE)?;
+    let mut stream = client_stream(send, recv);
+    stream.writer.set_priority(PRIORITY_CONTROL);
+    match stream.reader.preface().await {
+        Ok(StreamKind::Control) => {}
+        Ok(_) | Err(_) => return Err(CloseCode::PROTOCOL),
+    }
+    let hello: Hello = stream.reader.expect().await.map_err(|error| {
+        debug!(%error, "no hello");
+        CloseCode::PROTOCOL
+    })?;
+    if hello.min_minor > MINOR {
+        return Err(CloseCode::VERSION);
+    }
+    Ok((stream, hello))
+}
+
+struct ConnectionLink<'a> {
+    connection: &'a Connection,
+    live: &'a Live,
+}
+
+impl Link for ConnectionLink<'_> {
+    fn round_trip(&self) -> Duration {
+        self.connection.rtt()
+    }
+
+    fn heard(&self, client_round_trip_us: Option<u32>) {
+        self.live.heard(client_round_trip_us);
+    }
+}
+
+async fn streams_until_end(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    identity: &DeviceIdentity,
+    control: ClientStream,
+    registration: &mut Registration,
+) -> CloseCode {
+    let timeouts = &shared.escalator.config.timeouts;
+    let live = Arc::clone(&registration.live);
+    let caller = Caller { tenant: live.tenant.clone(), device: live.device.clone(), revoked: live.revoked.clone() };
+    let link = ConnectionLink { connection, live: &live };
+    let go_away = GoAway { reconnect_after_ms: 500, spread_ms: 2000, reason: "the relay is shutting down".into() };
+    let draining = shared.escalator.draining.clone();
+    let control = streams::control::serve(control, &link, timeouts.heartbeat, draining, &go_away);
+    tokio::pin!(control);
+    let left_ms = identity.expires_ms.saturating_sub(shared.escalator.env.clock.now_ms());
+    let expired = sleep(Duration::from_millis(left_ms) + timeouts.expired_grace);
+    tokio::pin!(expired);
+    loop {
+        let accepted = tokio::select! {
+            // What ends the tunnel comes before what it carries; the heartbeat before new streams.
+            biased;
+            code = registration.closed() => return code,
+            () = shared.stop.cancelled() => return CloseCode::GOING_AWAY,
+            () = &mut expired => return CloseCode::EXPIRED,
+            code = &mut control => return code,
+            accepted = connection.accept_bi() => accepted,
+        };
+        let Ok((send, recv)) = accepted else { return CloseCode::DONE };
+        let (shared_task, caller) = (Arc::clone(shared), caller.clone());
+        let task = async move { serve_stream(&shared_task, Some(&caller), client_stream(send, recv)).await };
+        shared.streams.spawn(task.in_current_span());
+    }
+}
+
+/// Serves one stream after the control stream.
+async fn serve_stream(shared: &Shared, caller: Option<&Caller>, mut stream: ClientStream) {
+    let deadline = shared.escalator.config.timeouts.hello;
+    let kind = match timeout(deadline, stream.reader.preface()).await {
+        Ok(Ok(kind)) => kind,
+        Ok(Err(error)) => return streams::refuse(&mut stream, &error).await,
+        Err(_) => {
+            stream.writer.reset(StreamCode::TIMEOUT);
+            stream.reader.stop(StreamCode::TIMEOUT);
+            return;
+        }
+    };
+    match (kind, caller) {
+        (StreamKind::Enrol, caller) => streams::enrol::serve(&shared.enrolment, caller, deadline, stream).await,
+        (_, None) => {
+            let message = "a connection without a certificate can only enrol";
+            let failure = streams::failure(FailureCode::UNAUTHENTICATED, message, "enrol first: belay join <invite>");
+            streams::fail(&mut stream, failure).await;
+            stream.writer.reset(StreamCode::REFUSED);
+            stream.reader.stop(StreamCode::REFUSED);
+        }
+        (StreamKind::Escalate, Some(caller)) => {
+            // Large: kept off the stack of the task that dispatches.
+            Box::pin(streams::escalate::serve(&shared.escalator, &shared.bodies, caller, stream)).await;
+        }
+        (StreamKind::Billing, Some(caller)) => {
+            streams::billing::serve(&shared.escalator.tenants, caller, deadline, stream).await;
+        }
+        (kind, Some(_)) => {
+            let message = format!("streams of kind {} are not served here", kind.name());
+            let failure = streams::failure(FailureCode::UNSUPPORTED, message, "use a newer relay");
+            streams::fail(&mut stream, failure).await;
+            stream.writer.reset(StreamCode::UNSUPPORTED);
+            stream.reader.stop(StreamCode::UNSUPPORTED);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Invites, enrolment and revocation: who may have a tunnel.
+
+use crate::registry::Registry;
+use crate::store::StoreError;
+use crate::store::central::{self, EnrolmentOutcome};
+use crate::store::executor::{Db, Store};
+use belay_certs::ca::Authority;
+use belay_certs::issue::DeviceRequest;
+use belay_certs::sha256;
+use belay_protocol::error::CloseCode;
+use belay_protocol::id::{DeviceId, TenantId};
+use belay_protocol::message::{EnrolAnswer, EnrolRequest};
+use belay_transport::env::Env;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// How long an invite can be used, in milliseconds.
+pub const INVITE_LIFETIME_MS: u64 = 15 * 60 * 1000;
+
+/// Why nobody was enrolled.
+#[derive(Debug, Error)]
+pub enum EnrolmentError {
+    /// The invite does not hold.
+    #[error("{0}")]
+    Refused(&'static str),
+    /// The certificate request does not hold.
+    #[error("{0}")]
+    Request(String),
+    /// Nothing could be recorded.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Enrols and revokes devices.
+#[derive(Debug)]
+pub struct Enrolment {
+    authority: Arc<Authority>,
+    env: Env,
+    store: Store,
+    registry: Arc<Registry>,
+}
+
+impl Enrolment {
+    /// With the relay's authority.
+    #[must_use]
+    pub fn new(authority: Arc<Authority>, env: Env, store: Store, registry: Arc<Registry>) -> Self {
+        Self { authority, env, store, registry }
+    }
+
+    /// The authority's fingerprint, for invites.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.authority.fingerprint()
+    }
+
+    /// Makes an invite and returns its secret. `None`: there is no such tenant.
+    pub async fn invite(&self, tenant: &TenantId) -> Result<Option<[u8; 24]>, StoreError> {
+        let secret: [u8; 24] = self.env.random.bytes();
+        let (tenant, now_ms) = (tenant.clone(), self.env.clock.now_ms());
+        self.store
+            .run(Db::Central, move |connection| {
+                if !central::tenant_exists(connection, &tenant)? {
+                    return Ok(None);
+                }
+                let expires_ms = now_ms + INVITE_LIFETIME_MS;
+                central::create_invite(connection, sha256(&secret), &tenant, now_ms, expires_ms)?;
+                Ok(Some(secret))
+            })
+            .await
+    }
+
+    /// Uses an invite.
+    pub async fn enrol(&self, request: EnrolRequest) -> Result<EnrolAnswer, EnrolmentError> {
+        let csr =
+            DeviceRequest::from_der(&request.csr_der).map_err(|error| EnrolmentError::Request(error.to_string()))?;
+        let label: String = request.device_label.chars().filter(|c| !c.is_control()).take(64).collect();
+        let enrolment = central::Enrolment {
+            secret_hash: sha256(&request.secret),
+            key_fingerprint: csr.key_fingerprint(),
+            new_device: self.device_id(&label),
+            label,
+            now_ms: self.env.clock.now_ms(),
+        };
+        let (authority, serial) = (Arc::clone(&self.authority), self.env.random.bytes::<12>());
+        let outcome =
+            self.store
+                .run(Db::Central, move |connection| {
+                    let now_ms = enrolment.now_ms;
+                    central::enrol(connection, &enrolment, |tenant, device| {
+                        let issued = csr.issue(&authority, tenant.as_str(), device.as_str(), serial, now_ms).map_err(
+                            |error| StoreError::Failed { operation: "sign a certificate", why: error.to_string() },
+                        )?;
+                        Ok((issued.certificate.to_vec(), issued.expires_ms))
+                    })
+                })
+                .await?;
+        match outcome {
+            EnrolmentOutcome::Refused(why) => Err(EnrolmentError::Refused(why)),
+            EnrolmentOutcome::Enrolled { tenant, device, certificate, expires_ms } => Ok(EnrolAnswer {
+                tenant,
+                device,
+                certificate_der: certificate,
+                ca_der: self.authority.certificate().to_vec(),
+                expires_ms,
+            }),
+        }
+    }
+
+    /// A name for a new device: what its user calls it, and random digits.
+    fn device_id(&self, label: &str) -> DeviceId {
+        let word: String =
+            label.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(24).collect();
+        let word = word.trim_matches('-');
+        let word = if word.is_empty() { "device" } else { word };
+        let digits = u32::from_le_bytes(self.env.random.bytes());
+        let name = format!("{word}-{digits:08x}");
+        // The text is made of allowed characters only.
+        DeviceId::try_from(name).unwrap_or_else(|_| unreachable!("a device name of letters, digits and dashes"))
+    }
+
+    /// Revokes a device and closes its tunnels. False if there is no such device.
+    pub async fn revoke(&self, device: &DeviceId, why: &str) -> Result<bool, StoreError> {
+        let known = self.record_leaving(device, why).await?;
+        if known {
+            self.disconnect(device);
+        }
+        Ok(known)
+    }
+
+    /// Records that a device is revoked.
+    pub async fn record_leaving(&self, device: &DeviceId, why: &str) -> Result<bool, StoreError> {
+        let (id, why, now_ms) = (device.clone(), why.to_owned(), self.env.clock.now_ms());
+        self.store.run(Db::Central, move |connection| central::revoke_device(connection, &id, &why, now_ms)).await
+    }
+
+    /// Closes the tunnels of a revoked device.
+    pub fn disconnect(&self, device: &DeviceId) {
+        self.registry.close_device(device, CloseCode::REVOKED);
+    }
+}

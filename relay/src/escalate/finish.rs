@@ -1,0 +1,117 @@
+//! The end of a request: settle or void, then tell the client.
+
+use super::runner::Flight;
+use super::{Escalator, failed, finish_stream, send_failed, store_failed};
+use crate::store::StoreError;
+use crate::store::executor::Db;
+use crate::store::ledger::settle::{Settled, Settlement, settle, void};
+use belay_protocol::frame::{FrameType, frame};
+use belay_protocol::id::{RequestId, TenantId};
+use belay_protocol::message::{FailureCode, Outcome};
+use std::time::Duration;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+/// How often a settlement is tried while the store fails, before it is left to the sweeper.
+const SETTLE_TRIES: u32 = 6;
+
+/// How a request came to its end.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// The provider said that it was done.
+    Complete,
+    /// It ended otherwise after the provider had been called: what was used is charged.
+    After(Outcome, String),
+    /// The provider never saw it: nothing is charged.
+    NotDispatched(String),
+    /// The provider refused it with this status; its words are on their way to the client.
+    RefusedByProvider(u16),
+}
+
+impl Flight<'_> {
+    /// Resolves the hold and tells the client.
+    pub(super) async fn end(mut self, ending: Ending) {
+        let id = self.held.guard.request_id;
+        match ending {
+            Ending::Complete => self.settle(Outcome::COMPLETE, String::new()).await,
+            Ending::After(outcome, why) => self.settle(outcome, why).await,
+            Ending::NotDispatched(why) => {
+                let remedy = "try again; if it persists, ask the operator of the relay";
+                self.void(failed(id, FailureCode::PROVIDER_UNAVAILABLE, why, remedy)).await;
+            }
+            Ending::RefusedByProvider(status) => {
+                let message = format!("the provider refused the request with status {status}");
+                self.void(failed(id, FailureCode::PROVIDER_REFUSED, message, "see the provider's own words")).await;
+            }
+        }
+    }
+
+    async fn settle(&mut self, outcome: Outcome, message: String) {
+        let report = self.meter.report(self.held.guard.input_bytes);
+        let first_event_ms = self.first_event.map(|at| at.duration_since(self.held.at).as_millis());
+        let settlement = Settlement {
+            request_id: self.held.guard.request_id,
+            outcome,
+            message,
+            usage: report.lines,
+            estimated: report.estimated,
+            events: self.log.next(),
+            first_event_ms: first_event_ms.map(|ms| u32::try_from(ms).unwrap_or(u32::MAX)),
+            now_ms: self.escalator.env.clock.now_ms(),
+        };
+        match self.escalator.settle(&self.caller.tenant, settlement).await {
+            Ok(settled) => {
+                self.held.guard.disarm();
+                let end = &settled.end;
+                info!(outcome = %end.outcome, cost = %end.cost, balance = %end.balance, estimated = end.estimated,
+                    events = end.events, first_event_ms = end.first_event_ms, total_ms = end.total_ms, "request settled");
+                match frame(FrameType::End, &settled.end_bytes) {
+                    Ok(end) => self.stream.writer.queue_raw(end),
+                    Err(error) => warn!(%error, "cannot send an End"),
+                }
+                finish_stream(self.stream).await;
+            }
+            // The guard stays armed: the sweeper settles once the store works again.
+            Err(error) => send_failed(self.stream, &store_failed(self.held.guard.request_id, &error)).await,
+        }
+    }
+
+    async fn void(&mut self, failure: belay_protocol::message::Failed) {
+        let (id, tenant) = (self.held.guard.request_id, self.caller.tenant.clone());
+        match self.escalator.void(&tenant, id).await {
+            Ok(()) => {
+                self.held.guard.disarm();
+                info!(code = %failure.code, "request voided: {}", failure.message);
+                send_failed(self.stream, &failure).await;
+            }
+            Err(error) => send_failed(self.stream, &store_failed(id, &error)).await,
+        }
+    }
+}
+
+impl Escalator {
+    /// Settles durably. A commit whose outcome is unknown is tried again: settling twice gives the
+    /// same answer.
+    pub(super) async fn settle(&self, tenant: &TenantId, settlement: Settlement) -> Result<Settled, StoreError> {
+        let mut wait = Duration::from_millis(20);
+        let mut tries = 1;
+        loop {
+            let settlement = settlement.clone();
+            let db = Db::Tenant(tenant.clone());
+            match self.store.run(db, move |connection| settle(connection, &settlement)).await {
+                Err(error) if tries < SETTLE_TRIES && !matches!(error, StoreError::Closed) => {
+                    warn!(%error, tries, "a settlement failed; trying again");
+                    sleep(wait).await;
+                    wait *= 3;
+                    tries += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    pub(super) async fn void(&self, tenant: &TenantId, id: RequestId) -> Result<(), StoreError> {
+        let now_ms = self.env.clock.now_ms();
+        self.store.run(Db::Tenant(tenant.clone()), move |connection| void(connection, id, now_ms)).await
+    }
+}

@@ -1,0 +1,317 @@
+//! The life of one request: plan, hold, provider, events, settle.
+//!
+//! `streams/escalate` hands over a request with its body and the stream; [`Escalator::run`] answers
+//! on that stream. One task owns everything of the request: the stream, the provider's answer, the
+//! event log. No lock is held across an await and no event passes through another task.
+//!
+//! [`plan`] decides what would be sent and what it could cost, [`runner`] sends it and watches the
+//! answer, [`finish`] settles. A hold rides on a [`HoldGuard`]: should the task end without having
+//! resolved it, the sweeper does.
+
+mod finish;
+mod log;
+mod plan;
+mod runner;
+mod sweeper;
+
+pub use sweeper::Unresolved;
+
+use crate::config::Config;
+use crate::providers::Providers;
+use crate::store::StoreError;
+use crate::store::executor::{Db, Store};
+use crate::store::journal::Progress;
+use crate::store::ledger::Boot;
+use crate::store::ledger::hold::{HoldOutcome, HoldRefusal, hold};
+use crate::tenants::{TenantHandle, Tenants};
+use belay_protocol::codec::Message;
+use belay_protocol::error::StreamCode;
+use belay_protocol::frame::{FrameType, frame};
+use belay_protocol::id::{DeviceId, RequestId, TenantId};
+use belay_protocol::message::{Content, Dialect, EscalateRequest, Failed, FailureCode, ResponseHead};
+use belay_protocol::money::NanoUsd;
+use belay_protocol::stream::{FrameReader, FrameWriter};
+use belay_transport::env::Env;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+/// How long a reader may take to take the last bytes of an answer.
+const LAST_WRITE: Duration = Duration::from_secs(10);
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Who pays.
+    pub tenant: TenantId,
+    /// Which device.
+    pub device: DeviceId,
+    /// Cancelled when the device is revoked or its tenant suspended.
+    pub revoked: CancellationToken,
+}
+
+/// A client's stream after the request has been read from it.
+#[derive(Debug)]
+pub struct ClientStream {
+    /// To the client.
+    pub writer: FrameWriter,
+    /// From the client: acknowledgements and cancellation.
+    pub reader: FrameReader,
+}
+
+/// Runs requests.
+#[derive(Debug)]
+pub struct Escalator {
+    pub(crate) config: Arc<Config>,
+    pub(crate) env: Env,
+    pub(crate) boot: Boot,
+    pub(crate) store: Store,
+    pub(crate) tenants: Arc<Tenants>,
+    pub(crate) providers: Providers,
+    /// Version of the price list in central.
+    pub(crate) price_version: i64,
+    /// Cancelled when running requests must come to an end.
+    pub(crate) stop: CancellationToken,
+    /// Cancelled when no new request may begin.
+    pub(crate) draining: CancellationToken,
+    pub(crate) unresolved: Unresolved,
+    pub(crate) running: AtomicUsize,
+}
+
+/// A failure with its request, ready to be sent.
+pub(crate) fn failed(id: RequestId, code: FailureCode, message: impl Into<String>, remedy: &str) -> Failed {
+    Failed {
+        code,
+        message: message.into(),
+        remedy: remedy.to_owned(),
+        request_id: Some(id),
+        retry_after_ms: None,
+        missing: None,
+    }
+}
+
+/// A request whose money is set aside.
+pub(crate) struct Held {
+    pub(crate) guard: HoldGuard,
+    pub(crate) tenant: Arc<TenantHandle>,
+    pub(crate) amount: NanoUsd,
+    pub(crate) output_cap: u32,
+    pub(crate) at: tokio::time::Instant,
+}
+
+/// The obligation to settle or void a hold. Dropped without either, it tells the sweeper.
+pub(crate) struct HoldGuard {
+    tenant: TenantId,
+    pub(crate) request_id: RequestId,
+    pub(crate) input_bytes: u64,
+    pub(crate) progress: Progress,
+    unresolved: Unresolved,
+    armed: bool,
+}
+
+impl HoldGuard {
+    /// The hold is resolved.
+    pub(crate) fn disarm(&mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for HoldGuard {
+    fn drop(&mut self) {
+        if self.armed {
+            self.unresolved.push(self.tenant.clone(), self.request_id, self.input_bytes, self.progress);
+        }
+    }
+}
+
+impl Escalator {
+    /// How many requests are running.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    /// Runs one request to its end and answers on its stream. `body` is the whole request body.
+    pub async fn run(&self, caller: &Caller, request: EscalateRequest, body: Bytes, mut stream: ClientStream) {
+        self.running.fetch_add(1, Ordering::Relaxed);
+        let running = &self.running;
+        let _count = Defer(|| {
+            running.fetch_sub(1, Ordering::Relaxed);
+        });
+        match self.begin(caller, &request, &body, &mut stream).await {
+            Ok(()) => {}
+            Err(failure) => {
+                info!(code = %failure.code, "request refused: {}", failure.message);
+                send_failed(&mut stream, &failure).await;
+            }
+        }
+    }
+
+    async fn begin(
+        &self,
+        caller: &Caller,
+        request: &EscalateRequest,
+        body: &Bytes,
+        stream: &mut ClientStream,
+    ) -> Result<(), Failed> {
+        let id = request.request_id;
+        if self.draining.is_cancelled() {
+            return Err(failed(id, FailureCode::DRAINING, "the relay is going down", "try again in a moment"));
+        }
+        let plan = plan::plan(&self.config, self.price_version, request, body)?;
+        let tenant = self.tenants.handle(&caller.tenant).await.map_err(|error| store_failed(id, &error))?;
+        let hold_request = plan.hold_request(self, caller, request, body);
+        let input_bytes = hold_request.input_bytes;
+        // From here on a hold may exist, whatever becomes of this task.
+        let mut guard = HoldGuard {
+            tenant: caller.tenant.clone(),
+            request_id: id,
+            input_bytes,
+            progress: Progress::default(),
+            unresolved: self.unresolved.clone(),
+            armed: false,
+        };
+        let db = Db::Tenant(caller.tenant.clone());
+        let outcome = self.store.run(db, move |connection| hold(connection, &hold_request)).await;
+        match outcome.map_err(|error| store_failed(id, &error))? {
+            HoldOutcome::Held { amount, output_cap } => {
+                guard.armed = true;
+                let held = Held { guard, tenant, amount, output_cap, at: tokio::time::Instant::now() };
+                debug!(held = %amount, output_cap, provider = %plan.provider, model = %plan.model.name, "money held");
+                self.run_held(caller, request, body, plan, held, stream).await;
+                Ok(())
+            }
+            HoldOutcome::Finished { end, provider, model } => {
+                repeat_end(stream, id, plan.dialect, &end, provider, model).await;
+                Ok(())
+            }
+            HoldOutcome::Refused(refusal) => Err(refused(id, &refusal)),
+        }
+    }
+}
+
+/// Sends a failure and ends the stream. A client that does not take it loses it.
+pub(crate) async fn send_failed(stream: &mut ClientStream, failure: &Failed) {
+    if stream.writer.queue(failure).is_ok() {
+        finish_stream(stream).await;
+    }
+}
+
+/// Flushes what is queued and ends the stream, within a deadline.
+pub(crate) async fn finish_stream(stream: &mut ClientStream) {
+    match timeout(LAST_WRITE, stream.writer.flush()).await {
+        Ok(Ok(())) => {
+            stream.writer.finish();
+            stream.reader.stop(StreamCode::NO_ERROR);
+        }
+        Ok(Err(error)) => debug!(%error, "the client did not take the end of its answer"),
+        Err(_) => {
+            debug!("the client did not take the end of its answer in time");
+            stream.writer.reset(StreamCode::TIMEOUT);
+        }
+    }
+}
+
+/// The recorded `End`, byte for byte; the content is gone.
+async fn repeat_end(
+    stream: &mut ClientStream,
+    request_id: RequestId,
+    dialect: Dialect,
+    end: &[u8],
+    provider: String,
+    model: String,
+) {
+    let head = ResponseHead {
+        request_id,
+        status: 200,
+        headers: vec![],
+        dialect,
+        stream: false,
+        provider,
+        model,
+        max_output_tokens: 0,
+        held: NanoUsd::ZERO,
+        content: Content::GONE,
+        first_event: 0,
+    };
+    let frames = head.to_frame().and_then(|head| Ok((head, frame(FrameType::End, end)?)));
+    match frames {
+        Ok((head, end)) => {
+            stream.writer.queue_raw(head);
+            stream.writer.queue_raw(end);
+            finish_stream(stream).await;
+        }
+        Err(error) => warn!(%error, "cannot repeat an End"),
+    }
+}
+
+fn store_failed(id: RequestId, error: &StoreError) -> Failed {
+    warn!(request = %id, %error, "the store failed");
+    let mut failure = failed(
+        id,
+        FailureCode::STORE_UNAVAILABLE,
+        "the relay could not write its books",
+        "try again with the same request id; it is charged once at most",
+    );
+    failure.retry_after_ms = Some(1000);
+    failure
+}
+
+fn refused(id: RequestId, refusal: &HoldRefusal) -> Failed {
+    let make = |code, message: String, remedy: &str| failed(id, code, message, remedy);
+    match refusal {
+        HoldRefusal::PaymentRequired { missing, balance } => Failed {
+            missing: Some(*missing),
+            ..make(
+                FailureCode::PAYMENT_REQUIRED,
+                format!("the balance of {balance} does not cover this request; {missing} is missing"),
+                "top up, ask for fewer output tokens, or allow a smaller answer",
+            )
+        },
+        HoldRefusal::AboveCostCap { missing } => Failed {
+            missing: Some(*missing),
+            ..make(
+                FailureCode::PAYMENT_REQUIRED,
+                format!("the request could cost {missing} more than its own cost cap"),
+                "raise the cost cap, ask for fewer output tokens, or allow a smaller answer",
+            )
+        },
+        HoldRefusal::RateLimited { retry_after_ms } => Failed {
+            retry_after_ms: Some(*retry_after_ms),
+            ..make(
+                FailureCode::RATE_LIMITED,
+                "too many requests in this minute".into(),
+                "wait as long as retry_after_ms says",
+            )
+        },
+        HoldRefusal::TooManyAtOnce => Failed {
+            retry_after_ms: Some(1000),
+            ..make(FailureCode::RATE_LIMITED, "too many requests at once".into(), "wait until one has ended")
+        },
+        HoldRefusal::Conflict => make(
+            FailureCode::CONFLICT,
+            "this request id was used before, with another body or by another device".into(),
+            "make a new request id for every new request",
+        ),
+        HoldRefusal::InProgress => Failed {
+            retry_after_ms: Some(1000),
+            ..make(FailureCode::IN_PROGRESS, "this request is running already".into(), "wait for its end and ask again")
+        },
+        HoldRefusal::Suspended => {
+            make(FailureCode::SUSPENDED, "the tenant is suspended".into(), "ask the operator of the relay")
+        }
+    }
+}
+
+/// Runs a closure when it goes out of scope.
+struct Defer<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Defer<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}

@@ -1,0 +1,4 @@
+//! What keeps the daemon healthy: rate limits, logging, signals.
+
+pub mod log;
+pub mod rate;

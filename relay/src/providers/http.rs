@@ -1,0 +1,159 @@
+//! Providers over HTTP: Anthropic Messages, OpenAI Chat Completions and everything compatible.
+
+use super::{Answer, AnswerBody, Call, CallFuture, Provider, ProviderError};
+use crate::config::{ProviderConfig, ProviderKind, Timeouts};
+use axum::body::HttpBody;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use belay_protocol::message::Dialect;
+use bytes::Bytes;
+use secrecy::{ExposeSecret, SecretString};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+/// The Anthropic API version where the caller names none.
+const ANTHROPIC_VERSION: &str = "2023-06-01";
+/// Caller's headers that a provider gets to see.
+const REQUEST_HEADERS: [&str; 3] = ["anthropic-version", "anthropic-beta", "openai-beta"];
+/// Provider's headers that a caller gets to see, and prefixes of more.
+const ANSWER_HEADERS: [&str; 7] = [
+    "content-type",
+    "request-id",
+    "x-request-id",
+    "retry-after",
+    "retry-after-ms",
+    "openai-processing-ms",
+    "openai-version",
+];
+const ANSWER_PREFIXES: [&str; 2] = ["anthropic-ratelimit-", "x-ratelimit-"];
+
+/// The HTTP client of all providers: warm connections, no proxy, no redirects, no Nagle.
+pub fn client(timeouts: &Timeouts) -> Result<reqwest::Client, String> {
+    reqwest::Client::builder()
+        .tcp_nodelay(true)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(timeouts.first_event.min(Duration::from_secs(10)))
+        .pool_idle_timeout(Duration::from_secs(90))
+        .user_agent(concat!("belay/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| error_chain(&error))
+}
+
+/// One provider.
+#[derive(Debug)]
+pub struct Http {
+    client: reqwest::Client,
+    kind: ProviderKind,
+    url: String,
+    key: SecretString,
+}
+
+impl Http {
+    /// A provider that sends through `client`.
+    #[must_use]
+    pub fn new(client: reqwest::Client, config: &ProviderConfig) -> Self {
+        let path = match config.kind {
+            ProviderKind::Anthropic => "/v1/messages",
+            ProviderKind::OpenAi | ProviderKind::Demo => "/v1/chat/completions",
+        };
+        // A base URL may be given with or without the version, as SDKs take it.
+        let base = config.url.strip_suffix("/v1").unwrap_or(&config.url);
+        Self { client, kind: config.kind, url: format!("{base}{path}"), key: config.key.clone() }
+    }
+
+    fn headers(&self, call: &Call) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if self.kind == ProviderKind::Anthropic {
+            headers.insert("anthropic-version", HeaderValue::from_static(ANTHROPIC_VERSION));
+        }
+        for (name, value) in &call.headers {
+            let name = name.to_ascii_lowercase();
+            if !REQUEST_HEADERS.contains(&name.as_str()) {
+                continue;
+            }
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
+                headers.insert(name, value);
+            }
+        }
+        self.authorise(&mut headers);
+        headers
+    }
+
+    fn authorise(&self, headers: &mut HeaderMap) {
+        let key = self.key.expose_secret();
+        if key.is_empty() {
+            return;
+        }
+        let (name, value) = match self.kind {
+            ProviderKind::Anthropic => (HeaderName::from_static("x-api-key"), key.to_owned()),
+            ProviderKind::OpenAi | ProviderKind::Demo => (header::AUTHORIZATION, format!("Bearer {key}")),
+        };
+        // The configuration has checked that the key can stand in a header.
+        if let Ok(mut value) = HeaderValue::from_str(&value) {
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+    }
+}
+
+impl Provider for Http {
+    fn dialect(&self) -> Dialect {
+        self.kind.dialect()
+    }
+
+    fn call(&self, call: Call) -> CallFuture {
+        let request = self.client.post(&self.url).headers(self.headers(&call)).body(call.body);
+        Box::pin(async move {
+            let response = request.send().await.map_err(|error| {
+                let never_sent = error.is_connect() || error.is_builder();
+                let text = error_chain(&error.without_url());
+                if never_sent { ProviderError::Unreachable(text) } else { ProviderError::Broken(text) }
+            })?;
+            let response = Response::<reqwest::Body>::from(response);
+            let (head, body) = response.into_parts();
+            let headers = head
+                .headers
+                .iter()
+                .filter(|(name, _)| {
+                    let name = name.as_str();
+                    ANSWER_HEADERS.contains(&name) || ANSWER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+                })
+                .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
+                .collect();
+            Ok(Answer { status: head.status.as_u16(), headers, body: Box::new(Body(body)) })
+        })
+    }
+}
+
+struct Body(reqwest::Body);
+
+impl AnswerBody for Body {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ProviderError>>> {
+        loop {
+            let frame = ready!(Pin::new(&mut self.0).poll_frame(cx));
+            return Poll::Ready(match frame {
+                None => None,
+                Some(Err(error)) => Some(Err(ProviderError::Broken(error_chain(&error.without_url())))),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if data.is_empty() => continue,
+                    Ok(data) => Some(Ok(data)),
+                    // Trailers say nothing that anybody needs.
+                    Err(_) => continue,
+                },
+            });
+        }
+    }
+}
+
+/// An error with its causes; reqwest's own text hides them.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
+}

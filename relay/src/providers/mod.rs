@@ -1,0 +1,99 @@
+//! Upstream LLM APIs. A provider knows no tenants and no prices: it takes a body and gives an
+//! answer as bytes. [`http`] is every real one (they differ in path and headers only), [`demo`]
+//! the built-in one that needs no key.
+
+pub mod demo;
+pub mod http;
+
+use crate::config::{Config, ProviderKind};
+use belay_protocol::message::Dialect;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use thiserror::Error;
+
+/// Why a provider gave no answer, or no more of it.
+#[derive(Debug, Clone, Error)]
+pub enum ProviderError {
+    /// No connection: the provider never saw the request, it costs nothing.
+    #[error("cannot reach the provider: {0}")]
+    Unreachable(String),
+    /// The connection failed after the request was sent: it may have cost something.
+    #[error("the provider's connection failed: {0}")]
+    Broken(String),
+}
+
+/// One request to a provider.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// The body, final.
+    pub body: Bytes,
+    /// Caller's headers that are on the allow-list.
+    pub headers: Vec<(String, String)>,
+}
+
+/// The bytes of an answer, in the pieces in which they came.
+pub trait AnswerBody: Send {
+    /// The next piece; `None` at the end.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ProviderError>>>;
+}
+
+/// A provider's answer. Dropping it ends the request at the provider.
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers that are on the allow-list.
+    pub headers: Vec<(String, String)>,
+    /// The rest.
+    pub body: Box<dyn AnswerBody>,
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+impl Answer {
+    /// The next piece; `None` at the end. Dropping the future loses nothing.
+    pub async fn chunk(&mut self) -> Option<Result<Bytes, ProviderError>> {
+        poll_fn(|cx| self.body.poll_chunk(cx)).await
+    }
+
+    /// True if the body is a stream of server-sent events.
+    #[must_use]
+    pub fn is_event_stream(&self) -> bool {
+        self.headers.iter().any(|(name, value)| name == "content-type" && value.starts_with("text/event-stream"))
+    }
+}
+
+/// What a call comes to.
+pub type CallFuture = Pin<Box<dyn Future<Output = Result<Answer, ProviderError>> + Send>>;
+
+/// An upstream LLM API.
+pub trait Provider: Send + Sync + fmt::Debug {
+    /// The dialect of its bodies.
+    fn dialect(&self) -> Dialect;
+    /// Sends a request. Dropping the future gives it up.
+    fn call(&self, call: Call) -> CallFuture;
+}
+
+/// The providers of a configuration, by name.
+pub type Providers = BTreeMap<String, Arc<dyn Provider>>;
+
+/// Makes the configured providers. Errors: the TLS set-up failed.
+pub fn from_config(config: &Config) -> Result<Providers, String> {
+    let client = http::client(&config.timeouts)?;
+    let made = config.providers.iter().map(|(name, provider)| {
+        let made: Arc<dyn Provider> = match provider.kind {
+            ProviderKind::Demo => Arc::new(demo::Demo::new(provider.pace)),
+            ProviderKind::Anthropic | ProviderKind::OpenAi => Arc::new(http::Http::new(client.clone(), provider)),
+        };
+        (name.clone(), made)
+    });
+    Ok(made.collect())
+}

@@ -1,0 +1,214 @@
+//! The live tunnels: who is connected, and how to cut them off.
+
+use belay_protocol::error::CloseCode;
+use belay_protocol::id::{DeviceId, InstanceId, TenantId};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// One live tunnel, as others may see it.
+#[derive(Debug)]
+pub struct Live {
+    /// Who pays.
+    pub tenant: TenantId,
+    /// Which device.
+    pub device: DeviceId,
+    /// Which running client of it.
+    pub instance: InstanceId,
+    /// Rises with every tunnel of the instance.
+    pub generation: u64,
+    /// Where it came from.
+    pub remote: SocketAddr,
+    /// When it said hello, milliseconds since 1970.
+    pub since_ms: u64,
+    /// Heartbeats heard.
+    pub heartbeats: AtomicU64,
+    /// The client's last measured round trip in microseconds; 0 before the first.
+    pub round_trip_us: AtomicU64,
+    /// Cancelled when the device loses its access: running requests end at once.
+    pub revoked: CancellationToken,
+    close: watch::Sender<Option<CloseCode>>,
+}
+
+impl Live {
+    fn close(&self, code: CloseCode) {
+        if matches!(code, CloseCode::REVOKED | CloseCode::SUSPENDED) {
+            self.revoked.cancel();
+        }
+        // The first reason stands.
+        self.close.send_if_modified(|current| {
+            let first = current.is_none();
+            current.get_or_insert(code);
+            first
+        });
+    }
+
+    /// Notes a heartbeat.
+    pub fn heard(&self, round_trip_us: Option<u32>) {
+        self.heartbeats.fetch_add(1, Ordering::Relaxed);
+        if let Some(us) = round_trip_us {
+            self.round_trip_us.store(us.into(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a tunnel says of itself when it registers.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// Who pays.
+    pub tenant: TenantId,
+    /// Which device.
+    pub device: DeviceId,
+    /// Which running client of it.
+    pub instance: InstanceId,
+    /// Rises with every tunnel of the instance.
+    pub generation: u64,
+    /// Where it came from.
+    pub remote: SocketAddr,
+    /// The wall clock.
+    pub now_ms: u64,
+}
+
+type Instances = HashMap<InstanceId, Arc<Live>>;
+
+/// All live tunnels.
+#[derive(Debug, Default)]
+pub struct Registry {
+    devices: Mutex<HashMap<DeviceId, Instances>>,
+}
+
+/// A registered tunnel; dropping it takes the tunnel out.
+#[derive(Debug)]
+pub struct Registration {
+    registry: Arc<Registry>,
+    /// The tunnel.
+    pub live: Arc<Live>,
+    closed: watch::Receiver<Option<CloseCode>>,
+}
+
+impl Registration {
+    /// Waits until somebody wants this tunnel closed.
+    pub async fn closed(&mut self) -> CloseCode {
+        match self.closed.wait_for(Option::is_some).await {
+            Ok(code) => code.unwrap_or(CloseCode::INTERNAL),
+            Err(_) => CloseCode::INTERNAL,
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut devices = self.registry.lock();
+        if let Some(instances) = devices.get_mut(&self.live.device) {
+            // A newer tunnel of the same instance may have taken the place already.
+            if instances.get(&self.live.instance).is_some_and(|live| Arc::ptr_eq(live, &self.live)) {
+                instances.remove(&self.live.instance);
+            }
+            if instances.is_empty() {
+                devices.remove(&self.live.device);
+            }
+        }
+    }
+}
+
+impl Registry {
+    /// Registers a tunnel. A tunnel of the same instance with a lower or equal generation is closed
+    /// with `REPLACED`. Errors: `REPLACED` if a newer one is there, `TOO_MANY_INSTANCES`.
+    pub fn register(self: &Arc<Self>, arrival: Arrival, max_instances: u32) -> Result<Registration, CloseCode> {
+        let mut devices = self.lock();
+        let instances = devices.entry(arrival.device.clone()).or_default();
+        if let Some(old) = instances.get(&arrival.instance) {
+            if old.generation > arrival.generation {
+                return Err(CloseCode::REPLACED);
+            }
+            old.close(CloseCode::REPLACED);
+        } else if instances.len() >= max_instances as usize {
+            return Err(CloseCode::TOO_MANY_INSTANCES);
+        }
+        let (close, closed) = watch::channel(None);
+        let live = Arc::new(Live {
+            tenant: arrival.tenant,
+            device: arrival.device,
+            instance: arrival.instance,
+            generation: arrival.generation,
+            remote: arrival.remote,
+            since_ms: arrival.now_ms,
+            heartbeats: AtomicU64::new(0),
+            round_trip_us: AtomicU64::new(0),
+            revoked: CancellationToken::new(),
+            close,
+        });
+        instances.insert(live.instance, Arc::clone(&live));
+        Ok(Registration { registry: Arc::clone(self), live, closed })
+    }
+
+    /// Closes all tunnels of a device.
+    pub fn close_device(&self, device: &DeviceId, code: CloseCode) {
+        for live in self.lock().get(device).into_iter().flat_map(HashMap::values) {
+            live.close(code);
+        }
+    }
+
+    /// Closes all tunnels of a tenant.
+    pub fn close_tenant(&self, tenant: &TenantId, code: CloseCode) {
+        for live in self.lock().values().flat_map(HashMap::values).filter(|live| live.tenant == *tenant) {
+            live.close(code);
+        }
+    }
+
+    /// All live tunnels, by device.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Live>> {
+        let mut all: Vec<_> = self.lock().values().flat_map(HashMap::values).cloned().collect();
+        all.sort_by(|a, b| (&a.tenant, &a.device, a.instance).cmp(&(&b.tenant, &b.device, b.instance)));
+        all
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<DeviceId, Instances>> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrival(instance: u8, generation: u64) -> Arrival {
+        Arrival {
+            tenant: "acme".parse().expect("name"),
+            device: "laptop".parse().expect("name"),
+            instance: InstanceId([instance; 16]),
+            generation,
+            remote: "127.0.0.1:1".parse().expect("address"),
+            now_ms: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_newer_tunnel_takes_the_place_of_an_older_one_of_the_same_instance_only() {
+        let registry = Arc::new(Registry::default());
+        let mut first = registry.register(arrival(1, 1), 2).expect("room");
+        let other = registry.register(arrival(2, 1), 2).expect("room");
+        assert_eq!(registry.register(arrival(3, 1), 2).err(), Some(CloseCode::TOO_MANY_INSTANCES));
+        let second = registry.register(arrival(1, 2), 2).expect("replaces");
+        assert_eq!(first.closed().await, CloseCode::REPLACED);
+        assert_eq!(registry.register(arrival(1, 1), 2).err(), Some(CloseCode::REPLACED));
+        // The old one leaving takes nothing from the new one.
+        drop(first);
+        assert_eq!(registry.list().len(), 2);
+        drop((second, other));
+        assert!(registry.list().is_empty());
+    }
+
+    #[tokio::test]
+    async fn revocation_reaches_running_requests() {
+        let registry = Arc::new(Registry::default());
+        let mut registration = registry.register(arrival(1, 1), 4).expect("room");
+        registry.close_device(&"laptop".parse().expect("name"), CloseCode::REVOKED);
+        assert!(registration.live.revoked.is_cancelled());
+        assert_eq!(registration.closed().await, CloseCode::REVOKED);
+    }
+}

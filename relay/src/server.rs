@@ -1,0 +1,267 @@
+//! The relay as a whole: builds everything, owns the task trackers and the stop tokens, and takes
+//! it down in order.
+
+use crate::admin::service::AdminService;
+use crate::config::Config;
+use crate::connection::Shared;
+use crate::enrolment::Enrolment;
+use crate::escalate::{Escalator, Unresolved};
+use crate::listener::Listener;
+use crate::providers::{self, Providers};
+use crate::registry::Registry;
+use crate::store::executor::{Db, Store, StoreConfig};
+use crate::store::ledger::Boot;
+use crate::store::lock::{LockError, StateLock};
+use crate::store::schema::Durability;
+use crate::store::{StoreError, central};
+use crate::streams::escalate::BodyBudget;
+use crate::tenants::Tenants;
+use belay_certs::ca::Authority;
+use belay_certs::tls::Time;
+use belay_certs::{CertError, file, issue, sha256, tls};
+use belay_protocol::{ALPN, RELAY_SERVER_NAME};
+use belay_transport::env::{Clock, Env};
+use belay_transport::params::{self, EndpointKeys};
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{ServerConfig, TransportConfig};
+use rustls::pki_types::UnixTime;
+use rustls::time_provider::TimeProvider;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+/// Bytes that one handshake may buffer before it is accepted, and all of them together.
+const INCOMING_BUFFER: u64 = 64 << 10;
+const INCOMING_BUFFERS: u64 = 8 << 20;
+/// How long open databases of one store thread may number.
+const MAX_OPEN_PER_THREAD: usize = 512;
+
+/// Why a relay could not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The state directory is in use or cannot be locked.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A certificate or key could not be made, read or used.
+    #[error(transparent)]
+    Cert(#[from] CertError),
+    /// The central database could not be opened.
+    #[error("cannot open the central database: {0}")]
+    Store(#[from] StoreError),
+    /// The address could not be bound.
+    #[error("cannot listen on {address} (UDP)")]
+    Bind {
+        /// Which address.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something else of the set-up failed. Blame: ours.
+    #[error("{0}")]
+    Setup(String),
+}
+
+/// What a test or a simulation may replace.
+#[derive(Debug, Default)]
+pub struct Overrides {
+    /// Used instead of the configured providers of the same name.
+    pub providers: Providers,
+    /// Run every store command on the calling thread, without waiting for the disk.
+    pub inline_store: bool,
+}
+
+/// A running relay.
+#[derive(Debug)]
+pub struct Relay {
+    local: SocketAddr,
+    admin: Arc<AdminService>,
+    escalator: Arc<Escalator>,
+    shared: Arc<Shared>,
+    connections: TaskTracker,
+    background: TaskTracker,
+    store: Store,
+    _lock: StateLock,
+}
+
+/// Certificates are checked by the same clock as everything else.
+#[derive(Debug)]
+struct ClockTime(Arc<dyn Clock>);
+
+impl TimeProvider for ClockTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(self.0.now_ms())))
+    }
+}
+
+impl Relay {
+    /// Takes the state directory, opens everything and listens. Errors: all of [`StartError`].
+    pub async fn start(config: Config, env: Env, overrides: Overrides) -> Result<Self, StartError> {
+        let config = Arc::new(config);
+        file::create_private_dir(&config.state_dir)?;
+        let lock = StateLock::acquire(&config.state_dir)?;
+        let now_ms = env.clock.now_ms();
+        let authority = Arc::new(Authority::load_or_create(&config.state_dir.join("ca"), now_ms)?);
+        let store = Store::start(&store_config(&config, overrides.inline_store));
+        let price_version = record_prices(&store, &config, now_ms).await?;
+        let boot = Boot::current(env.random.bytes());
+        let tenants = Arc::new(Tenants::new(store.clone(), boot.clone(), Arc::clone(&env.clock)));
+        let mut providers = providers::from_config(&config).map_err(StartError::Setup)?;
+        providers.extend(overrides.providers);
+        let escalator = Arc::new(Escalator {
+            config: Arc::clone(&config),
+            env: env.clone(),
+            boot,
+            store: store.clone(),
+            tenants: Arc::clone(&tenants),
+            providers,
+            price_version,
+            stop: CancellationToken::new(),
+            draining: CancellationToken::new(),
+            unresolved: Unresolved::default(),
+            running: AtomicUsize::new(0),
+        });
+        let registry = Arc::new(Registry::default());
+        let enrolment =
+            Arc::new(Enrolment::new(Arc::clone(&authority), env.clone(), store.clone(), Arc::clone(&registry)));
+        let shared = Arc::new(Shared {
+            escalator: Arc::clone(&escalator),
+            enrolment: Arc::clone(&enrolment),
+            registry: Arc::clone(&registry),
+            bodies: BodyBudget::new(config.limits.bodies_in_memory),
+            streams: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        let keys = endpoint_keys(&config.state_dir, &env)?;
+        let listener = Listener {
+            server: server_config(&authority, &keys, &env, now_ms)?,
+            env: env.clone(),
+            keys,
+            shared: Arc::clone(&shared),
+            connections: TaskTracker::new(),
+        };
+        let address = config.listen;
+        let endpoint = listener.bind(address).map_err(|source| StartError::Bind { address, source })?;
+        let local = endpoint.local_addr().map_err(|source| StartError::Bind { address, source })?;
+        let connections = listener.connections.clone();
+        let background = TaskTracker::new();
+        background.spawn(async move { listener.serve(endpoint, local).await });
+        let (sweeper, stop) = (Arc::clone(&escalator), shared.stop.clone());
+        background.spawn(async move { sweeper.sweep(stop).await });
+        let admin =
+            Arc::new(AdminService::new(Arc::clone(&config), local, store.clone(), tenants, enrolment, registry, env));
+        info!(%local, "belayd is listening");
+        Ok(Self { local, admin, escalator, shared, connections, background, store, _lock: lock })
+    }
+
+    /// Where QUIC listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// What an operator can do.
+    #[must_use]
+    pub fn admin(&self) -> &Arc<AdminService> {
+        &self.admin
+    }
+
+    /// Drains and stops: no new requests, running ones get the configured time, the rest is ended
+    /// and settled; then tunnels close and the store is written out.
+    pub async fn shutdown(self) {
+        let drain = self.escalator.config.timeouts.drain;
+        self.escalator.draining.cancel();
+        self.shared.streams.close();
+        if self.escalator.running() > 0 {
+            info!(running = self.escalator.running(), "waiting for running requests");
+        }
+        if timeout(drain, self.shared.streams.wait()).await.is_err() {
+            warn!(running = self.escalator.running(), "ending requests that outlast the drain time");
+            self.escalator.stop.cancel();
+            // Settling has its own bounded retries; reading requests their own deadlines.
+            let _ = timeout(Duration::from_secs(20), self.shared.streams.wait()).await;
+        }
+        self.shared.stop.cancel();
+        self.connections.close();
+        self.background.close();
+        let ended = async {
+            self.connections.wait().await;
+            self.background.wait().await;
+        };
+        if timeout(Duration::from_secs(5), ended).await.is_err() {
+            warn!("some tasks did not end in time");
+        }
+        let store = self.store.clone();
+        store.close();
+        info!("belayd has stopped");
+    }
+}
+
+fn store_config(config: &Config, inline: bool) -> StoreConfig {
+    StoreConfig {
+        dir: config.state_dir.clone(),
+        threads: if inline { 0 } else { config.store_threads },
+        durability: if inline { Durability::None } else { Durability::Full },
+        idle_close: config.idle_close,
+        max_open: MAX_OPEN_PER_THREAD,
+    }
+}
+
+/// Records the configured price list in central and returns its version.
+async fn record_prices(store: &Store, config: &Config, now_ms: u64) -> Result<i64, StoreError> {
+    let prices: std::collections::BTreeMap<_, _> =
+        config.models.iter().map(|(name, model)| (name, (&model.name, &model.prices))).collect();
+    let text = serde_json::to_string(&prices)
+        .map_err(|error| StoreError::Failed { operation: "encode the price list", why: error.to_string() })?;
+    let digest = sha256(text.as_bytes());
+    store.run(Db::Central, move |connection| central::price_list(connection, digest, &text, now_ms)).await
+}
+
+/// The endpoint's secrets outlive the process, so that clients of a killed relay learn of it.
+fn endpoint_keys(state: &Path, env: &Env) -> Result<EndpointKeys, CertError> {
+    let path = state.join("endpoint.keys");
+    let bytes: [u8; 72] = match file::read(&path) {
+        Ok(bytes) => bytes.try_into().map_err(|_| CertError::Invalid {
+            what: "endpoint.keys",
+            why: "it does not have 72 bytes; remove it and a new one is made".into(),
+        })?,
+        Err(CertError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            let bytes = env.random.bytes();
+            file::write_private(&path, &bytes)?;
+            bytes
+        }
+        Err(error) => return Err(error),
+    };
+    let (mut reset, mut cid, mut token) = ([0; 32], [0; 8], [0; 32]);
+    reset.copy_from_slice(&bytes[..32]);
+    cid.copy_from_slice(&bytes[32..40]);
+    token.copy_from_slice(&bytes[40..]);
+    Ok(EndpointKeys { reset, cid, token })
+}
+
+fn server_config(
+    authority: &Authority,
+    keys: &EndpointKeys,
+    env: &Env,
+    now_ms: u64,
+) -> Result<ServerConfig, StartError> {
+    let certificate = issue::server(authority, RELAY_SERVER_NAME, env.random.bytes(), now_ms)?;
+    let time: Time = Arc::new(ClockTime(Arc::clone(&env.clock)));
+    let crypto = tls::relay(authority, certificate, ALPN, time)?;
+    let crypto = QuicServerConfig::try_from(crypto).map_err(|error| StartError::Setup(error.to_string()))?;
+    let mut config = ServerConfig::new(Arc::new(crypto), keys.token_key());
+    let transport: Arc<TransportConfig> = params::relay();
+    config
+        .transport_config(transport)
+        .max_incoming(1024)
+        .incoming_buffer_size(INCOMING_BUFFER)
+        .incoming_buffer_size_total(INCOMING_BUFFERS);
+    Ok(config)
+}

@@ -1,0 +1,450 @@
+//! Who runs commands: threads with group commit, or, in a simulation, the caller itself.
+//!
+//! A database is owned by one worker. A worker takes all commands that wait (at most
+//! [`MAX_BATCH`]), groups them by database, and runs each group in one `BEGIN IMMEDIATE`
+//! transaction with a savepoint per command, so that one that fails takes no neighbour with it.
+//! Replies leave after the commit. If the commit fails the outcome is unknown: the connection is
+//! dropped, everyone in the group is told so, and the next command opens the file anew.
+//!
+//! The queue to a worker is bounded by its callers: each awaits the reply to its command, so there
+//! are never more commands in it than running operations.
+
+use super::StoreError;
+use super::schema::{self, Durability, Kind};
+use belay_protocol::id::TenantId;
+use rusqlite::Connection;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tracing::{error, warn};
+
+/// The most commands that share a commit.
+const MAX_BATCH: usize = 256;
+/// How often an idle worker looks for databases to checkpoint and close.
+const HOUSEKEEPING: Duration = Duration::from_millis(500);
+/// A write-ahead log above this is checkpointed as soon as nobody waits.
+const CHECKPOINT_BYTES: u64 = 4 << 20;
+/// A write-ahead log above this is checkpointed even while commands wait.
+const CHECKPOINT_NOW_BYTES: u64 = 64 << 20;
+
+/// Names a database.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Db {
+    /// The relay-wide one.
+    Central,
+    /// A tenant's.
+    Tenant(TenantId),
+}
+
+/// How the store runs.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// The state directory.
+    pub dir: PathBuf,
+    /// Worker threads; 0 runs every command at once on the calling thread (simulation).
+    pub threads: usize,
+    /// How commits are written.
+    pub durability: Durability,
+    /// A database that nobody used for so long is closed.
+    pub idle_close: Duration,
+    /// The most databases that one worker keeps open.
+    pub max_open: usize,
+}
+
+/// A handle to the store; clones share it.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    dir: PathBuf,
+    mode: Mode,
+}
+
+enum Mode {
+    Threads { senders: Vec<Sender<Job>>, threads: Mutex<Vec<JoinHandle<()>>> },
+    Inline(Box<Mutex<Worker>>),
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({})", self.inner.dir.display())
+    }
+}
+
+/// A command for one database, waiting for its commit.
+trait Command: Send {
+    /// Runs inside the transaction. `Err`: undo this command's savepoint.
+    fn apply(&mut self, connection: &Connection) -> Result<(), ()>;
+    /// Tells the caller, after the commit or its failure.
+    fn reply(self: Box<Self>, committed: Result<(), StoreError>);
+}
+
+enum Job {
+    Run { db: Db, command: Box<dyn Command> },
+    Stop,
+}
+
+struct Typed<T, E, F> {
+    run: Option<F>,
+    result: Option<Result<T, E>>,
+    sender: Option<oneshot::Sender<Result<T, E>>>,
+}
+
+impl<T, E, F> Command for Typed<T, E, F>
+where
+    T: Send,
+    E: From<StoreError> + Send,
+    F: FnOnce(&Connection) -> Result<T, E> + Send,
+{
+    fn apply(&mut self, connection: &Connection) -> Result<(), ()> {
+        let Some(run) = self.run.take() else { return Err(()) };
+        let result = run(connection);
+        let applied = result.as_ref().map(|_| ()).map_err(|_| ());
+        self.result = Some(result);
+        applied
+    }
+
+    fn reply(mut self: Box<Self>, committed: Result<(), StoreError>) {
+        let result = match (committed, self.result.take()) {
+            (Ok(()), Some(result)) => result,
+            // A refusal stands whether or not its neighbours' commit did.
+            (Err(_), Some(Err(refusal))) => Err(refusal),
+            (Err(error), _) => Err(error.into()),
+            (Ok(()), None) => Err(StoreError::Closed.into()),
+        };
+        if let Some(sender) = self.sender.take() {
+            // The caller may have gone; the commit stands all the same.
+            let _ = sender.send(result);
+        }
+    }
+}
+
+impl Store {
+    /// Starts the workers. Files are made when they are first used.
+    #[must_use]
+    pub fn start(config: &StoreConfig) -> Self {
+        let worker = || Worker { config: config.clone(), open: HashMap::new(), commits_since_look: 0 };
+        let mode = if config.threads == 0 {
+            Mode::Inline(Box::new(Mutex::new(worker())))
+        } else {
+            let mut senders = Vec::new();
+            let mut threads = Vec::new();
+            for number in 0..config.threads {
+                let (sender, receiver) = channel();
+                let worker = worker();
+                let spawned =
+                    std::thread::Builder::new().name(format!("store-{number}")).spawn(move || worker.serve(&receiver));
+                match spawned {
+                    Ok(thread) => threads.push(thread),
+                    // The sender then answers every command with `Closed`.
+                    Err(error) => error!(%error, "cannot start a store thread"),
+                }
+                senders.push(sender);
+            }
+            Mode::Threads { senders, threads: Mutex::new(threads) }
+        };
+        Self { inner: Arc::new(Inner { dir: config.dir.clone(), mode }) }
+    }
+
+    /// Runs `command` in a transaction of `db` and returns its result once that is durable.
+    ///
+    /// An `Err` of the command undoes what it wrote. Dropping the future does not stop the command.
+    pub async fn run<T, E, F>(&self, db: Db, command: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, E> + Send + 'static,
+    {
+        let (sender, receiver) = oneshot::channel();
+        let command = Box::new(Typed { run: Some(command), result: None, sender: Some(sender) });
+        match &self.inner.mode {
+            Mode::Threads { senders, .. } => {
+                let index = worker_index(&db, senders.len());
+                if senders[index].send(Job::Run { db, command }).is_err() {
+                    return Err(StoreError::Closed.into());
+                }
+            }
+            Mode::Inline(worker) => {
+                let mut worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
+                worker.run_batch(&db, vec![command]);
+                worker.close_idle(false);
+            }
+        }
+        receiver.await.unwrap_or_else(|_| Err(StoreError::Closed.into()))
+    }
+
+    /// The directory of a tenant's files.
+    #[must_use]
+    pub fn tenant_dir(&self, tenant: &TenantId) -> PathBuf {
+        tenant_dir(&self.inner.dir, tenant)
+    }
+
+    /// Finishes what is queued, checkpoints and closes every file. Blocks; later commands get
+    /// `Closed`.
+    pub fn close(&self) {
+        match &self.inner.mode {
+            Mode::Threads { senders, threads } => {
+                for sender in senders {
+                    let _ = sender.send(Job::Stop);
+                }
+                let mut threads = threads.lock().unwrap_or_else(PoisonError::into_inner);
+                for thread in threads.drain(..) {
+                    if thread.join().is_err() {
+                        error!("a store thread panicked");
+                    }
+                }
+            }
+            Mode::Inline(worker) => worker.lock().unwrap_or_else(PoisonError::into_inner).close_all(),
+        }
+    }
+}
+
+/// Central has the first worker to itself where there are several.
+fn worker_index(db: &Db, workers: usize) -> usize {
+    match db {
+        Db::Central => 0,
+        Db::Tenant(_) if workers == 1 => 0,
+        Db::Tenant(tenant) => {
+            let hash = tenant
+                .as_str()
+                .bytes()
+                .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+            1 + usize::try_from(hash % (workers as u64 - 1)).unwrap_or(0)
+        }
+    }
+}
+
+/// The directory of a tenant's files below a state directory.
+#[must_use]
+pub fn tenant_dir(state: &std::path::Path, tenant: &TenantId) -> PathBuf {
+    state.join("tenants").join(tenant.as_str())
+}
+
+/// Owns connections; lives on one thread.
+struct Worker {
+    config: StoreConfig,
+    open: HashMap<Db, Open>,
+    commits_since_look: u32,
+}
+
+struct Open {
+    connection: Connection,
+    path: PathBuf,
+    used: Instant,
+}
+
+impl Worker {
+    fn serve(mut self, jobs: &Receiver<Job>) {
+        loop {
+            let first = match jobs.recv_timeout(HOUSEKEEPING) {
+                Ok(job) => job,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.checkpoint_large(CHECKPOINT_BYTES);
+                    self.close_idle(true);
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let mut stop = false;
+            // In order of arrival per database; few databases wait at once.
+            let mut groups: Vec<(Db, Vec<Box<dyn Command>>)> = Vec::new();
+            for job in std::iter::once(first).chain(jobs.try_iter().take(MAX_BATCH - 1)) {
+                match job {
+                    Job::Stop => stop = true,
+                    Job::Run { db, command } => match groups.iter_mut().find(|(known, _)| *known == db) {
+                        Some((_, group)) => group.push(command),
+                        None => groups.push((db, vec![command])),
+                    },
+                }
+            }
+            for (db, group) in groups {
+                self.run_batch(&db, group);
+            }
+            self.commits_since_look += 1;
+            if self.commits_since_look >= 512 {
+                self.commits_since_look = 0;
+                self.checkpoint_large(CHECKPOINT_NOW_BYTES);
+            }
+            if stop {
+                break;
+            }
+        }
+        self.close_all();
+    }
+
+    fn run_batch(&mut self, db: &Db, mut group: Vec<Box<dyn Command>>) {
+        let committed = match self.connection(db) {
+            Ok(connection) => transact(connection, &mut group),
+            Err(error) => Err((error, false)),
+        };
+        let committed = committed.map_err(|(error, broken)| {
+            if broken {
+                warn!(?db, %error, "a commit failed; its database is opened anew");
+                self.open.remove(db);
+            }
+            error
+        });
+        for command in group {
+            command.reply(committed.clone());
+        }
+    }
+
+    fn connection(&mut self, db: &Db) -> Result<&Connection, StoreError> {
+        if !self.open.contains_key(db) {
+            if self.open.len() >= self.config.max_open {
+                self.close_least_used();
+            }
+            let (path, kind) = match db {
+                Db::Central => (self.config.dir.join("central.db"), Kind::Central),
+                Db::Tenant(tenant) => {
+                    let dir = tenant_dir(&self.config.dir, tenant);
+                    belay_certs::file::create_private_dir(&dir).map_err(|error| StoreError::Failed {
+                        operation: "make the tenant's directory",
+                        why: error.to_string(),
+                    })?;
+                    (dir.join("tenant.db"), Kind::Tenant)
+                }
+            };
+            let connection = schema::open(&path, kind, self.config.durability)?;
+            self.open.insert(db.clone(), Open { connection, path, used: Instant::now() });
+        }
+        match self.open.get_mut(db) {
+            Some(open) => {
+                open.used = Instant::now();
+                Ok(&open.connection)
+            }
+            None => Err(StoreError::Closed),
+        }
+    }
+
+    /// Moves large write-ahead logs into their databases.
+    fn checkpoint_large(&mut self, above: u64) {
+        for open in self.open.values() {
+            let wal = open.path.with_extension("db-wal");
+            if std::fs::metadata(&wal).is_ok_and(|meta| meta.len() > above) {
+                checkpoint(&open.connection, "TRUNCATE");
+            }
+        }
+    }
+
+    fn close_idle(&mut self, look: bool) {
+        if !look && self.open.len() < self.config.max_open {
+            return;
+        }
+        let idle = self.config.idle_close;
+        self.open.retain(|_, open| {
+            let keep = open.used.elapsed() < idle;
+            if !keep {
+                checkpoint(&open.connection, "TRUNCATE");
+            }
+            keep
+        });
+    }
+
+    fn close_least_used(&mut self) {
+        let oldest = self.open.iter().min_by_key(|(_, open)| open.used).map(|(db, _)| db.clone());
+        if let Some(open) = oldest.and_then(|db| self.open.remove(&db)) {
+            checkpoint(&open.connection, "TRUNCATE");
+        }
+    }
+
+    fn close_all(&mut self) {
+        for (_, open) in self.open.drain() {
+            checkpoint(&open.connection, "TRUNCATE");
+        }
+    }
+}
+
+fn checkpoint(connection: &Connection, mode: &str) {
+    let result = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()));
+    if let Err(error) = result {
+        // Nothing is lost: the log is replayed at the next open.
+        warn!(%error, "a checkpoint failed");
+    }
+}
+
+/// Runs a group in one transaction. `Err((error, broken))`: nothing is known to be kept; `broken`
+/// says that the connection must not be used again.
+fn transact(connection: &Connection, group: &mut [Box<dyn Command>]) -> Result<(), (StoreError, bool)> {
+    let run = |statement: &str| connection.prepare_cached(statement).and_then(|mut prepared| prepared.execute([]));
+    let failed = |error: rusqlite::Error| (StoreError::Failed { operation: "begin", why: error.to_string() }, true);
+    run("BEGIN IMMEDIATE").map_err(failed)?;
+    for command in group.iter_mut() {
+        run("SAVEPOINT command").map_err(failed)?;
+        if command.apply(connection).is_err() {
+            run("ROLLBACK TO command").map_err(failed)?;
+        }
+        run("RELEASE command").map_err(failed)?;
+    }
+    run("COMMIT").map_err(|error| (StoreError::Unknown { why: error.to_string() }, true))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(dir: &std::path::Path, threads: usize) -> Store {
+        Store::start(&StoreConfig {
+            dir: dir.to_owned(),
+            threads,
+            durability: Durability::None,
+            idle_close: Duration::from_secs(60),
+            max_open: 2,
+        })
+    }
+
+    fn put(key: &'static str) -> impl FnOnce(&Connection) -> Result<(), StoreError> {
+        move |connection| {
+            connection.execute("INSERT INTO meta (key, value) VALUES (?1, '')", [key])?;
+            Ok(())
+        }
+    }
+
+    fn count(connection: &Connection) -> Result<i64, StoreError> {
+        Ok(connection.query_row("SELECT count(*) FROM meta", [], |row| row.get(0))?)
+    }
+
+    #[tokio::test]
+    async fn a_command_that_fails_takes_no_neighbour_with_it() {
+        for threads in [0, 2] {
+            let dir = tempfile::tempdir().expect("made");
+            let store = store(dir.path(), threads);
+            let db = || Db::Tenant("acme".parse().expect("name"));
+            let (a, b, c) = tokio::join!(
+                store.run(db(), put("one")),
+                store.run(db(), |connection: &Connection| {
+                    put("two")(connection)?;
+                    put("two")(connection)
+                }),
+                store.run(db(), put("three")),
+            );
+            assert!(a.is_ok() && b.is_err() && c.is_ok(), "{a:?} {b:?} {c:?}");
+            assert_eq!(store.run(db(), count).await.expect("counted"), 2);
+            store.close();
+            if threads > 0 {
+                assert!(matches!(store.run(db(), count).await, Err(StoreError::Closed)));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn no_more_files_stay_open_than_allowed_and_nothing_is_lost_by_closing() {
+        let dir = tempfile::tempdir().expect("made");
+        let store = store(dir.path(), 0);
+        for name in ["a", "b", "c", "d", "e"] {
+            store.run(Db::Tenant(name.parse().expect("name")), put("x")).await.expect("stored");
+        }
+        let Mode::Inline(worker) = &store.inner.mode else { panic!("inline") };
+        assert!(worker.lock().expect("alone").open.len() <= 2);
+        for name in ["a", "b", "c", "d", "e"] {
+            assert_eq!(store.run(Db::Tenant(name.parse().expect("name")), count).await.expect("counted"), 1);
+        }
+    }
+}

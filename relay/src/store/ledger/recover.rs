@@ -1,0 +1,77 @@
+//! Resolving the holds that a dead process left open.
+
+use super::Boot;
+use super::settle::{Settled, Settlement, settle, void};
+use crate::store::StoreError;
+use crate::store::journal::Progress;
+use belay_protocol::dialect::usage::BYTES_PER_ESTIMATED_TOKEN;
+use belay_protocol::id::RequestId;
+use belay_protocol::message::{Outcome, UnitKind, UsageLine};
+use rusqlite::Connection;
+use std::collections::HashMap;
+
+/// What recovery did.
+#[derive(Debug, Clone, Default)]
+pub struct Recovered {
+    /// Never dispatched: the money went back.
+    pub voided: Vec<RequestId>,
+    /// Settled on their last progress, marked as estimated.
+    pub settled: Vec<Settled>,
+}
+
+/// Resolves every open hold of another process than `current`.
+///
+/// `journal` is what the dispatch journal says, `None` if there is none. A hold that the journal of
+/// the same machine boot does not mention was never dispatched and is voided. Every other is
+/// settled on its last progress. After a power loss the journal proves nothing: every hold counts
+/// as dispatched.
+pub fn recover(
+    connection: &Connection,
+    current: &Boot,
+    journal: Option<&HashMap<RequestId, Progress>>,
+    now_ms: u64,
+) -> Result<Recovered, StoreError> {
+    let open: Vec<(RequestId, String, u64)> = connection
+        .prepare("SELECT request_id, boot, input_bytes FROM request WHERE state = 0 AND boot <> ?1")?
+        .query_map([current.to_text()], |row| {
+            let input_bytes: i64 = row.get(2)?;
+            Ok((RequestId(row.get(0)?), row.get(1)?, u64::try_from(input_bytes).unwrap_or(0)))
+        })?
+        .collect::<Result<_, _>>()?;
+    let mut recovered = Recovered::default();
+    for (request_id, boot, input_bytes) in open {
+        let progress = journal.and_then(|journal| journal.get(&request_id).copied());
+        let journal_is_whole = journal.is_some() && current.is_same_machine_boot(&boot);
+        if progress.is_none() && journal_is_whole {
+            void(connection, request_id, now_ms)?;
+            recovered.voided.push(request_id);
+        } else {
+            let settlement = estimate(request_id, progress.unwrap_or_default(), input_bytes, now_ms);
+            recovered.settled.push(settle(connection, &settlement)?);
+        }
+    }
+    Ok(recovered)
+}
+
+/// A settlement on what is known of a request that nobody watched to its end.
+pub(crate) fn estimate(request_id: RequestId, progress: Progress, input_bytes: u64, now_ms: u64) -> Settlement {
+    let tokens = |bytes: u64| bytes.div_ceil(BYTES_PER_ESTIMATED_TOKEN);
+    let lines = [
+        (UnitKind::INPUT, progress.told_input.unwrap_or_else(|| tokens(input_bytes))),
+        (UnitKind::OUTPUT, tokens(progress.output_bytes)),
+    ];
+    Settlement {
+        request_id,
+        outcome: Outcome::RELAY_DIED,
+        message: "the relay stopped while the request ran; charged for what had been produced, by estimate".into(),
+        usage: lines
+            .into_iter()
+            .filter(|(_, units)| *units > 0)
+            .map(|(kind, units)| UsageLine { kind, units })
+            .collect(),
+        estimated: true,
+        events: progress.events,
+        first_event_ms: None,
+        now_ms,
+    }
+}

@@ -1,0 +1,79 @@
+//! All SQL of the relay lives below this module. It knows no QUIC and no HTTP.
+//!
+//! One SQLite file per tenant and one central file, opened on demand and closed when idle. A fixed
+//! set of threads ([`executor`]) owns the connections; a database belongs to one of them. Commands
+//! that wait for the same database share one commit, each in its own savepoint, and a reply leaves
+//! only after that commit is durable. [`ledger`] is the tenant's book, [`central`] the relay-wide
+//! database, [`journal`] the dispatch journal beside the book, [`schema`] the migrations.
+
+pub mod central;
+pub mod executor;
+pub mod journal;
+pub mod ledger;
+pub mod lock;
+pub mod schema;
+
+use belay_protocol::error::ProtocolError;
+use belay_protocol::money::MoneyError;
+use thiserror::Error;
+
+/// Why a command of the store did not take effect, or may not have.
+#[derive(Debug, Clone, Error)]
+pub enum StoreError {
+    /// SQLite refused the command; nothing of it was kept.
+    #[error("{operation}: {why}")]
+    Failed {
+        /// What was attempted.
+        operation: &'static str,
+        /// SQLite's words.
+        why: String,
+    },
+    /// The commit failed: whether it took effect is unknown until the file is opened anew. Retry
+    /// with the same id.
+    #[error("the commit's outcome is unknown: {why}")]
+    Unknown {
+        /// SQLite's words.
+        why: String,
+    },
+    /// The file was written by a newer belay.
+    #[error(
+        "{path} has schema version {found}, this belayd knows {known}: start the newer belayd, or restore a backup"
+    )]
+    NewerSchema {
+        /// Which file.
+        path: String,
+        /// Its version.
+        found: i64,
+        /// The newest known here.
+        known: i64,
+    },
+    /// What is stored contradicts itself.
+    #[error("{what} is corrupt: {why}")]
+    Corrupt {
+        /// Which record.
+        what: &'static str,
+        /// In which way.
+        why: String,
+    },
+    /// The store has been shut down.
+    #[error("the store is closed")]
+    Closed,
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Failed { operation: "sqlite", why: error.to_string() }
+    }
+}
+
+impl From<MoneyError> for StoreError {
+    fn from(error: MoneyError) -> Self {
+        Self::Failed { operation: "add up", why: error.to_string() }
+    }
+}
+
+impl From<ProtocolError> for StoreError {
+    fn from(error: ProtocolError) -> Self {
+        Self::Failed { operation: "encode a record", why: error.to_string() }
+    }
+}

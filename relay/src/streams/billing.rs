@@ -1,0 +1,38 @@
+//! Billing streams: the balance.
+
+use super::{fail, failure, refuse};
+use crate::escalate::{Caller, ClientStream, finish_stream};
+use crate::tenants::Tenants;
+use belay_protocol::message::{Balance, BalanceRequest, FailureCode};
+use std::time::Duration;
+use tokio::time::timeout;
+use tracing::warn;
+
+/// Serves one billing stream. `deadline` bounds the request's arrival.
+pub async fn serve(tenants: &Tenants, caller: &Caller, deadline: Duration, mut stream: ClientStream) {
+    match timeout(deadline, stream.reader.expect::<BalanceRequest>()).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => return refuse(&mut stream, &error).await,
+        Err(_) => {
+            return fail(&mut stream, failure(FailureCode::TIMED_OUT, "no request came", "send it at once")).await;
+        }
+    }
+    let summary = match tenants.summary(&caller.tenant).await {
+        Ok(summary) => summary,
+        Err(error) => {
+            warn!(%error, "cannot read a balance");
+            let failure = failure(FailureCode::STORE_UNAVAILABLE, "the relay could not read its books", "try again");
+            return fail(&mut stream, failure).await;
+        }
+    };
+    let balance = Balance {
+        tenant: caller.tenant.clone(),
+        balance: summary.balance,
+        held: summary.held,
+        open_holds: summary.open_holds,
+        charged: summary.charged,
+    };
+    if stream.writer.queue(&balance).is_ok() {
+        finish_stream(&mut stream).await;
+    }
+}

@@ -1,0 +1,89 @@
+//! The control stream after the hello: heartbeats, and go-away.
+
+use crate::escalate::ClientStream;
+use belay_protocol::codec::Message;
+use belay_protocol::error::{CloseCode, ProtocolError};
+use belay_protocol::frame::FrameType;
+use belay_protocol::message::{GoAway, Heartbeat, HeartbeatAck};
+use belay_protocol::stream::StreamError;
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, trace};
+
+/// What the control stream shares with the connection.
+pub trait Link: Send + Sync {
+    /// The round trip as the transport measures it.
+    fn round_trip(&self) -> Duration;
+    /// A heartbeat has come; the client's own round trip, if it has told one.
+    fn heard(&self, client_round_trip_us: Option<u32>);
+}
+
+/// Serves the control stream; returns the code with which the connection is to be closed.
+pub async fn serve<L: Link>(
+    mut stream: ClientStream,
+    link: &L,
+    heartbeat: Duration,
+    draining: CancellationToken,
+    go_away: &GoAway,
+) -> CloseCode {
+    let patience = heartbeat * 3 + Duration::from_secs(1);
+    let mut dead_at = Instant::now() + patience;
+    let mut told = false;
+    loop {
+        let frame = tokio::select! {
+            // Going away is told even while heartbeats keep coming.
+            biased;
+            () = draining.cancelled(), if !told => {
+                told = true;
+                if stream.writer.send(go_away).await.is_err() {
+                    return CloseCode::GOING_AWAY;
+                }
+                continue;
+            }
+            () = sleep_until(dead_at) => return CloseCode::DEAD,
+            frame = stream.reader.frame() => frame,
+        };
+        let arrived = Instant::now();
+        let frame = match frame {
+            Ok(Some(frame)) => frame,
+            // A client that ends its control stream is done.
+            Ok(None) => return CloseCode::DONE,
+            Err(StreamError::Protocol(error)) => {
+                debug!(%error, "the control stream broke the protocol");
+                return CloseCode::PROTOCOL;
+            }
+            Err(_) => return CloseCode::DONE,
+        };
+        let heartbeat = match heartbeat_of(&frame) {
+            Ok(heartbeat) => heartbeat,
+            Err(error) => {
+                debug!(%error, "the control stream broke the protocol");
+                return CloseCode::PROTOCOL;
+            }
+        };
+        dead_at = arrived + patience;
+        link.heard(heartbeat.round_trip_us);
+        trace!(sequence = heartbeat.sequence, "heartbeat");
+        let ack = HeartbeatAck {
+            sequence: heartbeat.sequence,
+            echo_us: heartbeat.sent_at_us,
+            held_us: u32::try_from(arrived.elapsed().as_micros()).unwrap_or(u32::MAX),
+            relay_round_trip_us: u32::try_from(link.round_trip().as_micros()).unwrap_or(u32::MAX),
+            extensions: vec![],
+        };
+        // A client that does not read its acknowledgements is as good as dead.
+        match tokio::time::timeout(patience, stream.writer.send(&ack)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return CloseCode::DONE,
+            Err(_) => return CloseCode::DEAD,
+        }
+    }
+}
+
+fn heartbeat_of(frame: &belay_protocol::frame::Frame) -> Result<Heartbeat, ProtocolError> {
+    match frame.kind {
+        FrameType::Heartbeat => Heartbeat::from_frame(frame),
+        kind => Err(ProtocolError::Unexpected { got: kind.name(), expected: FrameType::Heartbeat.name() }),
+    }
+}

@@ -1,0 +1,92 @@
+//! Enrol streams: a new device with an invite, or a device that leaves.
+
+use super::{fail, failure, refuse};
+use crate::enrolment::{Enrolment, EnrolmentError};
+use crate::escalate::{Caller, ClientStream, finish_stream};
+use belay_protocol::codec::Message;
+use belay_protocol::error::{ProtocolError, StreamCode};
+use belay_protocol::frame::FrameType;
+use belay_protocol::message::{EnrolAnswer, EnrolRequest, Failed, FailureCode, LeaveAnswer, LeaveRequest};
+use std::time::Duration;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+/// Serves one enrol stream. `caller` is set on a tunnel with a certificate.
+pub async fn serve(enrolment: &Enrolment, caller: Option<&Caller>, deadline: Duration, mut stream: ClientStream) {
+    let frame = match timeout(deadline, stream.reader.frame()).await {
+        Ok(Ok(Some(frame))) => frame,
+        Ok(Ok(None)) => return refuse(&mut stream, &ProtocolError::Truncated("the enrolment").into()).await,
+        Ok(Err(error)) => return refuse(&mut stream, &error).await,
+        Err(_) => {
+            return fail(&mut stream, failure(FailureCode::TIMED_OUT, "no request came", "send it at once")).await;
+        }
+    };
+    match (frame.kind, caller) {
+        (FrameType::EnrolRequest, _) => match EnrolRequest::from_frame(&frame) {
+            Ok(request) => enrol(enrolment, request, &mut stream).await,
+            Err(error) => refuse(&mut stream, &error.into()).await,
+        },
+        (FrameType::LeaveRequest, Some(caller)) => match LeaveRequest::from_frame(&frame) {
+            Ok(request) => leave(enrolment, caller, &request, &mut stream).await,
+            Err(error) => refuse(&mut stream, &error.into()).await,
+        },
+        (FrameType::LeaveRequest, None) => {
+            let message = "only a device with a certificate can leave";
+            fail(&mut stream, failure(FailureCode::UNAUTHENTICATED, message, "connect with the certificate")).await;
+        }
+        (kind, _) => {
+            let error = ProtocolError::Unexpected { got: kind.name(), expected: "EnrolRequest or LeaveRequest" };
+            refuse(&mut stream, &error.into()).await;
+        }
+    }
+}
+
+async fn enrol(enrolment: &Enrolment, request: EnrolRequest, stream: &mut ClientStream) {
+    match enrolment.enrol(request).await {
+        Ok(answer) => {
+            info!(tenant = %answer.tenant, device = %answer.device, "device enrolled");
+            send(stream, &answer).await;
+        }
+        Err(error) => fail(stream, enrolment_failed(&error)).await,
+    }
+}
+
+fn enrolment_failed(error: &EnrolmentError) -> Failed {
+    warn!(%error, "enrolment refused");
+    match error {
+        EnrolmentError::Refused(why) => {
+            failure(FailureCode::INVITE_REFUSED, *why, "ask for a new invite: belayd invite <tenant>")
+        }
+        EnrolmentError::Request(why) => {
+            failure(FailureCode::INVALID_REQUEST, why, "make a new key and certificate request")
+        }
+        EnrolmentError::Store(_) => failure(
+            FailureCode::STORE_UNAVAILABLE,
+            "the relay could not record the device",
+            "try again with the same invite",
+        ),
+    }
+}
+
+async fn send(stream: &mut ClientStream, answer: &EnrolAnswer) {
+    if stream.writer.queue(answer).is_ok() {
+        finish_stream(stream).await;
+    }
+}
+
+async fn leave(enrolment: &Enrolment, caller: &Caller, request: &LeaveRequest, stream: &mut ClientStream) {
+    let why: String = request.reason.chars().filter(|c| !c.is_control()).take(200).collect();
+    if let Err(error) = enrolment.record_leaving(&caller.device, &why).await {
+        warn!(%error, "cannot revoke a device that leaves");
+        let failure = failure(FailureCode::STORE_UNAVAILABLE, "the relay could not revoke the device", "try again");
+        return fail(stream, failure).await;
+    }
+    info!("device left");
+    if stream.writer.queue(&LeaveAnswer { device: caller.device.clone() }).is_ok() {
+        finish_stream(stream).await;
+    }
+    // The answer must arrive before the tunnel goes: the client finishes its side when it has it.
+    let _ = timeout(Duration::from_millis(500), stream.reader.frame()).await;
+    stream.reader.stop(StreamCode::NO_ERROR);
+    enrolment.disconnect(&caller.device);
+}

@@ -1,0 +1,119 @@
+//! Escalate streams: reads the request and its body, hands them to the escalator.
+
+use super::{fail, failure, refuse};
+use crate::escalate::{Caller, ClientStream, Escalator};
+use belay_protocol::error::{ProtocolError, StreamCode};
+use belay_protocol::frame::{FrameType, raw};
+use belay_protocol::message::{EscalateRequest, FailureCode};
+use belay_protocol::stream::StreamError;
+use belay_transport::params::PRIORITY_TOKENS;
+use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tracing::Instrument;
+
+/// Memory for request bodies of the whole process, in KiB.
+#[derive(Debug, Clone)]
+pub struct BodyBudget(Arc<Semaphore>);
+
+impl BodyBudget {
+    /// A budget of `bytes`.
+    #[must_use]
+    pub fn new(bytes: u32) -> Self {
+        Self(Arc::new(Semaphore::new(bytes as usize / 1024)))
+    }
+
+    async fn take(&self, bytes: u32, wait: Duration) -> Option<OwnedSemaphorePermit> {
+        let taken = Arc::clone(&self.0).acquire_many_owned(bytes.div_ceil(1024));
+        timeout(wait, taken).await.ok()?.ok()
+    }
+}
+
+/// Why no request came out of a stream.
+enum NoRequest {
+    Stream(StreamError),
+    TooLarge { len: u32, max: u32 },
+    NoMemory,
+}
+
+/// Serves one escalate stream to its end.
+pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, mut stream: ClientStream) {
+    stream.writer.set_priority(PRIORITY_TOKENS);
+    let deadline = escalator.config.timeouts.request_body;
+    let read = timeout(deadline, read_request(escalator, budget, &mut stream)).await;
+    let (request, body, _permit) = match read {
+        Ok(Ok(read)) => read,
+        Ok(Err(NoRequest::Stream(error))) => return refuse(&mut stream, &error).await,
+        Ok(Err(NoRequest::TooLarge { len, max })) => {
+            let message = format!("the request body has {len} bytes, at most {max} are allowed");
+            stream.reader.stop(StreamCode::LIMIT);
+            return fail(&mut stream, failure(FailureCode::LIMIT, message, "send a smaller request")).await;
+        }
+        Ok(Err(NoRequest::NoMemory)) => {
+            let mut busy =
+                failure(FailureCode::OVERLOADED, "the relay has no memory left for request bodies", "try again later");
+            busy.retry_after_ms = Some(1000);
+            return fail(&mut stream, busy).await;
+        }
+        Err(_) => {
+            let message = format!("the request did not arrive within {} ms", deadline.as_millis());
+            fail(&mut stream, failure(FailureCode::TIMED_OUT, message, "send the request faster")).await;
+            stream.writer.reset(StreamCode::TIMEOUT);
+            return;
+        }
+    };
+    let span = tracing::info_span!("request", id = %request.request_id, model = %shown(&request.model));
+    escalator.run(caller, request, body, stream).instrument(span).await;
+}
+
+/// A model name as a log may show it: short and without control characters.
+fn shown(model: &str) -> String {
+    model.chars().filter(|c| !c.is_control()).take(64).collect()
+}
+
+async fn read_request(
+    escalator: &Escalator,
+    budget: &BodyBudget,
+    stream: &mut ClientStream,
+) -> Result<(EscalateRequest, Bytes, OwnedSemaphorePermit), NoRequest> {
+    let request: EscalateRequest = stream.reader.expect().await.map_err(NoRequest::Stream)?;
+    let max = escalator.config.limits.request_body;
+    if request.body_len > max {
+        return Err(NoRequest::TooLarge { len: request.body_len, max });
+    }
+    let permit = budget.take(request.body_len, escalator.config.timeouts.request_body / 2).await;
+    let permit = permit.ok_or(NoRequest::NoMemory)?;
+    let body = read_body(stream, request.body_len as usize).await.map_err(NoRequest::Stream)?;
+    Ok((request, body, permit))
+}
+
+async fn read_body(stream: &mut ClientStream, len: usize) -> Result<Bytes, StreamError> {
+    let malformed =
+        |why: String| StreamError::Protocol(ProtocolError::Malformed { kind: FrameType::BodyChunk.name(), why });
+    // Grows with what has arrived, never with what was announced.
+    let mut body = BytesMut::new();
+    while body.len() < len {
+        let Some(frame) = stream.reader.frame().await? else {
+            return Err(ProtocolError::Truncated("the request body").into());
+        };
+        if frame.kind != FrameType::BodyChunk {
+            let unexpected =
+                ProtocolError::Unexpected { got: frame.kind.name(), expected: FrameType::BodyChunk.name() };
+            return Err(unexpected.into());
+        }
+        let (offset, chunk) = raw::split(frame.kind, frame.body)?;
+        if offset != body.len() as u64 {
+            return Err(malformed(format!("offset {offset}, expected {}", body.len())));
+        }
+        if chunk.is_empty() || body.len() + chunk.len() > len {
+            return Err(malformed(format!("{} bytes at offset {offset} of a body of {len}", chunk.len())));
+        }
+        if chunk.len() == len {
+            return Ok(chunk);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}

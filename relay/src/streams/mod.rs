@@ -1,0 +1,53 @@
+//! A handler per kind of stream. Handlers are written on the protocol's stream traits: they parse,
+//! call a service, and write. They never see SQL or quinn.
+
+pub mod billing;
+pub mod control;
+pub mod enrol;
+pub mod escalate;
+
+use crate::escalate::{ClientStream, finish_stream};
+use belay_protocol::error::{ProtocolError, StreamCode};
+use belay_protocol::message::{Failed, FailureCode};
+use belay_protocol::stream::StreamError;
+use tracing::{debug, warn};
+
+/// Answers bytes that made no sense: a typed failure where one can still be sent, then a reset.
+pub(crate) async fn refuse(stream: &mut ClientStream, error: &StreamError) {
+    let StreamError::Protocol(error) = error else {
+        debug!(%error, "a stream was lost before its request was read");
+        return;
+    };
+    warn!(%error, "a stream broke the protocol");
+    fail(stream, failure_of(error)).await;
+    stream.writer.reset(error.stream_code());
+    stream.reader.stop(error.stream_code());
+}
+
+fn failure_of(error: &ProtocolError) -> Failed {
+    let code = match error.stream_code() {
+        StreamCode::LIMIT => FailureCode::LIMIT,
+        StreamCode::UNSUPPORTED => FailureCode::UNSUPPORTED,
+        _ => FailureCode::MALFORMED,
+    };
+    failure(code, error.to_string(), "correct the client; see PROTOCOL.md")
+}
+
+/// A failure that concerns no request.
+pub(crate) fn failure(code: FailureCode, message: impl Into<String>, remedy: &str) -> Failed {
+    Failed {
+        code,
+        message: message.into(),
+        remedy: remedy.to_owned(),
+        request_id: None,
+        retry_after_ms: None,
+        missing: None,
+    }
+}
+
+/// Sends a failure and ends the stream in order.
+pub(crate) async fn fail(stream: &mut ClientStream, failure: Failed) {
+    if stream.writer.queue(&failure).is_ok() {
+        finish_stream(stream).await;
+    }
+}
