@@ -1,1 +1,18 @@
+//! The belay client: one persistent tunnel to a relay, and typed calls through it.
+//!
+//! [`state`] is where keys and certificates lie on disk, [`enrol`] gets them, [`tunnel`] is one live
+//! connection, [`reconnect`] keeps one alive and tells its state, [`escalation`] is one LLM request
+//! as a stream of answers. [`Client`] puts them together.
+#![warn(missing_docs)]
 
+pub mod enrol;
+pub mod error;
+pub mod escalation;
+pub mod reconnect;
+pub mod state;
+pub mod tunnel;
+
+pub use error::ClientError;
+pub use escalation::{Answer, Escalation};
+pub use reconnect::{Client, Options, Phase, TunnelStatus};
+pub use state::Identity;

@@ -1,8 +1,12 @@
 //! Message bodies to bytes and back. The one file that names bincode.
 //!
 //! bincode 2.0.1, `config::standard()`: little endian, variable-length integers, a limit per type
-//! so that a lying length cannot allocate more than the type's maximum, and all input consumed or
+//! so that a lying length allocates little more than the type's maximum, and all input consumed or
 //! it is an error. The bytes are frozen by golden tests, so the crate can be replaced.
+//!
+//! bincode's limit counts decoded sizes (a length counts eight bytes, whatever it takes on the
+//! wire), so it stands half again above the maximum, which is checked on the bytes themselves.
+//! Lists are short ([`crate::bounded`]), so that this half is always enough.
 
 use crate::error::ProtocolError;
 use crate::frame::{Frame, FrameType, HEADER_LEN, put_header};
@@ -45,7 +49,7 @@ macro_rules! messages {
 
             fn encode_body(&self) -> Result<Vec<u8>, ProtocolError> {
                 const MAX: usize = FrameType::$name.max_body() as usize;
-                let config = bincode::config::standard().with_limit::<MAX>();
+                let config = bincode::config::standard();
                 let body = bincode::serde::encode_to_vec(self, config)
                     .map_err(|error| ProtocolError::Unencodable { kind: stringify!($name), why: error.to_string() })?;
                 if body.len() > MAX {
@@ -60,7 +64,10 @@ macro_rules! messages {
             fn decode_body(body: &[u8]) -> Result<Self, ProtocolError> {
                 const MAX: usize = FrameType::$name.max_body() as usize;
                 let malformed = |why: String| ProtocolError::Malformed { kind: stringify!($name), why };
-                let config = bincode::config::standard().with_limit::<MAX>();
+                if body.len() > MAX {
+                    return Err(malformed(format!("{} bytes, at most {MAX} are allowed", body.len())));
+                }
+                let config = bincode::config::standard().with_limit::<{ MAX + MAX / 2 }>();
                 let (message, used) = bincode::serde::decode_from_slice::<Self, _>(body, config)
                     .map_err(|error| malformed(error.to_string()))?;
                 if used != body.len() {

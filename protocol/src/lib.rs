@@ -9,6 +9,7 @@
 //! a stranger can write a third end from `docs/PROTOCOL.md`.
 #![warn(missing_docs)]
 
+pub mod bounded;
 pub mod codec;
 pub mod dialect;
 pub mod error;

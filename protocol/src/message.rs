@@ -3,8 +3,9 @@
 //! A released body is frozen: a change is a new frame type. Where a set of values will grow, the
 //! field is a number with known constants (`codes!`), and messages that open a conversation carry
 //! type-length-value extensions, so that growth needs no new type. No recursive types, no
-//! collections of zero-sized elements.
+//! collections of zero-sized elements, and every list or byte string goes through [`bounded`].
 
+use crate::bounded;
 use crate::error::codes;
 use crate::id::{DeviceId, InstanceId, RequestId, TenantId};
 use crate::money::NanoUsd;
@@ -16,6 +17,7 @@ pub struct Extension {
     /// What the value is.
     pub kind: u16,
     /// Its bytes.
+    #[serde(with = "bounded::bytes")]
     pub value: Vec<u8>,
 }
 
@@ -35,6 +37,7 @@ pub struct Hello {
     /// Rises with every tunnel of the instance; the highest wins.
     pub path_generation: u64,
     /// Room for later.
+    #[serde(with = "bounded::extensions")]
     pub extensions: Vec<Extension>,
 }
 
@@ -56,6 +59,7 @@ pub struct HelloAck {
     /// The relay's wall clock, milliseconds since 1970.
     pub relay_time_ms: u64,
     /// Room for later.
+    #[serde(with = "bounded::extensions")]
     pub extensions: Vec<Extension>,
 }
 
@@ -69,6 +73,7 @@ pub struct Heartbeat {
     /// Round trip of the last answered heartbeat in microseconds, if there was one.
     pub round_trip_us: Option<u32>,
     /// Room for device vitals.
+    #[serde(with = "bounded::extensions")]
     pub extensions: Vec<Extension>,
 }
 
@@ -84,6 +89,7 @@ pub struct HeartbeatAck {
     /// The round trip as the relay's transport measures it, in microseconds.
     pub relay_round_trip_us: u32,
     /// Room for the relay's status.
+    #[serde(with = "bounded::extensions")]
     pub extensions: Vec<Extension>,
 }
 
@@ -102,8 +108,10 @@ pub struct GoAway {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrolRequest {
     /// The invite's one-time secret.
+    #[serde(with = "bounded::bytes")]
     pub secret: Vec<u8>,
     /// A PKCS#10 request in DER, signed with the device's new key.
+    #[serde(with = "bounded::bytes")]
     pub csr_der: Vec<u8>,
     /// How the user calls this computer.
     pub device_label: String,
@@ -123,8 +131,10 @@ pub struct EnrolAnswer {
     /// The device's id.
     pub device: DeviceId,
     /// The device certificate in DER.
+    #[serde(with = "bounded::bytes")]
     pub certificate_der: Vec<u8>,
     /// The relay's CA certificate in DER; its SHA-256 is the fingerprint in the invite.
+    #[serde(with = "bounded::bytes")]
     pub ca_der: Vec<u8>,
     /// When the certificate ends, milliseconds since 1970.
     pub expires_ms: u64,
@@ -198,10 +208,12 @@ pub struct EscalateRequest {
     /// End the request after this long, in milliseconds.
     pub deadline_ms: Option<u32>,
     /// Headers for the provider; only those on the allow-list are passed on.
+    #[serde(with = "bounded::headers")]
     pub headers: Vec<(String, String)>,
     /// Bytes of body that follow.
     pub body_len: u32,
     /// Room for later.
+    #[serde(with = "bounded::extensions")]
     pub extensions: Vec<Extension>,
 }
 
@@ -225,6 +237,7 @@ pub struct ResponseHead {
     /// The provider's HTTP status.
     pub status: u16,
     /// The provider's headers that are on the allow-list.
+    #[serde(with = "bounded::headers")]
     pub headers: Vec<(String, String)>,
     /// The format of the events or of the body that follow.
     pub dialect: Dialect,
@@ -308,6 +321,7 @@ pub struct End {
     /// The provider's model.
     pub model: String,
     /// What was used.
+    #[serde(with = "bounded::usage")]
     pub usage: Vec<UsageLine>,
     /// What was charged, in nano-USD, multiplier included.
     pub cost: NanoUsd,

@@ -145,7 +145,7 @@ async fn tunnel(
     // A revocation between the first look and the registration has closed nothing yet.
     admit(shared, &tenant, &device).await?;
     let ack = HelloAck {
-        minor: MINOR,
+        minor: MINOR.min(hello.max_minor),
         capabilities: 0,
         relay_name: concat!("belayd/", env!("CARGO_PKG_VERSION")).into(),
         tenant: tenant.clone(),
@@ -192,7 +192,7 @@ async fn hello(connection: &Connection) -> Result<(ClientStream, Hello), CloseCo
         debug!(%error, "no hello");
         CloseCode::PROTOCOL
     })?;
-    if hello.min_minor > MINOR {
+    if hello.min_minor > MINOR || hello.max_minor < hello.min_minor {
         return Err(CloseCode::VERSION);
     }
     Ok((stream, hello))

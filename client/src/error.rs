@@ -1,0 +1,86 @@
+//! What can go wrong for a client, by who can do something about it.
+
+use belay_certs::CertError;
+use belay_protocol::error::{CloseCode, ProtocolError};
+use belay_protocol::message::Failed;
+use belay_protocol::stream::StreamError;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Why an operation did not succeed.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// This computer has no identity. Blame: the user has not joined.
+    #[error("this computer has not joined a relay ({} is missing); run: belay join <invite>", .0.display())]
+    NotJoined(PathBuf),
+    /// This computer has one already.
+    #[error("this computer is {device} of tenant {tenant} already; to leave first, run: belay logout")]
+    AlreadyJoined {
+        /// Which device.
+        device: String,
+        /// Whose.
+        tenant: String,
+    },
+    /// A file of the client's state is not usable.
+    #[error("{what} is not usable: {why}")]
+    State {
+        /// Which file.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A key or certificate is not usable.
+    #[error(transparent)]
+    Cert(#[from] CertError),
+    /// No relay answered.
+    #[error("cannot reach the relay at {addresses}: {why}")]
+    Unreachable {
+        /// Where it was tried.
+        addresses: String,
+        /// What happened last.
+        why: String,
+    },
+    /// The relay closed the tunnel and will not let it in again.
+    #[error("the relay refuses this computer: {}", refusal(*.0))]
+    Closed(CloseCode),
+    /// The relay refused the operation; nothing was charged.
+    #[error("{}{}", .0.message, if .0.remedy.is_empty() { String::new() } else { format!("; {}", .0.remedy) })]
+    Failed(Box<Failed>),
+    /// The tunnel was lost in the middle.
+    #[error("the tunnel was lost: {0}")]
+    Lost(String),
+    /// The relay sent what makes no sense.
+    #[error("the relay broke the protocol: {0}")]
+    Protocol(#[from] ProtocolError),
+    /// The client has been closed.
+    #[error("the client is closed")]
+    Stopped,
+}
+
+impl From<StreamError> for ClientError {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Protocol(error) => Self::Protocol(error),
+            other => Self::Lost(other.to_string()),
+        }
+    }
+}
+
+impl From<Failed> for ClientError {
+    fn from(failed: Failed) -> Self {
+        Self::Failed(Box::new(failed))
+    }
+}
+
+/// What a close code means for the user.
+fn refusal(code: CloseCode) -> String {
+    match code {
+        CloseCode::REVOKED => "the device was revoked; ask the operator for a new invite".into(),
+        CloseCode::SUSPENDED => "the tenant is suspended; ask the operator".into(),
+        CloseCode::UNKNOWN_DEVICE => "the relay does not know this device; run: belay logout, then belay join".into(),
+        CloseCode::EXPIRED => "the device certificate has expired; run: belay logout, then belay join".into(),
+        CloseCode::VERSION => "no protocol version in common; update belay".into(),
+        CloseCode::TOO_MANY_INSTANCES => "too many clients of this device run at once; close one".into(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,346 @@
+//! One live connection to the relay: hello, heartbeats, typed streams.
+
+use crate::error::ClientError;
+use crate::state::Identity;
+use belay_certs::issue::DeviceKey;
+use belay_certs::tls::{self, Time};
+use belay_protocol::codec::Message;
+use belay_protocol::error::CloseCode;
+use belay_protocol::frame::FrameType;
+use belay_protocol::id::InstanceId;
+use belay_protocol::kind::StreamKind;
+use belay_protocol::message::{Failed, GoAway, Heartbeat, HeartbeatAck, Hello, HelloAck};
+use belay_protocol::stream::{FrameReader, FrameWriter};
+use belay_protocol::{ALPN, MINOR, RELAY_SERVER_NAME};
+use belay_transport::env::{Clock, Env};
+use belay_transport::params::{self, CLIENT_SOCKET_BUFFER, PRIORITY_CONTROL, PRIORITY_TOKENS};
+use belay_transport::quic;
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{ClientConfig, Connection, Endpoint, TokioRuntime};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::time_provider::TimeProvider;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// How long a handshake may take.
+pub const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long the relay may take to answer the hello.
+const HELLO: Duration = Duration::from_secs(5);
+/// How long an answer to a small request may take.
+pub(crate) const CALL: Duration = Duration::from_secs(15);
+
+/// Who connects.
+#[derive(Debug, Clone)]
+pub(crate) struct Dialer {
+    pub(crate) env: Env,
+    pub(crate) config: ClientConfig,
+}
+
+/// rustls checks certificates by the client's clock.
+#[derive(Debug)]
+struct ClockTime(Arc<dyn Clock>);
+
+impl TimeProvider for ClockTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(self.0.now_ms())))
+    }
+}
+
+impl Dialer {
+    /// For a device that has joined.
+    pub(crate) fn enrolled(env: &Env, identity: &Identity, key: &DeviceKey) -> Result<Self, ClientError> {
+        let authority = CertificateDer::from(identity.ca_der.0.clone());
+        let certificate = CertificateDer::from(identity.certificate_der.0.clone());
+        let config = tls::enrolled_client(&authority, certificate, key, ALPN, clock_time(env))?;
+        Self::new(env, config)
+    }
+
+    /// For a device that knows only the authority's fingerprint.
+    pub(crate) fn enrolling(env: &Env, fingerprint: [u8; 32]) -> Result<Self, ClientError> {
+        Self::new(env, tls::enrolling_client(fingerprint, ALPN, clock_time(env))?)
+    }
+
+    fn new(env: &Env, config: rustls::ClientConfig) -> Result<Self, ClientError> {
+        let crypto = QuicClientConfig::try_from(config)
+            .map_err(|error| ClientError::State { what: "the TLS configuration".into(), why: error.to_string() })?;
+        let mut config = ClientConfig::new(Arc::new(crypto));
+        config.transport_config(params::client());
+        Ok(Self { env: env.clone(), config })
+    }
+
+    /// Tries the addresses in turn; each gets [`HANDSHAKE`].
+    pub(crate) async fn dial(&self, addresses: &[String]) -> Result<(Endpoint, Connection), ClientError> {
+        let mut last = ClientError::Unreachable { addresses: addresses.join(", "), why: "no address is known".into() };
+        for name in addresses {
+            let resolved = match resolve(name).await {
+                Ok(resolved) => resolved,
+                Err(why) => {
+                    last = ClientError::Unreachable { addresses: name.clone(), why };
+                    continue;
+                }
+            };
+            for address in resolved {
+                match self.dial_one(address).await {
+                    Ok(connected) => return Ok(connected),
+                    // The relay has answered: another address leads to the same answer.
+                    Err(error @ ClientError::Closed(_)) => return Err(error),
+                    Err(error) => last = error,
+                }
+            }
+        }
+        Err(last)
+    }
+
+    async fn dial_one(&self, address: SocketAddr) -> Result<(Endpoint, Connection), ClientError> {
+        let unreachable = |why: String| ClientError::Unreachable { addresses: address.to_string(), why };
+        let local: SocketAddr = match address {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let socket =
+            self.env.net.bind_udp(local, CLIENT_SOCKET_BUFFER).map_err(|error| unreachable(error.to_string()))?;
+        let config = params::endpoint(Some(self.env.random.bytes()), None);
+        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))
+            .map_err(|error| unreachable(error.to_string()))?;
+        let connecting = endpoint
+            .connect_with(self.config.clone(), address, RELAY_SERVER_NAME)
+            .map_err(|error| unreachable(error.to_string()))?;
+        match timeout(HANDSHAKE, connecting).await {
+            Ok(Ok(connection)) => Ok((endpoint, connection)),
+            Ok(Err(error)) => Err(match quic::close_code(&error) {
+                Some(code) => ClientError::Closed(code),
+                None => unreachable(error.to_string()),
+            }),
+            Err(_) => Err(unreachable(format!("no answer within {} s; is UDP open on the way?", HANDSHAKE.as_secs()))),
+        }
+    }
+}
+
+fn clock_time(env: &Env) -> Time {
+    Arc::new(ClockTime(Arc::clone(&env.clock)))
+}
+
+/// An address as it is, or a name through the system's resolver.
+async fn resolve(name: &str) -> Result<Vec<SocketAddr>, String> {
+    if let Ok(address) = name.parse() {
+        return Ok(vec![address]);
+    }
+    let found = timeout(HANDSHAKE, tokio::net::lookup_host(name)).await;
+    let found: Vec<SocketAddr> = match found {
+        Ok(Ok(found)) => found.collect(),
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err("the name was not resolved in time".into()),
+    };
+    if found.is_empty() { Err("the name has no address".into()) } else { Ok(found) }
+}
+
+/// A tunnel that is up.
+#[derive(Debug)]
+pub struct Tunnel {
+    endpoint: Endpoint,
+    connection: Connection,
+    hello: HelloAck,
+    /// Set by the relay's `GoAway`.
+    pub(crate) going_away: CancellationToken,
+}
+
+/// What the heartbeats of a tunnel tell.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Beat {
+    /// A heartbeat was answered.
+    Answered {
+        /// From sending to the answer, less the time that the relay held it.
+        round_trip: Duration,
+        /// As the relay's transport measures it.
+        relay_round_trip: Duration,
+    },
+}
+
+impl Tunnel {
+    /// Dials, says hello, and returns the tunnel with its control stream.
+    pub(crate) async fn open(
+        dialer: &Dialer,
+        addresses: &[String],
+        instance_id: InstanceId,
+        path_generation: u64,
+    ) -> Result<(Self, Control), ClientError> {
+        let (endpoint, connection) = dialer.dial(addresses).await?;
+        let hello = Hello {
+            min_minor: 0,
+            max_minor: MINOR,
+            capabilities: 0,
+            client_name: concat!("belay/", env!("CARGO_PKG_VERSION")).into(),
+            instance_id,
+            path_generation,
+            extensions: vec![],
+        };
+        match timeout(HELLO, say_hello(&connection, &hello)).await {
+            Ok(Ok((writer, reader, hello))) => {
+                let going_away = CancellationToken::new();
+                let interval = Duration::from_millis(hello.heartbeat_interval_ms.clamp(10, 3_600_000).into());
+                let control = Control { writer, reader, interval, going_away: going_away.clone() };
+                Ok((Self { endpoint, connection, hello, going_away }, control))
+            }
+            Ok(Err(error)) => Err(closed(&connection).unwrap_or(error)),
+            Err(_) => {
+                quic::close(&connection, CloseCode::TIMEOUT, "no answer to the hello");
+                let why = "the relay did not answer the hello".into();
+                Err(ClientError::Unreachable { addresses: connection.remote_address().to_string(), why })
+            }
+        }
+    }
+
+    /// What the relay said of itself and of us.
+    #[must_use]
+    pub fn hello(&self) -> &HelloAck {
+        &self.hello
+    }
+
+    /// The connection below, for figures.
+    #[must_use]
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Opens a stream of a kind; its preface leaves with the first frame.
+    pub async fn stream(&self, kind: StreamKind) -> Result<(FrameWriter, FrameReader), ClientError> {
+        let opened = timeout(CALL, self.connection.open_bi()).await;
+        let (send, recv) = match opened {
+            Ok(Ok(halves)) => halves,
+            Ok(Err(error)) => return Err(self.lost(quic::lost(&error).to_string())),
+            Err(_) => return Err(ClientError::Lost("all streams of the tunnel are in use".into())),
+        };
+        let (mut writer, reader) = quic::frames(send, recv);
+        if kind == StreamKind::Escalate {
+            writer.set_priority(PRIORITY_TOKENS);
+        }
+        writer.preface(kind);
+        Ok((writer, reader))
+    }
+
+    /// One request, one answer.
+    pub async fn call<Q: Message, A: Message>(&self, kind: StreamKind, request: &Q) -> Result<A, ClientError> {
+        let answered = timeout(CALL, async {
+            let (mut writer, mut reader) = self.stream(kind).await?;
+            writer.send(request).await?;
+            writer.finish();
+            read_answer(&mut reader).await
+        });
+        match answered.await {
+            Ok(Err(ClientError::Lost(why))) => Err(self.lost(why)),
+            Ok(other) => other,
+            Err(_) => Err(ClientError::Lost(format!("no answer within {} s", CALL.as_secs()))),
+        }
+    }
+
+    /// A lost stream's error; the relay's own reason if it closed the tunnel.
+    pub(crate) fn lost(&self, why: String) -> ClientError {
+        closed(&self.connection).unwrap_or(ClientError::Lost(why))
+    }
+
+    /// Closes in order and waits, shortly, until the relay can know.
+    pub async fn close(&self) {
+        quic::close(&self.connection, CloseCode::DONE, "done");
+        let _ = timeout(Duration::from_millis(500), self.endpoint.wait_idle()).await;
+    }
+}
+
+/// The relay's own reason, if it closed the connection with one that it will repeat.
+pub(crate) fn closed(connection: &Connection) -> Option<ClientError> {
+    let code = quic::close_code(&connection.close_reason()?)?;
+    (!matches!(code, CloseCode::DONE)).then_some(ClientError::Closed(code))
+}
+
+/// Reads an answer or the failure in its place.
+pub(crate) async fn read_answer<A: Message>(reader: &mut FrameReader) -> Result<A, ClientError> {
+    let Some(frame) = reader.frame().await? else {
+        return Err(ClientError::Lost("the relay ended the stream without an answer".into()));
+    };
+    if frame.kind == FrameType::Failed {
+        return Err(Failed::from_frame(&frame)?.into());
+    }
+    Ok(A::from_frame(&frame)?)
+}
+
+async fn say_hello(
+    connection: &Connection,
+    hello: &Hello,
+) -> Result<(FrameWriter, FrameReader, HelloAck), ClientError> {
+    let opened = connection.open_bi().await.map_err(|error| ClientError::Lost(quic::lost(&error).to_string()))?;
+    let (mut writer, mut reader) = quic::frames(opened.0, opened.1);
+    writer.set_priority(PRIORITY_CONTROL);
+    writer.preface(StreamKind::Control);
+    writer.send(hello).await?;
+    let ack: HelloAck = read_answer(&mut reader).await?;
+    Ok((writer, reader, ack))
+}
+
+/// The control stream of a tunnel that is up.
+#[derive(Debug)]
+pub(crate) struct Control {
+    writer: FrameWriter,
+    reader: FrameReader,
+    interval: Duration,
+    going_away: CancellationToken,
+}
+
+impl Control {
+    /// Sends a heartbeat at once and then at every interval, until three in a row are not answered
+    /// or the stream ends. Returns why it ended.
+    pub(crate) async fn run(mut self, mut on_beat: impl FnMut(Beat)) -> String {
+        let start = Instant::now();
+        let mut ticks = interval_at(start, self.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut sequence, mut answered) = (0_u64, 0_u64);
+        let mut round_trip_us = None;
+        loop {
+            tokio::select! {
+                // What the relay says first: an answer that is here counts before a tick that is due.
+                biased;
+                frame = self.reader.frame() => match frame {
+                    Ok(Some(frame)) if frame.kind == FrameType::GoAway => {
+                        if let Ok(go_away) = GoAway::from_frame(&frame) {
+                            debug!(reason = %go_away.reason, "the relay is going away");
+                        }
+                        self.going_away.cancel();
+                    }
+                    Ok(Some(frame)) => match HeartbeatAck::from_frame(&frame) {
+                        Ok(ack) => {
+                            answered = answered.max(ack.sequence.min(sequence));
+                            let round_trip = since(start).saturating_sub(ack.echo_us).saturating_sub(ack.held_us.into());
+                            round_trip_us = Some(u32::try_from(round_trip).unwrap_or(u32::MAX));
+                            on_beat(Beat::Answered {
+                                round_trip: Duration::from_micros(round_trip),
+                                relay_round_trip: Duration::from_micros(ack.relay_round_trip_us.into()),
+                            });
+                        }
+                        Err(error) => return error.to_string(),
+                    },
+                    Ok(None) => return "the relay ended the control stream".into(),
+                    Err(error) => return error.to_string(),
+                },
+                _ = ticks.tick() => {
+                    if sequence - answered >= 3 {
+                        return "three heartbeats were not answered".into();
+                    }
+                    sequence += 1;
+                    let heartbeat =
+                        Heartbeat { sequence, sent_at_us: since(start), round_trip_us, extensions: vec![] };
+                    match timeout(self.interval * 3, self.writer.send(&heartbeat)).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => return error.to_string(),
+                        Err(_) => return "a heartbeat could not be sent".into(),
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn since(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
