@@ -154,7 +154,10 @@ impl Client {
         let mut status = self.status.clone();
         let waited = timeout(within, async {
             loop {
-                if let Some(tunnel) = current.borrow_and_update().clone() {
+                // A relay that is going away takes no new streams: the next tunnel will.
+                if let Some(tunnel) = current.borrow_and_update().clone()
+                    && !tunnel.going_away.is_cancelled()
+                {
                     return Ok(tunnel);
                 }
                 if let Some(code) = *self.refused.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -164,6 +167,8 @@ impl Client {
                     return Err(ClientError::Stopped);
                 }
                 tokio::select! {
+                    // In order, so that a simulation repeats.
+                    biased;
                     changed = current.changed() => changed.map_err(|_| ClientError::Stopped)?,
                     changed = status.changed() => changed.map_err(|_| ClientError::Stopped)?,
                 }

@@ -47,7 +47,9 @@ impl PriceSnapshot {
     }
 
     fn line_cost(&self, units: u64, per_million: i64) -> Result<NanoUsd, MoneyError> {
-        let exact = i128::from(units) * i128::from(per_million) * i128::from(self.multiplier_bp);
+        let exact = (i128::from(units) * i128::from(per_million))
+            .checked_mul(i128::from(self.multiplier_bp))
+            .ok_or(MoneyError::OutOfRange)?;
         let divisor = UNITS_PER_PRICE * i128::from(BASIS_POINTS);
         let rounded_up = exact.div_euclid(divisor) + i128::from(exact.rem_euclid(divisor) > 0);
         i64::try_from(rounded_up).map(NanoUsd).map_err(|_| MoneyError::OutOfRange)

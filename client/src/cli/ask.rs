@@ -1,0 +1,332 @@
+//! `belay ask`.
+
+use super::exit::Incomplete;
+use super::{Global, print_json};
+use anyhow::{Context, bail};
+use belay_client::escalation::EscalationRequest;
+use belay_client::{Answer, Client};
+use belay_protocol::dialect::answer::body_text;
+use belay_protocol::dialect::prompt::{Knowledge, Preferences, Prompt, Role, Turn};
+use belay_protocol::id::RequestId;
+use belay_protocol::message::{Content, Dialect, End, Outcome, ResponseHead, UnitKind};
+use belay_protocol::money::NanoUsd;
+use clap::Args;
+use std::io::{IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  belay ask \"Why is the sky blue?\"
+  git diff | belay ask --query \"Review this change\" --constraint \"only real defects\"
+  belay ask --model claude --max-tokens 200 --cost-cap 0.01 --json \"Summarise RFC 9000\"
+  belay ask --dialect anthropic --body request.json")]
+pub(super) struct AskArgs {
+    /// The question; without it, stdin is read
+    question: Option<String>,
+    /// The question, when stdin is something that it is about
+    #[arg(long, conflicts_with = "question", value_name = "TEXT")]
+    query: Option<String>,
+    #[command(flatten)]
+    pub(super) request: RequestArgs,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    /// Send a provider's own request body from this file ("-": stdin) instead of a question
+    #[arg(long, value_name = "FILE", requires = "dialect", conflicts_with_all = ["question", "query"])]
+    body: Option<PathBuf>,
+    /// The format of --body
+    #[arg(long, value_parser = ["openai", "anthropic"])]
+    dialect: Option<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct RequestArgs {
+    /// A model or alias of the relay
+    #[arg(long, short, default_value = "auto")]
+    pub(super) model: String,
+    /// The most output tokens
+    #[arg(long, value_name = "TOKENS")]
+    pub(super) max_tokens: Option<u32>,
+    /// Accept a shorter answer if the money does not reach for --max-tokens
+    #[arg(long)]
+    pub(super) may_reduce: bool,
+    /// Never spend more than this on the answer, in dollars
+    #[arg(long, value_name = "DOLLARS")]
+    pub(super) cost_cap: Option<NanoUsd>,
+    /// End the request after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) deadline: Option<u32>,
+    /// Do not stream: wait for the whole answer
+    #[arg(long)]
+    pub(super) no_stream: bool,
+    /// Repeat a request: the same id with the same content is charged once
+    #[arg(long, value_name = "ID")]
+    pub(super) request_id: Option<RequestId>,
+}
+
+#[derive(Debug, Args)]
+struct PromptArgs {
+    /// How you want to be met
+    #[arg(long, value_name = "TEXT")]
+    framing: Option<String>,
+    /// A file that the answer should know, optionally with its relevance: notes.md or notes.md=0.9
+    #[arg(long, value_name = "FILE[=RELEVANCE]")]
+    knowledge: Vec<String>,
+    /// What the answer must respect
+    #[arg(long, value_name = "TEXT")]
+    constraint: Vec<String>,
+    /// The conversation so far: a JSON list of {"role": "user"|"assistant", "content": "..."}
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
+    /// The answer's language
+    #[arg(long)]
+    language: Option<String>,
+    /// How long the answer should be
+    #[arg(long)]
+    verbosity: Option<String>,
+    /// How the answer should sound
+    #[arg(long)]
+    tone: Option<String>,
+}
+
+pub(super) async fn run(global: &Global, args: AskArgs) -> anyhow::Result<()> {
+    let (dialect, body) = body(&args)?;
+    let client = global.client()?;
+    let result = ask(global, &client, &args.request, dialect, body).await;
+    client.close().await;
+    let asked = result?;
+    if global.json {
+        print_json(&asked.to_json())?;
+    } else {
+        #[expect(clippy::print_stderr, reason = "stdout carries the answer alone")]
+        {
+            eprintln!("{}", asked.summary());
+        }
+    }
+    asked.check()
+}
+
+fn body(args: &AskArgs) -> anyhow::Result<(Dialect, Vec<u8>)> {
+    if let Some(path) = &args.body {
+        let bytes = if path.as_os_str() == "-" {
+            let mut bytes = Vec::new();
+            std::io::stdin().read_to_end(&mut bytes)?;
+            bytes
+        } else {
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?
+        };
+        let anthropic = args.dialect.as_deref() == Some("anthropic");
+        return Ok((if anthropic { Dialect::ANTHROPIC } else { Dialect::OPENAI_CHAT }, bytes));
+    }
+    Ok((Dialect::PROMPT, serde_json::to_vec(&prompt(args)?)?))
+}
+
+fn prompt(args: &AskArgs) -> anyhow::Result<Prompt> {
+    let given = &args.prompt;
+    let mut knowledge = given.knowledge.iter().map(|spec| read_knowledge(spec)).collect::<anyhow::Result<Vec<_>>>()?;
+    let query = match (&args.question, &args.query) {
+        (Some(question), _) => question.clone(),
+        (None, Some(query)) => {
+            knowledge.extend(stdin_text()?.map(|text| Knowledge {
+                source: "stdin".into(),
+                relevance: Some(1.0),
+                text,
+            }));
+            query.clone()
+        }
+        (None, None) => stdin_text()?.context("nothing is asked: give a question, or pipe it in")?,
+    };
+    let history = match &given.history {
+        Some(path) => {
+            let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            serde_json::from_slice::<Vec<Turn>>(&text)
+                .with_context(|| format!("{} is no conversation", path.display()))?
+        }
+        None => vec![],
+    };
+    if history.last().is_some_and(|turn| turn.role == Role::User) {
+        bail!("the conversation ends with a question; its answer, or nothing, must come before yours");
+    }
+    let preferences =
+        Preferences { language: given.language.clone(), verbosity: given.verbosity.clone(), tone: given.tone.clone() };
+    Ok(Prompt {
+        query,
+        framing: given.framing.clone(),
+        knowledge,
+        constraints: given.constraint.clone(),
+        history,
+        preferences,
+    })
+}
+
+fn read_knowledge(spec: &str) -> anyhow::Result<Knowledge> {
+    let split = spec.rsplit_once('=').and_then(|(path, number)| Some((path, number.parse::<f64>().ok()?)));
+    let (path, relevance) = split.map_or((spec, None), |(path, number)| (path, Some(number)));
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    Ok(Knowledge { source: path.to_owned(), relevance, text })
+}
+
+/// What was piped in, if anything.
+fn stdin_text() -> anyhow::Result<Option<String>> {
+    if std::io::stdin().is_terminal() {
+        return Ok(None);
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).context("cannot read stdin")?;
+    Ok(Some(text).filter(|text| !text.trim().is_empty()))
+}
+
+/// An answer with its figures.
+#[derive(Debug)]
+pub(super) struct Asked {
+    request_id: RequestId,
+    text: String,
+    head: Option<ResponseHead>,
+    end: End,
+    first_token_ms: Option<u64>,
+    total_ms: u64,
+}
+
+/// Sends a request and, unless JSON is wanted, prints the answer as it comes.
+pub(super) async fn ask(
+    global: &Global,
+    client: &Client,
+    args: &RequestArgs,
+    dialect: Dialect,
+    body: Vec<u8>,
+) -> anyhow::Result<Asked> {
+    let begun = Instant::now();
+    let request_id = args.request_id.unwrap_or_else(|| client.request_id());
+    let mut request = EscalationRequest::new(request_id, dialect, &args.model, body);
+    request.stream = !args.no_stream;
+    request.max_output_tokens = args.max_tokens;
+    request.may_reduce_output = args.may_reduce;
+    request.cost_cap = args.cost_cap;
+    request.deadline_ms = args.deadline.map(|seconds| seconds.saturating_mul(1000));
+    let mut escalation = client.escalate(request, global.wait()).await?;
+    let mut printer = Printer { live: !global.json, stdout: std::io::stdout(), ends_line: true };
+    let (mut text, mut head, mut first_token_ms, mut refusal) = (String::new(), None, None, Vec::new());
+    let mut cancelled = false;
+    loop {
+        let answer = tokio::select! {
+            answer = escalation.next() => answer?,
+            _ = tokio::signal::ctrl_c(), if !cancelled => {
+                cancelled = true;
+                escalation.cancel("interrupted by the user").await?;
+                continue;
+            }
+        };
+        let Some(answer) = answer else { bail!("the relay ended the answer without saying how") };
+        let mut piece = escalation.text(&answer);
+        match answer {
+            Answer::Head(new) => head = Some(new),
+            Answer::Chunk(chunk) => refusal.extend_from_slice(&chunk),
+            Answer::Event(_) => {}
+            Answer::Failed(failed) => {
+                let provider = String::from_utf8_lossy(&refusal);
+                let error = anyhow::Error::new(belay_client::ClientError::from(failed));
+                return Err(if provider.is_empty() {
+                    error
+                } else {
+                    error.context(format!("the provider said: {provider}"))
+                });
+            }
+            Answer::End(end) => {
+                if let Some(head) =
+                    head.as_ref().filter(|head: &&ResponseHead| !head.stream && head.content == Content::LIVE)
+                {
+                    piece = body_text(head.dialect, &refusal);
+                }
+                printer.print(&piece)?;
+                text += &piece;
+                printer.end_line()?;
+                let total_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                return Ok(Asked { request_id, text, head, end, first_token_ms, total_ms });
+            }
+        }
+        if !piece.is_empty() && first_token_ms.is_none() {
+            first_token_ms = u64::try_from(begun.elapsed().as_millis()).ok();
+        }
+        printer.print(&piece)?;
+        text += &piece;
+    }
+}
+
+/// Prints pieces of an answer as they come.
+struct Printer {
+    live: bool,
+    stdout: std::io::Stdout,
+    ends_line: bool,
+}
+
+impl Printer {
+    fn print(&mut self, piece: &str) -> anyhow::Result<()> {
+        if self.live && !piece.is_empty() {
+            self.ends_line = piece.ends_with('\n');
+            self.stdout
+                .write_all(piece.as_bytes())
+                .and_then(|()| self.stdout.flush())
+                .context("cannot write the answer")?;
+        }
+        Ok(())
+    }
+
+    fn end_line(&mut self) -> anyhow::Result<()> {
+        if !self.ends_line {
+            self.print("\n")?;
+        }
+        Ok(())
+    }
+}
+
+impl Asked {
+    /// One line: model, tokens, cost, balance, first token.
+    pub(super) fn summary(&self) -> String {
+        let end = &self.end;
+        let about = if end.estimated { "about " } else { "" };
+        let first = self.first_token_ms.map_or_else(|| "no token".into(), |ms| format!("first token after {ms} ms"));
+        let gone = self.head.as_ref().is_some_and(|head| head.content == Content::GONE);
+        let repeated = if gone { " (settled before; its text is no longer kept)" } else { "" };
+        let input = end.units(UnitKind::INPUT)
+            + end.units(UnitKind::CACHE_READ)
+            + end.units(UnitKind::CACHE_WRITE_5M)
+            + end.units(UnitKind::CACHE_WRITE_1H);
+        format!(
+            "{} at {}: {input} tokens in, {} out, cost {about}{}, balance {}, {first}{repeated}",
+            end.model,
+            end.provider,
+            end.units(UnitKind::OUTPUT),
+            end.cost,
+            end.balance
+        )
+    }
+
+    /// The documented object.
+    pub(super) fn to_json(&self) -> serde_json::Value {
+        let end = &self.end;
+        let usage: serde_json::Map<String, serde_json::Value> =
+            end.usage.iter().map(|line| (line.kind.name().to_owned(), line.units.into())).collect();
+        serde_json::json!({
+            "request_id": self.request_id.to_string(),
+            "text": self.text,
+            "model": end.model,
+            "provider": end.provider,
+            "usage": usage,
+            "cost_nano_usd": end.cost.0,
+            "balance_nano_usd": end.balance.0,
+            "estimated": end.estimated,
+            "outcome": end.outcome.name(),
+            "content": self.head.as_ref().map_or("live", |head| head.content.name()),
+            "first_token_ms": self.first_token_ms,
+            "total_ms": self.total_ms,
+        })
+    }
+
+    /// An answer that is not complete is a failure of the command.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        if self.end.outcome == Outcome::COMPLETE {
+            return Ok(());
+        }
+        Err(Incomplete { outcome: self.end.outcome.name(), message: self.end.message.clone() }.into())
+    }
+}

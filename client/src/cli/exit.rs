@@ -1,0 +1,58 @@
+//! Exit codes, and how an error is shown.
+
+use belay_client::ClientError;
+use belay_protocol::message::FailureCode;
+use std::process::ExitCode;
+
+const FAILED: u8 = 1;
+const BAD_CONFIG: u8 = 64;
+const UNREACHABLE: u8 = 69;
+const REFUSED: u8 = 77;
+const PAYMENT_REQUIRED: u8 = 78;
+
+/// A request that was settled, but not with a complete answer; it has been shown already.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer is not complete ({outcome}){}", if .message.is_empty() { String::new() } else { format!(": {}", .message) })]
+pub(super) struct Incomplete {
+    /// The outcome's name.
+    pub(super) outcome: &'static str,
+    /// The relay's words.
+    pub(super) message: String,
+}
+
+/// The documented code of an error.
+fn code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::NotJoined(_) | ClientError::State { .. } | ClientError::Cert(_)) => BAD_CONFIG,
+        Some(ClientError::AlreadyJoined { .. } | ClientError::Closed(_)) => REFUSED,
+        Some(ClientError::Unreachable { .. } | ClientError::Lost(_)) => UNREACHABLE,
+        Some(ClientError::Failed(failed)) => match failed.code {
+            FailureCode::PAYMENT_REQUIRED => PAYMENT_REQUIRED,
+            FailureCode::PROVIDER_UNAVAILABLE
+            | FailureCode::TIMED_OUT
+            | FailureCode::STORE_UNAVAILABLE
+            | FailureCode::INTERNAL
+            | FailureCode::CANCELLED => FAILED,
+            _ => REFUSED,
+        },
+        _ => FAILED,
+    }
+}
+
+/// Shows an error on stderr (and as JSON on stdout, if asked for) and gives its code.
+#[expect(clippy::print_stderr, reason = "a command line prints")]
+pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
+    let code = code(error);
+    let text = format!("{error:#}");
+    if json && !error.is::<Incomplete>() {
+        let mut object = serde_json::json!({ "error": text, "exit_code": code });
+        if let Some(ClientError::Failed(failed)) = error.downcast_ref::<ClientError>() {
+            object["code"] = failed.code.name().into();
+            object["retry_after_ms"] = failed.retry_after_ms.into();
+            object["missing_nano_usd"] = failed.missing.map(|missing| missing.0).into();
+        }
+        println!("{object}");
+    }
+    eprintln!("belay: {text}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,136 @@
+//! The command line of `belay`. The only place, with `main`, that uses anyhow and prints.
+#![expect(clippy::print_stdout, reason = "a command line prints")]
+
+mod account;
+mod ask;
+#[cfg(feature = "dev")]
+mod dev;
+mod exit;
+mod join;
+mod status;
+
+use anyhow::Context;
+use belay_client::state::StateDir;
+use belay_client::{Client, Options};
+use belay_transport::env::Env;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+
+const AFTER: &str = "\
+Examples:
+  belay dev \"Why is the sky blue?\"   relay, tunnel and answer in one process, for a first look
+  belay join belay1:...              enrol this computer with an invite
+  belay ask \"Why is the sky blue?\"   ask through the tunnel; the answer streams to stdout
+  git diff | belay ask --query \"Review this change\"
+
+Exit codes: 0 done, 1 failed, 2 usage, 64 not joined or bad configuration, 69 relay unreachable,
+77 refused, 78 payment required.";
+
+/// The belay client: LLM requests through one persistent tunnel, with exact money.
+#[derive(Debug, Parser)]
+#[command(name = "belay", version, after_help = AFTER, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+struct Global {
+    /// Where this computer's identity is kept (default: the platform's place for application data)
+    #[arg(long, global = true, env = "BELAY_HOME", value_name = "DIR")]
+    home: Option<PathBuf>,
+    /// Print one JSON object for programs
+    #[arg(long, global = true)]
+    json: bool,
+    /// How long to wait for the relay, in seconds
+    #[arg(long, global = true, default_value_t = 15, value_name = "SECONDS")]
+    wait: u64,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Relay, tunnel and answer in one process, for a first look; needs no key
+    #[cfg(feature = "dev")]
+    Dev(Box<dev::DevArgs>),
+    /// Enrol this computer with an invite
+    #[command(after_help = "Example:\n  belay join belay1:AbC...")]
+    Join(join::JoinArgs),
+    /// Ask a question; the answer streams to stdout
+    Ask(Box<ask::AskArgs>),
+    /// Show what can be spent
+    #[command(after_help = "Example:\n  belay balance --json")]
+    Balance,
+    /// Show the tunnel: path, round trip, since when, reconnects, bytes
+    Status(status::StatusArgs),
+    /// Revoke this computer at the relay and forget its identity
+    #[command(
+        after_help = "Examples:\n  belay logout\n  belay logout --offline    (only forget, if the relay is gone for good)"
+    )]
+    Logout(join::LogoutArgs),
+    /// Print completions for a shell
+    #[command(after_help = "Example:\n  belay completions bash > ~/.local/share/bash-completion/completions/belay")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Parses the arguments and runs the command.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&error, json),
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_env("BELAY_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
+    // It can only fail if a logger is set already, and this is the first one.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let global = cli.global;
+    match cli.command {
+        #[cfg(feature = "dev")]
+        Command::Dev(args) => runtime.block_on(dev::run(&global, *args)),
+        Command::Join(args) => runtime.block_on(join::join(&global, &args)),
+        Command::Ask(args) => runtime.block_on(ask::run(&global, *args)),
+        Command::Balance => runtime.block_on(account::balance(&global)),
+        Command::Status(args) => runtime.block_on(status::run(&global, &args)),
+        Command::Logout(args) => runtime.block_on(join::logout(&global, &args)),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "belay", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+impl Global {
+    fn state(&self) -> anyhow::Result<StateDir> {
+        match &self.home {
+            Some(home) => Ok(StateDir::at(home)),
+            None => StateDir::from_environment().context("set BELAY_HOME or use --home"),
+        }
+    }
+
+    fn wait(&self) -> Duration {
+        Duration::from_secs(self.wait)
+    }
+
+    fn client(&self) -> anyhow::Result<Client> {
+        let (identity, key) = self.state()?.load()?;
+        Ok(Client::start(Env::system(), identity, &key, Options::default())?)
+    }
+}
+
+/// Prints a value as JSON.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! `belay status`.
+
+use super::{Global, print_json};
+use belay_client::{Client, ClientError, Phase, TunnelStatus};
+use clap::Args;
+use std::time::Duration;
+use tokio::time::timeout;
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  belay status\n  belay status --watch      (hold the tunnel and print every change)"
+)]
+pub(super) struct StatusArgs {
+    /// Hold the tunnel and print every change until interrupted
+    #[arg(long)]
+    watch: bool,
+}
+
+pub(super) async fn run(global: &Global, args: &StatusArgs) -> anyhow::Result<()> {
+    let client = global.client()?;
+    let result = if args.watch { watch(global, &client).await } else { once(global, &client).await };
+    client.close().await;
+    result
+}
+
+async fn once(global: &Global, client: &Client) -> anyhow::Result<()> {
+    client.tunnel(global.wait()).await?;
+    let mut status = client.status();
+    // The first heartbeat leaves at once; its answer completes the picture.
+    let first_beat = timeout(Duration::from_secs(3), status.wait_for(|status| status.round_trip_us.is_some()));
+    drop(first_beat.await);
+    let status = client.status().borrow().clone();
+    if global.json { json(client, &status) } else { Ok(show(client, &status)) }
+}
+
+async fn watch(global: &Global, client: &Client) -> anyhow::Result<()> {
+    let mut status = client.status();
+    loop {
+        let now = status.borrow_and_update().clone();
+        if global.json {
+            println!("{}", serde_json::to_string(&now)?);
+        } else {
+            println!("{}", line(&now));
+        }
+        if let Phase::Refused { .. } = now.phase {
+            client.tunnel(Duration::ZERO).await?;
+        }
+        tokio::select! {
+            changed = status.changed() => changed.map_err(|_| ClientError::Stopped)?,
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+        }
+    }
+}
+
+fn json(client: &Client, status: &TunnelStatus) -> anyhow::Result<()> {
+    let mut object = serde_json::to_value(status)?;
+    let identity = client.identity();
+    object["tenant"] = serde_json::to_value(&identity.tenant)?;
+    object["device"] = serde_json::to_value(&identity.device)?;
+    object["certificate_expires_ms"] = identity.expires_ms.into();
+    print_json(&object)
+}
+
+fn show(client: &Client, status: &TunnelStatus) {
+    let identity = client.identity();
+    println!("device       {} of tenant {}", identity.device, identity.tenant);
+    println!("tunnel       {}", phase(status));
+    if let Some(remote) = status.remote {
+        println!("path         {} to {remote} ({})", status.path, status.relay.as_deref().unwrap_or("unknown relay"));
+    }
+    println!("round trip   {} (the relay measures {})", trip(status.round_trip_us), trip(status.relay_round_trip_us));
+    println!("reconnects   {}", status.reconnects);
+    println!("bytes        {} sent, {} received", status.bytes_sent, status.bytes_received);
+}
+
+fn line(status: &TunnelStatus) -> String {
+    format!(
+        "{}  {}  round trip {}  reconnects {}  {} B sent, {} B received",
+        phase(status),
+        status.remote.map_or_else(|| "-".into(), |remote| remote.to_string()),
+        trip(status.round_trip_us),
+        status.reconnects,
+        status.bytes_sent,
+        status.bytes_received
+    )
+}
+
+fn phase(status: &TunnelStatus) -> String {
+    let now_ms = belay_transport::env::Clock::now_ms(&belay_transport::env::SystemClock);
+    let seconds = now_ms.saturating_sub(status.since_ms) / 1000;
+    match &status.phase {
+        Phase::Connecting => "connecting".into(),
+        Phase::Up => format!("up since {seconds} s"),
+        Phase::Waiting { reason, for_ms } => format!("waiting {for_ms} ms: {reason}"),
+        Phase::Refused { code } => format!("refused: {code}"),
+        Phase::Closed => "closed".into(),
+    }
+}
+
+fn trip(us: Option<u64>) -> String {
+    us.map_or_else(|| "unknown".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000))
+}

@@ -1,0 +1,58 @@
+//! Whole histories under virtual time.
+
+use belay_tests::sim::world::{Outcome, Plan, run};
+use std::time::Duration;
+
+fn plan(seed: u64, hours: u64) -> Plan {
+    Plan {
+        seed,
+        devices: 20,
+        duration: Duration::from_secs(hours * 3600),
+        between_requests: Duration::from_secs(300),
+        between_losses: Duration::from_secs(1800),
+    }
+}
+
+fn check(plan: Plan, outcome: &Outcome) {
+    let history = &outcome.history;
+    eprintln!(
+        "seed {}: {} asked, {} ends seen, {} lost, {} cancelled, {} path losses, {} packets, book: {:?}",
+        plan.seed,
+        history.asked,
+        history.ends.len(),
+        history.lost,
+        history.cancelled,
+        history.path_losses,
+        outcome.packets,
+        outcome.book
+    );
+    assert_eq!(outcome.book.problems, Vec::<String>::new(), "seed {}", plan.seed);
+    assert_eq!(outcome.book.open, 0, "seed {}: holds are open", plan.seed);
+    // Every charge that a device saw is in the book, with the same cost.
+    for (id, end) in &history.ends {
+        assert_eq!(outcome.settled.get(id), Some(&end.cost.0), "seed {}: request {id}", plan.seed);
+    }
+    // And every nano-dollar that is gone went into a settled request.
+    assert_eq!(outcome.settled.values().sum::<i64>(), outcome.spent, "seed {}", plan.seed);
+    assert!(outcome.settled.len() as u64 <= history.asked, "seed {}", plan.seed);
+    assert_eq!(history.ends.len() as u64 + history.lost, history.asked, "seed {}", plan.seed);
+}
+
+#[test]
+fn a_hundred_hours_of_twenty_devices_leave_the_books_clean() {
+    let plan = plan(20_261_123, 100);
+    let outcome = run(plan);
+    check(plan, &outcome);
+    // The history has to have something to tell.
+    assert!(outcome.history.ends.len() > 5_000 && outcome.history.lost > 10 && outcome.history.path_losses > 1_000);
+    assert!(outcome.history.cancelled > 100);
+}
+
+#[test]
+fn a_seed_repeats_its_history() {
+    let plan = plan(7, 2);
+    let (first, second) = (run(plan), run(plan));
+    check(plan, &first);
+    assert_eq!(first.history.log, second.history.log, "seed {}", plan.seed);
+    assert_ne!(first.history.log, run(Plan { seed: 8, ..plan }).history.log, "another seed, another history");
+}
