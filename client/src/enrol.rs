@@ -31,7 +31,7 @@ pub async fn join(env: &Env, state: &StateDir, invite: &Invite, label: &str) -> 
     let request =
         EnrolRequest { secret: invite.secret.to_vec(), csr_der: key.request()?, device_label: label.to_owned() };
     let answered = timeout(CALL, async {
-        let opened = connection.open_bi().await.map_err(|error| ClientError::Lost(quic::lost(&error).to_string()))?;
+        let opened = connection.open_bi().await.map_err(|error| ClientError::Lost(quic::lost_why(&error)))?;
         let (mut writer, mut reader) = quic::frames(opened.0, opened.1);
         writer.preface(StreamKind::Enrol);
         writer.send(&request).await?;

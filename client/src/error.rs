@@ -61,7 +61,8 @@ impl From<StreamError> for ClientError {
     fn from(error: StreamError) -> Self {
         match error {
             StreamError::Protocol(error) => Self::Protocol(error),
-            other => Self::Lost(other.to_string()),
+            StreamError::Lost(why) => Self::Lost(why),
+            other @ StreamError::Peer(_) => Self::Lost(other.to_string()),
         }
     }
 }

@@ -126,7 +126,7 @@ impl Escalation {
         // A relay that refuses a body in the middle stops the stream and says why on the other half.
         match escalation.writer.flush().await {
             Ok(()) | Err(belay_protocol::stream::StreamError::Peer(_)) => Ok(escalation),
-            Err(error) => Err(escalation.tunnel.lost(error.to_string())),
+            Err(error) => Err(lost(&escalation.tunnel, error.into())),
         }
     }
 

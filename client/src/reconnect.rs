@@ -160,17 +160,21 @@ impl Client {
                 {
                     return Ok(tunnel);
                 }
-                if let Some(code) = *self.refused.lock().unwrap_or_else(PoisonError::into_inner) {
-                    return Err(ClientError::Closed(code));
+                if let Some(refused) = self.refusal() {
+                    return Err(refused);
                 }
                 if self.stop.is_cancelled() {
                     return Err(ClientError::Stopped);
                 }
-                tokio::select! {
+                let changed = tokio::select! {
                     // In order, so that a simulation repeats.
                     biased;
-                    changed = current.changed() => changed.map_err(|_| ClientError::Stopped)?,
-                    changed = status.changed() => changed.map_err(|_| ClientError::Stopped)?,
+                    changed = current.changed() => changed,
+                    changed = status.changed() => changed,
+                };
+                if changed.is_err() {
+                    // The keeper has ended: by refusal, or because the client was closed.
+                    return Err(self.refusal().unwrap_or(ClientError::Stopped));
                 }
             }
         });
@@ -181,6 +185,11 @@ impl Client {
             };
             Err(ClientError::Unreachable { addresses: self.identity.addresses.join(", "), why })
         })
+    }
+
+    /// The relay's refusal, if it refuses for good.
+    fn refusal(&self) -> Option<ClientError> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).map(ClientError::Closed)
     }
 
     /// A new name for a request.
@@ -319,8 +328,10 @@ impl Keeper {
         };
         info!(%why, "tunnel down");
         let error = tunnel.lost(why);
-        // Whoever still waits on it learns that it is over.
-        belay_transport::quic::close(tunnel.connection(), CloseCode::DEAD, "lost");
+        // Whoever still waits on it learns that it is over; a reason that the relay gave stands.
+        if tunnel.connection().close_reason().is_none() {
+            belay_transport::quic::close(tunnel.connection(), CloseCode::DEAD, "lost");
+        }
         self.after(error)
     }
 

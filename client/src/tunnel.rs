@@ -270,7 +270,7 @@ async fn say_hello(
     connection: &Connection,
     hello: &Hello,
 ) -> Result<(FrameWriter, FrameReader, HelloAck), ClientError> {
-    let opened = connection.open_bi().await.map_err(|error| ClientError::Lost(quic::lost(&error).to_string()))?;
+    let opened = connection.open_bi().await.map_err(|error| ClientError::Lost(quic::lost_why(&error)))?;
     let (mut writer, mut reader) = quic::frames(opened.0, opened.1);
     writer.set_priority(PRIORITY_CONTROL);
     writer.preface(StreamKind::Control);

@@ -1,4 +1,7 @@
 //! Integration tests: one binary, one module per subject.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod access;
+mod money;
+mod scripted;
 mod simulation;

@@ -45,6 +45,7 @@ pub fn config_text(state: &Path, extra: &str) -> String {
 #[derive(Debug)]
 pub struct TestRelay {
     relay: Option<Relay>,
+    config: String,
     dir: TempDir,
 }
 
@@ -57,12 +58,13 @@ impl TestRelay {
     /// The same with overrides.
     pub async fn with(extra: &str, overrides: Overrides) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config::parse(&config_text(&dir.path().join("state"), extra), "test").unwrap();
+        let text = config_text(&dir.path().join("state"), extra);
+        let config = Config::parse(&text, "test").unwrap();
         let relay = Relay::start(config, Env::system(), overrides).await.unwrap();
         let tenant = tenant("acme");
         relay.admin().create_tenant(tenant.clone()).await.unwrap();
         relay.admin().credit(&tenant, NanoUsd(5_000_000_000), None, None).await.unwrap();
-        Self { relay: Some(relay), dir }
+        Self { relay: Some(relay), config: text, dir }
     }
 
     /// The relay itself.
@@ -115,7 +117,18 @@ impl TestRelay {
         tenants.into_iter().find(|info| info.id.as_str() == id).unwrap().balance_nano_usd
     }
 
-    /// Stops the relay in order, after checking its books.
+    /// Stops the relay in order and starts it anew on the same state and address.
+    pub async fn restart(mut self) -> Self {
+        let address = self.address();
+        let config = self.config.replace("quic = \"127.0.0.1:0\"", &format!("quic = \"{address}\""));
+        let relay = self.relay.take().unwrap();
+        tokio::time::timeout(PATIENCE, relay.shutdown()).await.expect("the relay stops");
+        let config = Config::parse(&config, "test").unwrap();
+        self.relay = Some(Relay::start(config, Env::system(), Overrides::default()).await.unwrap());
+        self
+    }
+
+    /// Stops the relay in order.
     pub async fn stop(mut self) {
         let relay = self.relay.take().unwrap();
         tokio::time::timeout(PATIENCE, relay.shutdown()).await.expect("the relay stops");

@@ -133,10 +133,16 @@ fn read_error(error: ReadError) -> StreamError {
 /// A lost connection as a stream's error.
 #[must_use]
 pub fn lost(error: &ConnectionError) -> StreamError {
-    StreamError::Lost(match close_code(error) {
+    StreamError::Lost(lost_why(error))
+}
+
+/// Why a connection was lost, for people.
+#[must_use]
+pub fn lost_why(error: &ConnectionError) -> String {
+    match close_code(error) {
         Some(code) => format!("closed by the peer ({code})"),
         None => error.to_string(),
-    })
+    }
 }
 
 /// The code with which the peer closed the connection, if it did.

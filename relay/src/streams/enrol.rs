@@ -4,9 +4,10 @@ use super::{fail, failure, refuse};
 use crate::enrolment::{Enrolment, EnrolmentError};
 use crate::escalate::{Caller, ClientStream, finish_stream};
 use belay_protocol::codec::Message;
-use belay_protocol::error::{ProtocolError, StreamCode};
+use belay_protocol::error::ProtocolError;
 use belay_protocol::frame::FrameType;
 use belay_protocol::message::{EnrolAnswer, EnrolRequest, Failed, FailureCode, LeaveAnswer, LeaveRequest};
+use std::future::poll_fn;
 use std::time::Duration;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -85,8 +86,7 @@ async fn leave(enrolment: &Enrolment, caller: &Caller, request: &LeaveRequest, s
     if stream.writer.queue(&LeaveAnswer { device: caller.device.clone() }).is_ok() {
         finish_stream(stream).await;
     }
-    // The answer must arrive before the tunnel goes: the client finishes its side when it has it.
-    let _ = timeout(Duration::from_millis(500), stream.reader.frame()).await;
-    stream.reader.stop(StreamCode::NO_ERROR);
+    // The answer must arrive before the tunnel goes: a finished stream says when it has.
+    let _ = timeout(Duration::from_millis(500), poll_fn(|cx| stream.writer.poll_stopped(cx))).await;
     enrolment.disconnect(&caller.device);
 }
