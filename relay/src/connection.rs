@@ -265,9 +265,7 @@ async fn serve_stream(shared: &Shared, caller: Option<&Caller>, mut stream: Clie
         (_, None) => {
             let message = "a connection without a certificate can only enrol";
             let failure = streams::failure(FailureCode::UNAUTHENTICATED, message, "enrol first: belay join <invite>");
-            streams::fail(&mut stream, failure).await;
-            stream.writer.reset(StreamCode::REFUSED);
-            stream.reader.stop(StreamCode::REFUSED);
+            streams::fail(&mut stream, failure, StreamCode::REFUSED).await;
         }
         (StreamKind::Escalate, Some(caller)) => {
             // Large: kept off the stack of the task that dispatches.
@@ -279,9 +277,7 @@ async fn serve_stream(shared: &Shared, caller: Option<&Caller>, mut stream: Clie
         (kind, Some(_)) => {
             let message = format!("streams of kind {} are not served here", kind.name());
             let failure = streams::failure(FailureCode::UNSUPPORTED, message, "use a newer relay");
-            streams::fail(&mut stream, failure).await;
-            stream.writer.reset(StreamCode::UNSUPPORTED);
-            stream.reader.stop(StreamCode::UNSUPPORTED);
+            streams::fail(&mut stream, failure, StreamCode::UNSUPPORTED).await;
         }
     }
 }

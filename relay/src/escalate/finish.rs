@@ -5,6 +5,7 @@ use super::{Escalator, failed, finish_stream, send_failed, store_failed};
 use crate::store::StoreError;
 use crate::store::executor::Db;
 use crate::store::ledger::settle::{Settled, Settlement, settle, void};
+use belay_protocol::error::StreamCode;
 use belay_protocol::frame::{FrameType, frame};
 use belay_protocol::id::{RequestId, TenantId};
 use belay_protocol::message::{FailureCode, Outcome};
@@ -69,7 +70,7 @@ impl Flight<'_> {
                     Ok(end) => self.stream.writer.queue_raw(end),
                     Err(error) => warn!(%error, "cannot send an End"),
                 }
-                finish_stream(self.stream).await;
+                finish_stream(self.stream, StreamCode::NO_ERROR).await;
             }
             // The guard stays armed: the sweeper settles once the store works again.
             Err(error) => send_failed(self.stream, &store_failed(self.held.guard.request_id, &error)).await,

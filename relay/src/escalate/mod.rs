@@ -197,17 +197,16 @@ impl Escalator {
 /// Sends a failure and ends the stream. A client that does not take it loses it.
 pub(crate) async fn send_failed(stream: &mut ClientStream, failure: &Failed) {
     if stream.writer.queue(failure).is_ok() {
-        finish_stream(stream).await;
+        finish_stream(stream, StreamCode::NO_ERROR).await;
     }
 }
 
-/// Flushes what is queued and ends the stream, within a deadline.
-pub(crate) async fn finish_stream(stream: &mut ClientStream) {
+/// Flushes what is queued and ends the stream, within a deadline; `code` tells the client why
+/// nothing more of it is read. What was written is not reset: that would discard it on the way.
+pub(crate) async fn finish_stream(stream: &mut ClientStream, code: StreamCode) {
+    stream.reader.stop(code);
     match timeout(LAST_WRITE, stream.writer.flush()).await {
-        Ok(Ok(())) => {
-            stream.writer.finish();
-            stream.reader.stop(StreamCode::NO_ERROR);
-        }
+        Ok(Ok(())) => stream.writer.finish(),
         Ok(Err(error)) => debug!(%error, "the client did not take the end of its answer"),
         Err(_) => {
             debug!("the client did not take the end of its answer in time");
@@ -243,7 +242,7 @@ async fn repeat_end(
         Ok((head, end)) => {
             stream.writer.queue_raw(head);
             stream.writer.queue_raw(end);
-            finish_stream(stream).await;
+            finish_stream(stream, StreamCode::NO_ERROR).await;
         }
         Err(error) => warn!(%error, "cannot repeat an End"),
     }

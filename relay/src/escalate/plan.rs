@@ -50,6 +50,10 @@ pub(crate) fn plan(
     check_operation(request, dialect).map_err(|message| {
         fail(FailureCode::UNSUPPORTED, message, "choose a model of that API, or the API of that model")
     })?;
+    if request.max_output_tokens == Some(0) {
+        let message = "max_output_tokens must be at least 1".to_owned();
+        return Err(fail(FailureCode::INVALID_REQUEST, message, "ask for at least one token, or leave the cap out"));
+    }
     let (source, stream, wants_usage_event, in_body) = if request.dialect == Dialect::PROMPT {
         let prompt = Prompt::from_json(body).map_err(|message| {
             fail(FailureCode::INVALID_REQUEST, message, "see PROTOCOL.md for the prompt's fields")

@@ -3,6 +3,7 @@
 use super::{fail, failure, refuse};
 use crate::escalate::{Caller, ClientStream, finish_stream};
 use crate::tenants::Tenants;
+use belay_protocol::error::StreamCode;
 use belay_protocol::message::{Balance, BalanceRequest, FailureCode};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -14,7 +15,12 @@ pub async fn serve(tenants: &Tenants, caller: &Caller, deadline: Duration, mut s
         Ok(Ok(_)) => {}
         Ok(Err(error)) => return refuse(&mut stream, &error).await,
         Err(_) => {
-            return fail(&mut stream, failure(FailureCode::TIMED_OUT, "no request came", "send it at once")).await;
+            return fail(
+                &mut stream,
+                failure(FailureCode::TIMED_OUT, "no request came", "send it at once"),
+                StreamCode::TIMEOUT,
+            )
+            .await;
         }
     }
     let summary = match tenants.summary(&caller.tenant).await {
@@ -22,7 +28,7 @@ pub async fn serve(tenants: &Tenants, caller: &Caller, deadline: Duration, mut s
         Err(error) => {
             warn!(%error, "cannot read a balance");
             let failure = failure(FailureCode::STORE_UNAVAILABLE, "the relay could not read its books", "try again");
-            return fail(&mut stream, failure).await;
+            return fail(&mut stream, failure, StreamCode::INTERNAL).await;
         }
     };
     let balance = Balance {
@@ -33,6 +39,6 @@ pub async fn serve(tenants: &Tenants, caller: &Caller, deadline: Duration, mut s
         charged: summary.charged,
     };
     if stream.writer.queue(&balance).is_ok() {
-        finish_stream(&mut stream).await;
+        finish_stream(&mut stream, StreamCode::NO_ERROR).await;
     }
 }

@@ -4,7 +4,7 @@ use super::{fail, failure, refuse};
 use crate::enrolment::{Enrolment, EnrolmentError};
 use crate::escalate::{Caller, ClientStream, finish_stream};
 use belay_protocol::codec::Message;
-use belay_protocol::error::ProtocolError;
+use belay_protocol::error::{ProtocolError, StreamCode};
 use belay_protocol::frame::FrameType;
 use belay_protocol::message::{EnrolAnswer, EnrolRequest, Failed, FailureCode, LeaveAnswer, LeaveRequest};
 use std::future::poll_fn;
@@ -19,7 +19,12 @@ pub async fn serve(enrolment: &Enrolment, caller: Option<&Caller>, deadline: Dur
         Ok(Ok(None)) => return refuse(&mut stream, &ProtocolError::Truncated("the enrolment").into()).await,
         Ok(Err(error)) => return refuse(&mut stream, &error).await,
         Err(_) => {
-            return fail(&mut stream, failure(FailureCode::TIMED_OUT, "no request came", "send it at once")).await;
+            return fail(
+                &mut stream,
+                failure(FailureCode::TIMED_OUT, "no request came", "send it at once"),
+                StreamCode::TIMEOUT,
+            )
+            .await;
         }
     };
     match (frame.kind, caller) {
@@ -33,7 +38,12 @@ pub async fn serve(enrolment: &Enrolment, caller: Option<&Caller>, deadline: Dur
         },
         (FrameType::LeaveRequest, None) => {
             let message = "only a device with a certificate can leave";
-            fail(&mut stream, failure(FailureCode::UNAUTHENTICATED, message, "connect with the certificate")).await;
+            fail(
+                &mut stream,
+                failure(FailureCode::UNAUTHENTICATED, message, "connect with the certificate"),
+                StreamCode::REFUSED,
+            )
+            .await;
         }
         (kind, _) => {
             let error = ProtocolError::Unexpected { got: kind.name(), expected: "EnrolRequest or LeaveRequest" };
@@ -48,7 +58,7 @@ async fn enrol(enrolment: &Enrolment, request: EnrolRequest, stream: &mut Client
             info!(tenant = %answer.tenant, device = %answer.device, "device enrolled");
             send(stream, &answer).await;
         }
-        Err(error) => fail(stream, enrolment_failed(&error)).await,
+        Err(error) => fail(stream, enrolment_failed(&error), StreamCode::REFUSED).await,
     }
 }
 
@@ -71,7 +81,7 @@ fn enrolment_failed(error: &EnrolmentError) -> Failed {
 
 async fn send(stream: &mut ClientStream, answer: &EnrolAnswer) {
     if stream.writer.queue(answer).is_ok() {
-        finish_stream(stream).await;
+        finish_stream(stream, StreamCode::NO_ERROR).await;
     }
 }
 
@@ -80,11 +90,11 @@ async fn leave(enrolment: &Enrolment, caller: &Caller, request: &LeaveRequest, s
     if let Err(error) = enrolment.record_leaving(&caller.device, &why).await {
         warn!(%error, "cannot revoke a device that leaves");
         let failure = failure(FailureCode::STORE_UNAVAILABLE, "the relay could not revoke the device", "try again");
-        return fail(stream, failure).await;
+        return fail(stream, failure, StreamCode::INTERNAL).await;
     }
     info!("device left");
     if stream.writer.queue(&LeaveAnswer { device: caller.device.clone() }).is_ok() {
-        finish_stream(stream).await;
+        finish_stream(stream, StreamCode::NO_ERROR).await;
     }
     // The answer must arrive before the tunnel goes: a finished stream says when it has.
     let _ = timeout(Duration::from_millis(500), poll_fn(|cx| stream.writer.poll_stopped(cx))).await;

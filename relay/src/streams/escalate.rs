@@ -4,6 +4,7 @@ use super::{fail, failure, refuse};
 use crate::escalate::{Caller, ClientStream, Escalator};
 use belay_protocol::error::{ProtocolError, StreamCode};
 use belay_protocol::frame::{FrameType, raw};
+use belay_protocol::id::RequestId;
 use belay_protocol::message::{EscalateRequest, FailureCode};
 use belay_protocol::stream::StreamError;
 use belay_transport::params::PRIORITY_TOKENS;
@@ -34,7 +35,7 @@ impl BodyBudget {
 /// Why no request came out of a stream.
 enum NoRequest {
     Stream(StreamError),
-    TooLarge { len: u32, max: u32 },
+    TooLarge { id: RequestId, len: u32, max: u32 },
     NoMemory,
 }
 
@@ -46,22 +47,22 @@ pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, 
     let (request, body, _permit) = match read {
         Ok(Ok(read)) => read,
         Ok(Err(NoRequest::Stream(error))) => return refuse(&mut stream, &error).await,
-        Ok(Err(NoRequest::TooLarge { len, max })) => {
+        Ok(Err(NoRequest::TooLarge { id, len, max })) => {
             let message = format!("the request body has {len} bytes, at most {max} are allowed");
-            stream.reader.stop(StreamCode::LIMIT);
-            return fail(&mut stream, failure(FailureCode::LIMIT, message, "send a smaller request")).await;
+            let mut large = failure(FailureCode::LIMIT, message, "send a smaller request");
+            large.request_id = Some(id);
+            return fail(&mut stream, large, StreamCode::LIMIT).await;
         }
         Ok(Err(NoRequest::NoMemory)) => {
             let mut busy =
                 failure(FailureCode::OVERLOADED, "the relay has no memory left for request bodies", "try again later");
             busy.retry_after_ms = Some(1000);
-            return fail(&mut stream, busy).await;
+            return fail(&mut stream, busy, StreamCode::LIMIT).await;
         }
         Err(_) => {
             let message = format!("the request did not arrive within {} ms", deadline.as_millis());
-            fail(&mut stream, failure(FailureCode::TIMED_OUT, message, "send the request faster")).await;
-            stream.writer.reset(StreamCode::TIMEOUT);
-            return;
+            let late = failure(FailureCode::TIMED_OUT, message, "send the request faster");
+            return fail(&mut stream, late, StreamCode::TIMEOUT).await;
         }
     };
     let span = tracing::info_span!("request", id = %request.request_id, model = %shown(&request.model));
@@ -81,7 +82,7 @@ async fn read_request(
     let request: EscalateRequest = stream.reader.expect().await.map_err(NoRequest::Stream)?;
     let max = escalator.config.limits.request_body;
     if request.body_len > max {
-        return Err(NoRequest::TooLarge { len: request.body_len, max });
+        return Err(NoRequest::TooLarge { id: request.request_id, len: request.body_len, max });
     }
     let permit = budget.take(request.body_len, escalator.config.timeouts.request_body / 2).await;
     let permit = permit.ok_or(NoRequest::NoMemory)?;

@@ -12,16 +12,14 @@ use belay_protocol::message::{Failed, FailureCode};
 use belay_protocol::stream::StreamError;
 use tracing::{debug, warn};
 
-/// Answers bytes that made no sense: a typed failure where one can still be sent, then a reset.
+/// Answers bytes that made no sense with a typed failure; what else comes is not read.
 pub(crate) async fn refuse(stream: &mut ClientStream, error: &StreamError) {
     let StreamError::Protocol(error) = error else {
         debug!(%error, "a stream was lost before its request was read");
         return;
     };
     warn!(%error, "a stream broke the protocol");
-    fail(stream, failure_of(error)).await;
-    stream.writer.reset(error.stream_code());
-    stream.reader.stop(error.stream_code());
+    fail(stream, failure_of(error), error.stream_code()).await;
 }
 
 fn failure_of(error: &ProtocolError) -> Failed {
@@ -45,9 +43,9 @@ pub(crate) fn failure(code: FailureCode, message: impl Into<String>, remedy: &st
     }
 }
 
-/// Sends a failure and ends the stream in order.
-pub(crate) async fn fail(stream: &mut ClientStream, failure: Failed) {
+/// Sends a failure and ends the stream in order; `code` stops what the client still sends.
+pub(crate) async fn fail(stream: &mut ClientStream, failure: Failed, code: StreamCode) {
     if stream.writer.queue(&failure).is_ok() {
-        finish_stream(stream).await;
+        finish_stream(stream, code).await;
     }
 }

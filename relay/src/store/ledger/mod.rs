@@ -12,6 +12,8 @@
 pub mod hold;
 pub mod recover;
 pub mod settle;
+#[cfg(test)]
+mod tests;
 pub mod verify;
 
 use super::StoreError;
