@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod access;
+mod foreign;
+mod foreign_server;
 mod money;
 mod scripted;
 mod simulation;
