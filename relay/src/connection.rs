@@ -145,7 +145,8 @@ async fn tunnel(
     // A revocation between the first look and the registration has closed nothing yet.
     admit(shared, &tenant, &device).await?;
     let ack = HelloAck {
-        minor: MINOR.min(hello.max_minor),
+        // The lowest that there is: every client speaks it.
+        minor: MINOR,
         capabilities: 0,
         relay_name: concat!("belayd/", env!("CARGO_PKG_VERSION")).into(),
         tenant: tenant.clone(),

@@ -5,5 +5,6 @@ mod access;
 mod foreign;
 mod foreign_server;
 mod money;
+mod providers;
 mod scripted;
 mod simulation;

@@ -1,7 +1,13 @@
-//! The harness of belay's tests: relays and clients in this process ([`relay`]), and whole
-//! histories of them in one thread under virtual time ([`sim`]).
-#![expect(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a test harness fails by panicking")]
+//! The harness of belay's tests: relays and clients in this process ([`relay`]) or in their own
+//! ([`procs`]), a scriptable provider ([`fake_provider`]), a bad network ([`link`]), whole histories
+//! in one thread under virtual time ([`sim`]), and Python peers ([`python`]).
+#![warn(missing_docs)]
+#![expect(clippy::unwrap_used, reason = "a test harness fails by panicking")]
 
+pub mod clock;
+pub mod fake_provider;
+pub mod link;
+pub mod procs;
 pub mod python;
 pub mod relay;
 pub mod sim;
