@@ -95,6 +95,15 @@ impl TestRelay {
         self.client_of("acme").await
     }
 
+    /// Enrols a new device of `acme` and brings its tunnel up through another address.
+    pub async fn client_through(&self, address: SocketAddr) -> TestClient {
+        let home = tempfile::tempdir().unwrap();
+        let state = StateDir::at(home.path());
+        let invite = Invite { addresses: vec![address.to_string()], ..self.invite("acme").await };
+        enrol::join(&Env::system(), &state, &invite, "test").await.unwrap();
+        TestClient::start(state, home, Options::default()).await
+    }
+
     /// Enrols a new device of a tenant and brings its tunnel up.
     pub async fn client_of(&self, id: &str) -> TestClient {
         let home = tempfile::tempdir().unwrap();

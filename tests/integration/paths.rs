@@ -1,0 +1,74 @@
+//! Real sockets over bad paths.
+
+use belay_client::{Answer, Phase};
+use belay_protocol::message::Outcome;
+use belay_tests::link::{self, Direction, Link};
+use belay_tests::relay::{PATIENCE, TestRelay, eventually};
+use std::time::Duration;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loss_jitter_reordering_and_duplication_change_no_token() {
+    let relay = TestRelay::start("").await;
+    let straight = relay.client().await.ask("Why is the sky blue?").await;
+    let bad = Direction {
+        jitter: Duration::from_millis(15),
+        loss: 0.05,
+        duplicate: 0.05,
+        reorder: 0.05,
+        reorder_by: Duration::from_millis(10),
+        ..Direction::delay(Duration::from_millis(20))
+    };
+    let link = Link::start(relay.address(), link::seed(), bad).unwrap();
+    let client = relay.client_through(link.address()).await;
+    for _ in 0..5 {
+        let answer = client.ask("Why is the sky blue?").await;
+        assert_eq!(answer.text, straight.text, "{link:?}");
+        assert_eq!(answer.end.expect("settled").outcome, Outcome::COMPLETE, "{link:?}");
+    }
+    relay.verify().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_change_in_the_middle_of_a_stream_costs_no_reconnect() {
+    let relay = TestRelay::start("[providers.demo]\nkind = \"demo\"\npace_ms = 10\n").await;
+    let link = Link::start(relay.address(), link::seed(), Direction::delay(Duration::from_millis(5))).unwrap();
+    let client = relay.client_through(link.address()).await;
+    let mut running = client.client.escalate(client.prompt("Why is the sky blue?"), PATIENCE).await.unwrap();
+    let mut events = 0;
+    let end = loop {
+        match running.next().await.unwrap_or_else(|error| panic!("{error} {link:?}")) {
+            Some(Answer::Event(_)) => {
+                events += 1;
+                if events % 30 == 0 {
+                    link.change_address().unwrap();
+                }
+            }
+            Some(Answer::End(end)) => break end,
+            Some(_) => {}
+            None => panic!("no end"),
+        }
+    };
+    assert_eq!((end.outcome, end.events), (Outcome::COMPLETE, events));
+    assert_eq!(client.client.status().borrow().reconnects, 0);
+    relay.verify().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_goes_dead_is_noticed_and_the_tunnel_comes_back() {
+    let relay = TestRelay::start("[timeouts]\nheartbeat_ms = 100\ndrain_ms = 100\n").await;
+    let link = Link::start(relay.address(), link::seed(), Direction::default()).unwrap();
+    let client = relay.client_through(link.address()).await;
+    let mut status = client.client.status();
+    link.blackhole(true);
+    let down = status.wait_for(|status| status.phase != Phase::Up);
+    tokio::time::timeout(Duration::from_secs(5), down).await.expect("three missed heartbeats").unwrap();
+    eventually("the relay notices too", async || relay.relay().admin().status().tunnels.is_empty()).await;
+    link.blackhole(false);
+    let back = status.wait_for(|status| status.phase == Phase::Up);
+    tokio::time::timeout(PATIENCE, back).await.expect("back").unwrap();
+    assert!(client.ask("Still there?").await.end.is_some());
+    relay.verify().await;
+    relay.stop().await;
+}
