@@ -128,19 +128,50 @@ fn crates_depend_on_what_they_may_know() {
         (
             "protocol",
             &[
-                "tokio", "quinn", "quinn-proto", "rustls", "rusqlite", "reqwest", "hyper", "axum", "socket2", "rand",
-                "belay-transport", "belay-certs", "belay-relay", "belay-client", "anyhow",
+                "tokio",
+                "quinn",
+                "quinn-proto",
+                "rustls",
+                "rusqlite",
+                "reqwest",
+                "hyper",
+                "axum",
+                "socket2",
+                "rand",
+                "belay-transport",
+                "belay-certs",
+                "belay-relay",
+                "belay-client",
+                "anyhow",
             ],
         ),
         (
             "protocol/transport",
-            &["belay-certs", "belay-relay", "belay-client", "rusqlite", "reqwest", "hyper", "axum", "bincode", "anyhow"],
+            &[
+                "belay-certs",
+                "belay-relay",
+                "belay-client",
+                "rusqlite",
+                "reqwest",
+                "hyper",
+                "axum",
+                "bincode",
+                "anyhow",
+            ],
         ),
         (
             "certs",
             &[
-                "belay-protocol", "belay-transport", "belay-relay", "belay-client", "quinn", "tokio", "socket2",
-                "rusqlite", "reqwest", "anyhow",
+                "belay-protocol",
+                "belay-transport",
+                "belay-relay",
+                "belay-client",
+                "quinn",
+                "tokio",
+                "socket2",
+                "rusqlite",
+                "reqwest",
+                "anyhow",
             ],
         ),
         ("relay", &["belay-client", "belay-tests", "bincode"]),
@@ -181,10 +212,27 @@ fn bincode_is_named_in_one_file() {
 #[test]
 fn the_protocol_knows_no_io() {
     let words = [
-        "quinn", "quinn_proto", "tokio", "rusqlite", "reqwest", "hyper", "rustls", "rand", "std::net", "std::time",
-        "std::fs", "std::process", "std::thread", "std::env", "Instant", "SystemTime",
+        "quinn",
+        "quinn_proto",
+        "tokio",
+        "rusqlite",
+        "reqwest",
+        "hyper",
+        "rustls",
+        "rand",
+        "std::net",
+        "std::time",
+        "std::fs",
+        "std::process",
+        "std::thread",
+        "std::env",
+        "Instant",
+        "SystemTime",
     ];
-    none("protocol has no I/O and no clock", sources("protocol/src").iter().flat_map(|s| s.lines_with(&words)).collect());
+    none(
+        "protocol has no I/O and no clock",
+        sources("protocol/src").iter().flat_map(|s| s.lines_with(&words)).collect(),
+    );
 }
 
 #[test]
@@ -200,7 +248,14 @@ fn transport_and_certs_know_only_their_own() {
 #[test]
 fn sql_lives_below_the_store() {
     let words = [
-        "rusqlite", "rusqlite_migration", "SELECT ", "INSERT INTO", "DELETE FROM", "UPDATE ", "PRAGMA ", "CREATE TABLE",
+        "rusqlite",
+        "rusqlite_migration",
+        "SELECT ",
+        "INSERT INTO",
+        "DELETE FROM",
+        "UPDATE ",
+        "PRAGMA ",
+        "CREATE TABLE",
     ];
     let outside = all_sources().into_iter().filter(|source| !source.path.starts_with("relay/src/store/"));
     none("SQL only below relay/src/store", outside.flat_map(|s| s.lines_with(&words)).collect());
@@ -226,8 +281,16 @@ fn anyhow_and_printing_belong_to_the_command_lines() {
 #[test]
 fn time_randomness_and_blocking_come_from_outside() {
     let words = [
-        "SystemTime::now", "std::time::Instant", "Instant::now_std", "thread_rng", "rand::rng", "OsRng", "from_os_rng",
-        "spawn_blocking", "block_in_place", "tokio::fs",
+        "SystemTime::now",
+        "std::time::Instant",
+        "Instant::now_std",
+        "thread_rng",
+        "rand::rng",
+        "OsRng",
+        "from_os_rng",
+        "spawn_blocking",
+        "block_in_place",
+        "tokio::fs",
     ];
     let libraries = all_sources().into_iter().filter(|source| !source.is_cli());
     let offences = libraries.filter(|source| source.path != "protocol/transport/src/env.rs");

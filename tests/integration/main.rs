@@ -4,6 +4,7 @@
 mod access;
 mod foreign;
 mod foreign_server;
+mod house;
 mod money;
 mod paths;
 mod providers;

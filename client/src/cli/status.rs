@@ -30,7 +30,11 @@ async fn once(global: &Global, client: &Client) -> anyhow::Result<()> {
     let first_beat = timeout(Duration::from_secs(3), status.wait_for(|status| status.round_trip_us.is_some()));
     drop(first_beat.await);
     let status = client.status().borrow().clone();
-    if global.json { json(client, &status) } else { Ok(show(client, &status)) }
+    if global.json {
+        return json(client, &status);
+    }
+    show(client, &status);
+    Ok(())
 }
 
 async fn watch(global: &Global, client: &Client) -> anyhow::Result<()> {
