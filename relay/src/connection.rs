@@ -27,7 +27,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, debug, info, warn};
+use tracing::{Instrument, Span, debug, info, warn};
 
 /// How long an unused connection without a certificate may stay.
 const ENROL_PATIENCE: Duration = Duration::from_secs(30);
@@ -111,9 +111,8 @@ async fn enrol_only(shared: &Arc<Shared>, connection: &Connection) -> CloseCode 
             accepted = connection.accept_bi() => accepted,
         };
         let Ok((send, recv)) = accepted else { return CloseCode::DONE };
-        let shared_task = Arc::clone(shared);
-        let task = async move { serve_stream(&shared_task, None, client_stream(send, recv)).await };
-        shared.streams.spawn(task.in_current_span());
+        let (shared_task, span) = (Arc::clone(shared), stream_span(&send));
+        shared.streams.spawn(async move { serve_stream(&shared_task, None, client_stream(send, recv), span).await });
     }
 }
 
@@ -243,34 +242,52 @@ async fn streams_until_end(
             accepted = connection.accept_bi() => accepted,
         };
         let Ok((send, recv)) = accepted else { return CloseCode::DONE };
-        let (shared_task, caller) = (Arc::clone(shared), caller.clone());
-        let task = async move { serve_stream(&shared_task, Some(&caller), client_stream(send, recv)).await };
-        shared.streams.spawn(task.in_current_span());
+        let (shared_task, caller, span) = (Arc::clone(shared), caller.clone(), stream_span(&send));
+        let stream = client_stream(send, recv);
+        shared.streams.spawn(async move { serve_stream(&shared_task, Some(&caller), stream, span).await });
     }
 }
 
+/// A stream's span, below that of its connection.
+fn stream_span(send: &quinn::SendStream) -> Span {
+    tracing::info_span!("stream", id = send.id().index(), kind = tracing::field::Empty)
+}
+
 /// Serves one stream after the control stream.
-async fn serve_stream(shared: &Shared, caller: Option<&Caller>, mut stream: ClientStream) {
+async fn serve_stream(shared: &Shared, caller: Option<&Caller>, mut stream: ClientStream, span: Span) {
     let deadline = shared.escalator.config.timeouts.hello;
-    let kind = match timeout(deadline, stream.reader.preface()).await {
+    let kind = match timeout(deadline, stream.reader.preface()).instrument(span.clone()).await {
         Ok(Ok(kind)) => kind,
-        Ok(Err(error)) => return streams::refuse(&mut stream, &error).await,
+        Ok(Err(error)) => return streams::refuse(&mut stream, &error).instrument(span).await,
         Err(_) => {
             stream.writer.reset(StreamCode::TIMEOUT);
             stream.reader.stop(StreamCode::TIMEOUT);
             return;
         }
     };
+    span.record("kind", kind.name());
+    if let (StreamKind::Escalate, Some(caller)) = (kind, caller) {
+        // Large: kept off the stack of the task that dispatches. It enters its own spans, one at a
+        // time: every poll of the token path pays for each span that it is in.
+        return Box::pin(streams::escalate::serve(&shared.escalator, &shared.bodies, caller, stream, &span)).await;
+    }
+    serve_small(shared, caller, kind, stream, deadline).instrument(span).await;
+}
+
+/// Serves a stream of any kind but escalate.
+async fn serve_small(
+    shared: &Shared,
+    caller: Option<&Caller>,
+    kind: StreamKind,
+    mut stream: ClientStream,
+    deadline: Duration,
+) {
     match (kind, caller) {
         (StreamKind::Enrol, caller) => streams::enrol::serve(&shared.enrolment, caller, deadline, stream).await,
         (_, None) => {
             let message = "a connection without a certificate can only enrol";
             let failure = streams::failure(FailureCode::UNAUTHENTICATED, message, "enrol first: belay join <invite>");
             streams::fail(&mut stream, failure, StreamCode::REFUSED).await;
-        }
-        (StreamKind::Escalate, Some(caller)) => {
-            // Large: kept off the stack of the task that dispatches.
-            Box::pin(streams::escalate::serve(&shared.escalator, &shared.bodies, caller, stream)).await;
         }
         (StreamKind::Billing, Some(caller)) => {
             streams::billing::serve(&shared.escalator.tenants, caller, deadline, stream).await;

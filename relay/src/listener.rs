@@ -80,7 +80,10 @@ impl Listener {
             };
             let Some(incoming) = incoming else { return };
             let validated = incoming.remote_address_validated();
-            let permit = Arc::clone(&pending).try_acquire_owned().ok();
+            // Senders of forged addresses never finish: half of the room is for those that have
+            // proven theirs.
+            let has_room = validated || pending.available_permits() > limits.pending_handshakes / 2;
+            let permit = Arc::clone(&pending).try_acquire_owned().ok().filter(|_| has_room);
             let verdict = admission.judge(incoming.remote_address().ip(), validated, Instant::now());
             match (verdict, permit) {
                 (Verdict::Accept, Some(permit)) => {
@@ -89,7 +92,7 @@ impl Listener {
                         connection::serve(shared, incoming, permit).await;
                     });
                 }
-                // Under pressure an address must first prove itself; then it may wait its turn.
+                // Under pressure an address must first prove itself.
                 (Verdict::Accept | Verdict::Retry, _) if !validated => {
                     if let Err(error) = incoming.retry() {
                         error.into_incoming().ignore();

@@ -1,1 +1,96 @@
-fn main() {}
+//! The bench program: what belay costs beside doing without it, measured in one run.
+//!
+//! `cargo run --release -p belay-tests --bin bench -- [--quick] [--only NAME] [--json]`
+//!
+//! It starts a fake provider, a minimal reverse proxy, a raw quinn echo server (all three are this
+//! program again) and a real `belayd`, each in a process of its own, and takes its samples in turn:
+//! never one thing's block after another's, so that a busy moment of the machine meets all alike.
+//! Each figure that has a bar stands beside what it is held against. If the direct way alone is too
+//! slow for anything to be learned, the run says that it is void.
+//!
+//! Exit codes: 0 all bars hold, 1 one does not (or the bench itself failed), 2 void.
+
+mod echo;
+mod first_token;
+mod http;
+mod memory;
+mod proxy;
+mod report;
+mod roles;
+mod scene;
+mod travel;
+
+use clap::Parser;
+use report::{Report, Verdict};
+use roles::Role;
+use scene::Scene;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Measures belay beside a direct connection, a minimal reverse proxy and raw QUIC
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+struct Args {
+    /// Fewer samples: under a minute instead of under five
+    #[arg(long)]
+    quick: bool,
+    /// Show only figures whose name contains this; what they are held against is measured anyway
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// One JSON object a line instead of a table
+    #[arg(long)]
+    json: bool,
+    /// What this process is, when the bench starts itself
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(args) {
+        Ok(Verdict::Holds) => ExitCode::SUCCESS,
+        Ok(Verdict::Fails) => ExitCode::from(1),
+        Ok(Verdict::Void) => ExitCode::from(2),
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<Verdict> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async move {
+        if let Some(role) = args.role {
+            return roles::play(role).await.map(|()| Verdict::Holds);
+        }
+        let (only, json) = (args.only.clone(), args.json);
+        let most = Duration::from_secs(if args.quick { 60 } else { 300 });
+        // On a worker thread, like everything that is measured.
+        let measured = tokio::spawn(async move { tokio::time::timeout(most, measure(&args)).await });
+        let report = measured.await??.map(|report| report.only(only.as_deref()))?;
+        report.print(json)?;
+        Ok(report.verdict())
+    })
+}
+
+async fn measure(args: &Args) -> anyhow::Result<Report> {
+    let wanted = |names: &[&str]| args.only.as_ref().is_none_or(|only| names.iter().any(|name| name.contains(&**only)));
+    let scene = Arc::new(Scene::set().await?);
+    let mut report = Report::default();
+    let basis = first_token::measure(&scene, if args.quick { 150 } else { 1000 }, &mut report).await?;
+    if wanted(&travel::NAMES) {
+        let size = if args.quick {
+            travel::Size { rounds: 2, tokens_of_one: 50, tokens_of_many: 130 }
+        } else {
+            travel::Size { rounds: 6, tokens_of_one: 100, tokens_of_many: 150 }
+        };
+        travel::measure(&scene, &size, &basis, &mut report).await?;
+    }
+    if wanted(&memory::NAMES) {
+        memory::measure(&scene, if args.quick { 50 } else { 200 }, &mut report).await?;
+    }
+    scene.strike().await;
+    Ok(report)
+}

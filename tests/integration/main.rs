@@ -5,6 +5,7 @@ mod access;
 mod foreign;
 mod foreign_server;
 mod house;
+mod kill;
 mod money;
 mod paths;
 mod providers;

@@ -3,6 +3,7 @@
 //! bytes, and reads what the relay says. Every wait has a deadline.
 
 use belay_certs::ca::Authority;
+use belay_certs::invite::Invite;
 use belay_certs::issue::{DeviceKey, DeviceRequest};
 use belay_certs::tls::{self, system_time};
 use belay_client::escalation::{Collected, EscalationRequest};
@@ -18,9 +19,10 @@ use belay_protocol::message::{
     Balance, BalanceRequest, Dialect, End, EscalateRequest, Failed, FailureCode, Heartbeat, HeartbeatAck, Hello,
     HelloAck, Operation, Outcome,
 };
+use belay_protocol::money::NanoUsd;
 use belay_protocol::stream::{FrameReader, FrameWriter, StreamError};
 use belay_protocol::{ALPN, MINOR, RELAY_SERVER_NAME};
-use belay_tests::relay::{PATIENCE, TestRelay, eventually};
+use belay_tests::relay::{PATIENCE, TestRelay, eventually, tenant};
 use belay_transport::env::{Env, KernelNet, Net};
 use belay_transport::{params, quic};
 use bytes::Bytes;
@@ -37,6 +39,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -68,13 +71,20 @@ pub(crate) fn authority(relay: &TestRelay) -> Authority {
 
 /// A client that trusts the relay and shows no certificate.
 pub(crate) fn nobody(relay: &TestRelay) -> rustls::ClientConfig {
-    tls::enrolling_client(authority(relay).fingerprint(), ALPN, system_time()).unwrap()
+    anonymous(authority(relay).fingerprint())
+}
+
+/// A client that trusts the authority with that fingerprint and shows no certificate.
+pub(crate) fn anonymous(fingerprint: [u8; 32]) -> rustls::ClientConfig {
+    tls::enrolling_client(fingerprint, ALPN, system_time()).unwrap()
 }
 
 /// An enrolled device, or what claims to be one.
 pub(crate) struct Device {
     pub(crate) tenant: String,
     pub(crate) id: String,
+    /// Where its relay is.
+    relay: SocketAddr,
     /// The authority that it trusts.
     pub(crate) trusts: CertificateDer<'static>,
     certificate: CertificateDer<'static>,
@@ -84,12 +94,17 @@ pub(crate) struct Device {
 impl Device {
     /// Enrols a new device of `acme`.
     pub(crate) async fn enrol(relay: &TestRelay) -> Self {
+        Self::join(&relay.invite("acme").await).await
+    }
+
+    /// Enrols a new device with an invite.
+    pub(crate) async fn join(invite: &Invite) -> Self {
         let home = tempfile::tempdir().unwrap();
         let state = StateDir::at(home.path());
-        let invite = relay.invite("acme").await;
-        let identity = enrol::join(&Env::system(), &state, &invite, "raw").await.unwrap();
+        let identity = enrol::join(&Env::system(), &state, invite, "raw").await.unwrap();
         let (_, key) = state.load().unwrap();
         Self {
+            relay: identity.addresses[0].parse().unwrap(),
             tenant: identity.tenant.to_string(),
             id: identity.device.to_string(),
             trusts: identity.ca_der.0.into(),
@@ -103,7 +118,14 @@ impl Device {
         let key = DeviceKey::generate().unwrap();
         let request = DeviceRequest::from_der(&key.request().unwrap()).unwrap();
         let issued = request.issue(signer, tenant, id, [7; 12], now_ms).unwrap();
-        Self { tenant: tenant.into(), id: id.into(), trusts: self.trusts.clone(), certificate: issued.certificate, key }
+        Self {
+            tenant: tenant.into(),
+            id: id.into(),
+            certificate: issued.certificate,
+            key,
+            relay: self.relay,
+            trusts: self.trusts.clone(),
+        }
     }
 
     /// Its side of TLS.
@@ -117,13 +139,13 @@ impl Device {
     }
 
     /// A connection before its hello.
-    pub(crate) async fn connect(&self, relay: &TestRelay) -> Peer {
-        Peer::connect(relay.address(), HOME, self.tls()).await.unwrap()
+    pub(crate) async fn connect(&self) -> Peer {
+        Peer::connect(self.relay, HOME, self.tls()).await.unwrap()
     }
 
     /// A tunnel of a new instance.
-    pub(crate) async fn tunnel(&self, relay: &TestRelay) -> Tunnel {
-        let peer = self.connect(relay).await;
+    pub(crate) async fn tunnel(&self) -> Tunnel {
+        let peer = self.connect().await;
         let control = peer.hello(&hello(rand::random(), 1)).await;
         Tunnel { peer, control }
     }
@@ -270,12 +292,19 @@ pub(crate) struct Stream {
 }
 
 /// How the relay ended a stream.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Ended {
     /// All frames that came.
     pub(crate) frames: Vec<Frame>,
     /// The code of the reset, if it was one.
     pub(crate) reset: Option<StreamCode>,
+}
+
+impl fmt::Debug for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kinds: Vec<_> = self.frames.iter().map(|frame| frame.kind).collect();
+        write!(f, "{kinds:?}, failed {:?}, reset {:?}", self.failed(), self.reset)
+    }
 }
 
 impl Ended {
@@ -417,6 +446,11 @@ pub(crate) fn prompt(question: &str) -> Vec<u8> {
     serde_json::to_vec(&Prompt::new(question)).unwrap()
 }
 
+/// Gives a tenant many dollars more.
+pub(crate) async fn credit(relay: &TestRelay, id: &str) {
+    relay.relay().admin().credit(&tenant(id), NanoUsd(10_000_000_000_000), None, None).await.unwrap();
+}
+
 /// Waits until no money is held, and fails unless the books are clean then.
 pub(crate) async fn books_are_clean(relay: &TestRelay) {
     eventually("the last hold is resolved", async || {
@@ -430,7 +464,7 @@ pub(crate) async fn books_are_clean(relay: &TestRelay) {
 pub(crate) struct Faults {
     /// So many datagrams are sent, then none.
     pub(crate) says: usize,
-    /// So many datagrams are received, then none.
+    /// So many datagrams, or trains of them, are received, then none.
     pub(crate) hears: usize,
     /// What becomes of a datagram that is sent.
     pub(crate) bend: Box<dyn Fn(Vec<u8>) -> Vec<u8> + Send + Sync>,
@@ -492,42 +526,57 @@ impl AsyncUdpSocket for FaultySocket {
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.inner.local_addr()
     }
+
+    // The kernel may hand over several datagrams as one, whoever wraps the socket.
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.inner.may_fragment()
+    }
 }
 
 /// Somebody else's client, who asks and asks and must not notice what a test does meanwhile.
 pub(crate) struct Bystander {
     stop: CancellationToken,
-    asking: JoinHandle<u64>,
+    answers: watch::Receiver<u64>,
+    asking: JoinHandle<()>,
 }
 
 impl Bystander {
     /// Starts to ask.
     pub(crate) fn start(client: Client) -> Self {
         let stop = CancellationToken::new();
-        let asking = tokio::spawn(ask_until(client, stop.clone()));
-        Self { stop, asking }
+        let (count, answers) = watch::channel(0);
+        let asking = tokio::spawn(ask_until(client, stop.clone(), count));
+        Self { stop, answers, asking }
+    }
+
+    /// Waits until it has had so many answers.
+    pub(crate) async fn answered(&self, answers: u64) {
+        let _ = self.answers.clone().wait_for(|count| *count >= answers).await;
     }
 
     /// Stops after the answer that is running. Fails unless all answers were complete and came
     /// through one tunnel; tells how many there were.
     pub(crate) async fn stop(self) -> u64 {
         self.stop.cancel();
-        soon("the bystander's last answer", self.asking).await.unwrap()
+        soon("the bystander's last answer", self.asking).await.unwrap();
+        *self.answers.borrow()
     }
 }
 
-async fn ask_until(client: Client, stop: CancellationToken) -> u64 {
-    let mut answers = 0;
+async fn ask_until(client: Client, stop: CancellationToken, answers: watch::Sender<u64>) {
     let mut first = None;
     while !stop.is_cancelled() {
         let answer = soon("the bystander's answer", ask(&client, "Why is the sky blue?")).await;
         let end = answer.end.expect("the bystander's request is settled");
         assert_eq!(end.outcome, Outcome::COMPLETE, "{}", end.message);
         assert_eq!(&answer.text, first.get_or_insert_with(|| answer.text.clone()));
-        answers += 1;
+        answers.send_modify(|count| *count += 1);
     }
     assert_eq!(client.status().borrow().reconnects, 0, "the bystander lost its tunnel");
-    answers
 }
 
 async fn ask(client: &Client, question: &str) -> Collected {

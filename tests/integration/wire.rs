@@ -144,7 +144,7 @@ fn enrolment() -> EnrolRequest {
 async fn what_breaks_a_stream_costs_that_stream_and_nothing_else() {
     let relay = TestRelay::start("").await;
     let bystander = Bystander::start(relay.client().await.client);
-    let tunnel = Device::enrol(&relay).await.tunnel(&relay).await;
+    let tunnel = Device::enrol(&relay).await.tunnel().await;
     let cases = [
         broken_frames(StreamKind::Escalate, &request(10)),
         broken_frames(StreamKind::Billing, &BalanceRequest { reserved: 0 }),
@@ -164,7 +164,7 @@ async fn what_breaks_a_stream_costs_that_stream_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_enrolment_says_wrongly_is_refused_with_its_own_code() {
     let relay = TestRelay::start("").await;
-    let tunnel = Device::enrol(&relay).await.tunnel(&relay).await;
+    let tunnel = Device::enrol(&relay).await.tunnel().await;
     let csr_der = DeviceKey::generate().unwrap().request().unwrap();
     let cases = [
         (enrolment(), FailureCode::INVALID_REQUEST),
@@ -182,7 +182,7 @@ async fn what_an_enrolment_says_wrongly_is_refused_with_its_own_code() {
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_may_be_cut_anywhere_and_unknown_optional_ones_are_skipped() {
     let relay = TestRelay::start("").await;
-    let mut tunnel = Device::enrol(&relay).await.tunnel(&relay).await;
+    let mut tunnel = Device::enrol(&relay).await.tunnel().await;
     let optional = raw_frame(3, UNKNOWN_TYPE, 0, 0, b"new");
     let balance = BalanceRequest { reserved: 0 }.to_frame().unwrap();
 
@@ -212,7 +212,7 @@ async fn frames_may_be_cut_anywhere_and_unknown_optional_ones_are_skipped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nonsense_during_the_answer_ends_and_settles_the_request() {
     let relay = TestRelay::start("[providers.demo]\nkind = \"demo\"\npace_ms = 100\n").await;
-    let tunnel = Device::enrol(&relay).await.tunnel(&relay).await;
+    let tunnel = Device::enrol(&relay).await.tunnel().await;
     for nonsense in [
         body_chunk(prompt(QUESTION).len() as u64, b"more than was announced"),
         request(1).to_frame().unwrap().to_vec(),
@@ -235,7 +235,7 @@ async fn nonsense_during_the_answer_ends_and_settles_the_request() {
 async fn streams_whose_request_comes_late_are_given_up() {
     let relay = TestRelay::start("[timeouts]\nhello_ms = 300\nrequest_body_ms = 600\n").await;
     let bystander = Bystander::start(relay.client().await.client);
-    let tunnel = Device::enrol(&relay).await.tunnel(&relay).await;
+    let tunnel = Device::enrol(&relay).await.tunnel().await;
     let peer = &tunnel.peer;
     let start = Instant::now();
 
@@ -269,7 +269,7 @@ async fn what_breaks_the_control_stream_costs_its_connection_and_no_other() {
     let relay = TestRelay::start("").await;
     let bystander = Bystander::start(relay.client().await.client);
     let device = Device::enrol(&relay).await;
-    let neighbour = device.tunnel(&relay).await;
+    let neighbour = device.tunnel().await;
     let kind = FrameType::Heartbeat;
     let cases = [
         ("a second hello", hello([1; 16], 2).to_frame().unwrap().to_vec()),
@@ -281,20 +281,20 @@ async fn what_breaks_the_control_stream_costs_its_connection_and_no_other() {
         ("a heartbeat of garbage", frame_of(kind, &[0xfe; 30])),
     ];
     for (what, bytes) in cases {
-        let mut tunnel = device.tunnel(&relay).await;
+        let mut tunnel = device.tunnel().await;
         tunnel.control.write(&bytes).await;
         assert_eq!(tunnel.peer.closed().await, CloseCode::PROTOCOL, "{what}");
         neighbour.peer.balance().await;
     }
 
-    let mut cut = device.tunnel(&relay).await;
+    let mut cut = device.tunnel().await;
     cut.control.write(&heartbeat(1).to_frame().unwrap()[..7]).await;
     cut.control.finish();
     assert_eq!(cut.peer.closed().await, CloseCode::PROTOCOL, "a cut frame");
-    let mut finished = device.tunnel(&relay).await;
+    let mut finished = device.tunnel().await;
     finished.control.finish();
     assert_eq!(finished.peer.closed().await, CloseCode::DONE, "a control stream that ends in order");
-    let Tunnel { peer, control } = device.tunnel(&relay).await;
+    let Tunnel { peer, control } = device.tunnel().await;
     drop(control);
     assert_eq!(peer.closed().await, CloseCode::DONE, "a control stream that is reset");
 
@@ -323,13 +323,13 @@ async fn a_tunnel_begins_with_a_good_hello_or_not_at_all() {
         ("no version at all", on(StreamKind::Control, &upside_down.to_frame().unwrap()), CloseCode::VERSION),
     ];
     for (what, bytes, code) in cases {
-        let peer = device.connect(&relay).await;
+        let peer = device.connect().await;
         let mut stream = peer.open_bare().await;
         stream.write(&bytes).await;
         assert_eq!(peer.closed().await, code, "{what}");
     }
     for (what, len) in [("nothing", 1), ("half a hello", frame.len() / 2)] {
-        let peer = device.connect(&relay).await;
+        let peer = device.connect().await;
         let mut stream = peer.open_bare().await;
         stream.write(&on(StreamKind::Control, &frame)[..len]).await;
         stream.finish();
@@ -345,7 +345,7 @@ async fn a_hello_that_does_not_come_in_time_closes_the_connection() {
     let frame = [vec![StreamKind::Control.to_wire()], hello([1; 16], 1).to_frame().unwrap().to_vec()].concat();
     for (what, sent) in [("no stream", 0), ("a preface", 1), ("half a hello", frame.len() / 2)] {
         let start = Instant::now();
-        let peer = device.connect(&relay).await;
+        let peer = device.connect().await;
         let mut stream = peer.open_bare().await;
         stream.write(&frame[..sent]).await;
         assert_eq!(peer.closed().await, CloseCode::TIMEOUT, "{what}");
@@ -358,9 +358,9 @@ async fn a_hello_that_does_not_come_in_time_closes_the_connection() {
 async fn a_tunnel_lives_by_its_heartbeats() {
     let relay = TestRelay::start("[timeouts]\nheartbeat_ms = 100\n").await;
     let device = Device::enrol(&relay).await;
-    let mut alive = device.tunnel(&relay).await;
+    let mut alive = device.tunnel().await;
     let start = Instant::now();
-    let silent = device.tunnel(&relay).await;
+    let silent = device.tunnel().await;
     let mut sequence = 0;
     let closed = silent.peer.closed();
     tokio::pin!(closed);
@@ -443,7 +443,7 @@ async fn a_handshake_needs_our_protocol_and_a_valid_certificate_of_our_authority
     // Issued 31 days ago for 30 days.
     assert_eq!(alert_of(&relay, certified(&ours, now_ms - 31 * DAY_MS).tls()).await, CERTIFICATE_EXPIRED);
     // The same made well gets in.
-    certified(&ours, now_ms - 29 * DAY_MS).tunnel(&relay).await.peer.balance().await;
+    certified(&ours, now_ms - 29 * DAY_MS).tunnel().await.peer.balance().await;
     relay.stop().await;
 }
 
@@ -456,7 +456,7 @@ async fn a_certificate_gives_only_the_device_that_it_names() {
     for (tenant, id) in
         [("acme", "nobody-1"), ("other", &*device.id), ("nowhere", &*device.id), ("../acme", "x"), ("", "")]
     {
-        let peer = device.certified(&ours, tenant, id, now_ms).connect(&relay).await;
+        let peer = device.certified(&ours, tenant, id, now_ms).connect().await;
         assert_eq!(peer.closed().await, CloseCode::UNKNOWN_DEVICE, "{tenant}/{id}");
     }
     relay.stop().await;
@@ -567,7 +567,7 @@ async fn there_is_no_early_data_no_datagram_and_no_stream_of_one_direction() {
         // Tickets, if there were any, would have come by the time that a stream is answered.
         peer.open(StreamKind::Feed).await.ended().await;
     }
-    let tunnel = Device::enrol(&relay).await.tunnel(&relay).await;
+    let tunnel = Device::enrol(&relay).await.tunnel().await;
     tunnel.peer.balance().await;
     let connection = &tunnel.peer.connection;
     assert_eq!(connection.max_datagram_size(), None);

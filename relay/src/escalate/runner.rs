@@ -134,8 +134,9 @@ impl Flight<'_> {
         let timeouts = self.escalator.config.timeouts.clone();
         let (revoked, stop) = (self.caller.revoked.clone(), self.escalator.stop.clone());
         let mut splitter = SseSplitter::new(MAX_CHUNK);
-        let mut heard = self.held.at + timeouts.first_event - timeouts.between_events.min(timeouts.first_event);
-        let mut timer = pin!(sleep_until(self.deadline.min(heard + timeouts.between_events)));
+        // Until when the provider may be silent: first for its first event, then between two.
+        let mut patience = self.held.at + timeouts.first_event;
+        let mut timer = pin!(sleep_until(self.deadline.min(patience)));
         loop {
             let has_room = self.log.has_room();
             tokio::select! {
@@ -147,23 +148,27 @@ impl Flight<'_> {
                 did = client_did(self.stream, self.client_talks, &mut self.log) => {
                     if let Err(ending) = self.heed(did) { return ending; }
                     // While reading was paused for the reader, the provider's silence is not its own.
-                    if !has_room { heard = Instant::now(); }
+                    if !has_room { patience = Instant::now() + timeouts.between_events; }
                 }
                 () = &mut timer => {
                     let now = Instant::now();
                     if now >= self.deadline {
                         return Ending::After(Outcome::TIMED_OUT, "the request took longer than its deadline".into());
                     }
-                    if has_room && now >= heard + timeouts.between_events {
+                    if has_room && now >= patience {
                         return Ending::After(Outcome::TIMED_OUT, "the provider fell silent".into());
                     }
-                    // The timer is not moved at every event, only here.
-                    let next = if has_room { heard } else { now } + timeouts.between_events;
+                    // The timer is not moved at every event, only here and at the first.
+                    let next = if has_room { patience } else { now + timeouts.between_events };
                     timer.as_mut().reset(next.min(self.deadline));
                 }
                 chunk = answer.chunk(), if has_room => {
-                    heard = Instant::now();
-                    self.first_event.get_or_insert(heard);
+                    let heard = Instant::now();
+                    patience = heard + timeouts.between_events;
+                    if self.first_event.is_none() {
+                        self.first_event = Some(heard);
+                        timer.as_mut().reset(patience.min(self.deadline));
+                    }
                     let taken = match chunk {
                         None => return self.provider_ended(streams),
                         Some(Err(error)) => return Ending::After(Outcome::PROVIDER_FAILED, error.to_string()),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 /// Memory for request bodies of the whole process, in KiB.
 #[derive(Debug, Clone)]
@@ -39,14 +39,14 @@ enum NoRequest {
     NoMemory,
 }
 
-/// Serves one escalate stream to its end.
-pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, mut stream: ClientStream) {
+/// Serves one escalate stream to its end. `span` is the stream's; the request's own is below it.
+pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, mut stream: ClientStream, span: &Span) {
     stream.writer.set_priority(PRIORITY_TOKENS);
     let deadline = escalator.config.timeouts.request_body;
-    let read = timeout(deadline, read_request(escalator, budget, &mut stream)).await;
+    let read = timeout(deadline, read_request(escalator, budget, &mut stream)).instrument(span.clone()).await;
     let (request, body, _permit) = match read {
         Ok(Ok(read)) => read,
-        Ok(Err(NoRequest::Stream(error))) => return refuse(&mut stream, &error).await,
+        Ok(Err(NoRequest::Stream(error))) => return refuse(&mut stream, &error).instrument(span.clone()).await,
         Ok(Err(NoRequest::TooLarge { id, len, max })) => {
             let message = format!("the request body has {len} bytes, at most {max} are allowed");
             let mut large = failure(FailureCode::LIMIT, message, "send a smaller request");
@@ -65,7 +65,7 @@ pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, 
             return fail(&mut stream, late, StreamCode::TIMEOUT).await;
         }
     };
-    let span = tracing::info_span!("request", id = %request.request_id, model = %shown(&request.model));
+    let span = tracing::info_span!(parent: span, "request", id = %request.request_id, model = %shown(&request.model));
     escalator.run(caller, request, body, stream).instrument(span).await;
 }
 

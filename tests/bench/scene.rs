@@ -1,0 +1,183 @@
+//! Everything that a measurement needs, started and warm.
+
+use crate::echo::{Dialer, Raw};
+use crate::http::{Http, Streamed};
+use crate::roles;
+use anyhow::{Context, bail, ensure};
+use belay_certs::invite::Invite;
+use belay_certs::issue::DeviceKey;
+use belay_client::escalation::EscalationRequest;
+use belay_client::state::StateDir;
+use belay_client::{Answer, Client, Identity, Options, enrol};
+use belay_protocol::message::{Dialect, Outcome};
+use belay_tests::clock;
+use belay_tests::fake_provider::Script;
+use belay_tests::procs::{Belayd, Listening};
+use belay_transport::env::Env;
+use bytes::Bytes;
+use rusqlite::Connection;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Streams at once, where there are many.
+pub(crate) const MANY: usize = 16;
+/// How long the tunnel may take to come up.
+const WITHIN: Duration = Duration::from_secs(10);
+
+/// The ways to the provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Direct,
+    Proxy,
+    Belay,
+}
+
+impl Way {
+    pub(crate) const ALL: [Self; 3] = [Self::Direct, Self::Proxy, Self::Belay];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Proxy => "proxy",
+            Self::Belay => "belay",
+        }
+    }
+}
+
+/// All processes, and a client of each.
+#[derive(Debug)]
+pub(crate) struct Scene {
+    pub(crate) belayd: Belayd,
+    pub(crate) proxy: Listening,
+    pub(crate) echo: Listening,
+    pub(crate) dialer: Dialer,
+    pub(crate) raw: Raw,
+    _provider: Listening,
+    direct: Http,
+    proxied: Http,
+    identity: Identity,
+    key: DeviceKey,
+    client: Client,
+    book: Arc<Mutex<Connection>>,
+}
+
+impl Scene {
+    /// Starts everything.
+    pub(crate) async fn set() -> anyhow::Result<Self> {
+        let provider = roles::spawn(&["provider"])?;
+        let upstream = provider.address()?;
+        let proxy = roles::spawn(&["proxy", &upstream.to_string()])?;
+        let belayd = Belayd::start(&format!(
+            "[limits]\nrequests_per_minute = 1000000\nrequests_at_once = 1000\ninstances_per_device = 10000\n\
+             handshakes_per_second = 100000\n\
+             [providers.fake]\nkind = \"openai\"\nurl = \"http://{upstream}\"\n\
+             [models.bench]\nprovider = \"fake\"\ncontext_tokens = 100000\nmax_output_tokens = 100000\n\
+             price = {{ input = \"0.01\", output = \"0.02\" }}\n"
+        ))?;
+        let authority = belayd.dir().join("raw-authority");
+        let echo = roles::spawn(&["echo".as_ref(), authority.as_os_str()])?;
+        let dialer = Dialer::new(&authority, echo.address()?)?;
+        let (identity, key) = join(&belayd).await?;
+        let client = Client::start(Env::system(), identity.clone(), &key, Options::default())?;
+        client.tunnel(WITHIN).await?;
+        Ok(Self {
+            raw: dialer.dial().await?,
+            direct: Http::connect(upstream, MANY).await?,
+            proxied: Http::connect(proxy.address()?, MANY).await?,
+            book: Arc::new(Mutex::new(open_book(&belayd)?)),
+            belayd,
+            proxy,
+            echo,
+            dialer,
+            _provider: provider,
+            identity,
+            key,
+            client,
+        })
+    }
+
+    /// Closes what says goodbye; the processes are killed.
+    pub(crate) async fn strike(&self) {
+        self.client.close().await;
+    }
+
+    /// Another idle tunnel to the relay, up and with its first heartbeat answered.
+    pub(crate) async fn another_tunnel(&self) -> anyhow::Result<Client> {
+        let client = Client::start(Env::system(), self.identity.clone(), &self.key, Options::default())?;
+        let mut status = client.status();
+        let beat = status.wait_for(|status| status.round_trip_us.is_some());
+        tokio::time::timeout(WITHIN, beat).await.context("no heartbeat was answered")??;
+        Ok(client)
+    }
+
+    /// One request by that way, read to its end. Errors: it failed, or a token is missing.
+    pub(crate) async fn stream(&self, way: Way, lane: usize, script: &Script) -> anyhow::Result<Streamed> {
+        let body = serde_json::json!({
+            "model": "bench", "stream": true, "messages": [{"role": "user", "content": script.as_message()}],
+        });
+        let body = Bytes::from(body.to_string());
+        let seen = match way {
+            Way::Direct => self.direct.stream(lane, body).await,
+            Way::Proxy => self.proxied.stream(lane, body).await,
+            Way::Belay => self.escalate(body).await,
+        };
+        let seen = seen.with_context(|| format!("the {} way", way.name()))?;
+        let count = seen.travel_ns.len() as u64;
+        ensure!(count == script.tokens, "{count} of {} tokens came the {} way", script.tokens, way.name());
+        Ok(seen)
+    }
+
+    async fn escalate(&self, body: Bytes) -> anyhow::Result<Streamed> {
+        let request = EscalationRequest::new(self.client.request_id(), Dialect::OPENAI_CHAT, "bench", body);
+        let mut seen = Streamed::default();
+        let asked_ns = clock::monotonic_ns();
+        let mut escalation = self.client.escalate(request, WITHIN).await?;
+        while let Some(answer) = escalation.next().await? {
+            let now_ns = clock::monotonic_ns();
+            match answer {
+                Answer::Event(event) => seen.take(&event, asked_ns, now_ns),
+                Answer::End(end) => ensure!(end.outcome == Outcome::COMPLETE, "it ended {}", end.outcome),
+                Answer::Failed(failed) => bail!("{}: {}", failed.code, failed.message),
+                _ => {}
+            }
+        }
+        Ok(seen)
+    }
+
+    /// One durable commit, as the relay's own books make it; nanoseconds.
+    pub(crate) async fn commit(&self) -> anyhow::Result<u64> {
+        let book = Arc::clone(&self.book);
+        tokio::task::spawn_blocking(move || {
+            let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
+            let start = Instant::now();
+            let transaction = book.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            transaction.prepare_cached("INSERT INTO entry (amount, note) VALUES (?1, 'bench')")?.execute([17])?;
+            transaction.prepare_cached("UPDATE balance SET amount = amount - ?1 WHERE id = 1")?.execute([17])?;
+            transaction.commit()?;
+            u64::try_from(start.elapsed().as_nanos()).context("an endless commit")
+        })
+        .await?
+    }
+}
+
+/// Makes a tenant and a device of it.
+async fn join(belayd: &Belayd) -> anyhow::Result<(Identity, DeviceKey)> {
+    belayd.run(&["tenant", "create", "bench", "--credit", "100000"])?;
+    let invite = belayd.run(&["invite", "bench"])?;
+    let invite = invite.get("invite").and_then(|text| text.as_str()).context("no invite")?;
+    let state = StateDir::at(belayd.dir().join("client"));
+    enrol::join(&Env::system(), &state, &Invite::decode(invite)?, "bench").await?;
+    Ok(state.load()?)
+}
+
+/// A database on the same disk as the relay's.
+fn open_book(belayd: &Belayd) -> anyhow::Result<Connection> {
+    let book = Connection::open(belayd.dir().join("bench.sqlite"))?;
+    book.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;
+         CREATE TABLE entry (id INTEGER PRIMARY KEY, amount INTEGER NOT NULL, note TEXT NOT NULL) STRICT;
+         CREATE TABLE balance (id INTEGER PRIMARY KEY, amount INTEGER NOT NULL) STRICT;
+         INSERT INTO balance VALUES (1, 0);",
+    )?;
+    Ok(book)
+}

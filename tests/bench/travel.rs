@@ -1,0 +1,107 @@
+//! How long a token travels from the provider to the reader, and what it costs the process in
+//! between, at the pace of a real model.
+
+use crate::first_token::Basis;
+use crate::report::{Report, Samples, us};
+use crate::scene::{MANY, Scene, Way};
+use belay_tests::fake_provider::Script;
+use std::sync::Arc;
+use tokio::task::JoinSet;
+
+/// The figures that come from here.
+pub(crate) const NAMES: [&str; 8] = [
+    "direct_travel_1_p50_p99",
+    "proxy_travel_1_p50_p99",
+    "belay_travel_1_p50_p99",
+    "direct_travel_16_p50_p99",
+    "proxy_travel_16_p50_p99",
+    "belay_travel_16_p50_p99",
+    "proxy_cpu_per_token",
+    "relay_cpu_per_token",
+];
+
+const PACE_MS: u64 = 20;
+/// A token by belay may take so many times the direct way and half a QUIC round trip.
+const TRAVEL_BAR: f64 = 1.5;
+/// A token may cost the relay so many times what it costs the proxy.
+const CPU_BAR: f64 = 2.0;
+
+/// How much is measured.
+#[derive(Debug)]
+pub(crate) struct Size {
+    pub(crate) rounds: usize,
+    pub(crate) tokens_of_one: u64,
+    pub(crate) tokens_of_many: u64,
+}
+
+/// What one way has shown.
+#[derive(Debug, Default)]
+struct Seen {
+    one: Samples,
+    many: Samples,
+    /// CPU of the process in between, in nanoseconds, and the tokens that it passed on meanwhile.
+    cpu_ns: u64,
+    tokens: u64,
+}
+
+/// Streams by each way in turn, a single one and then many at once.
+pub(crate) async fn measure(scene: &Arc<Scene>, size: &Size, basis: &Basis, report: &mut Report) -> anyhow::Result<()> {
+    let mut seen: [Seen; 3] = Default::default();
+    // The first streams on new connections are not counted.
+    for way in Way::ALL {
+        streams(scene, way, MANY, 5).await?;
+    }
+    for round in 0..size.rounds {
+        for turn in 0..Way::ALL.len() {
+            let at = (round + turn) % Way::ALL.len();
+            seen[at].one.extend(streams(scene, Way::ALL[at], 1, size.tokens_of_one).await?);
+        }
+        for turn in 0..Way::ALL.len() {
+            let at = (round + turn) % Way::ALL.len();
+            let before = cpu_ns(scene, Way::ALL[at])?;
+            let travel = streams(scene, Way::ALL[at], MANY, size.tokens_of_many).await?;
+            let after = cpu_ns(scene, Way::ALL[at])?;
+            seen[at].cpu_ns += after.saturating_sub(before);
+            seen[at].tokens += travel.len() as u64;
+            seen[at].many.extend(travel);
+        }
+    }
+    let [direct, proxy, belay] = seen;
+    for (streams, of) in [(1, (|seen| &seen.one) as fn(&Seen) -> &Samples), (MANY, |seen| &seen.many)] {
+        let median = |seen| us(of(seen).percentile(50));
+        report.times(&format!("direct_travel_{streams}"), of(&direct));
+        report.times(&format!("proxy_travel_{streams}"), of(&proxy)).against(median(&direct));
+        let least = median(&direct) + basis.round_trip_us / 2.0;
+        report.times(&format!("belay_travel_{streams}"), of(&belay)).bar(least, TRAVEL_BAR);
+    }
+    let per_token = |seen: &Seen| us(seen.cpu_ns) / seen.tokens.max(1) as f64;
+    report.figure("proxy_cpu_per_token", per_token(&proxy), "us");
+    report.figure("relay_cpu_per_token", per_token(&belay), "us").bar(per_token(&proxy), CPU_BAR);
+    Ok(())
+}
+
+/// CPU of the process that stands in a way.
+fn cpu_ns(scene: &Scene, way: Way) -> anyhow::Result<u64> {
+    match way {
+        Way::Direct => Ok(0),
+        Way::Proxy => scene.proxy.cpu_ns(),
+        Way::Belay => scene.belayd.process().cpu_ns(),
+    }
+}
+
+/// So many streams at once; the travel times of all their tokens.
+async fn streams(scene: &Arc<Scene>, way: Way, count: usize, tokens: u64) -> anyhow::Result<Vec<u64>> {
+    let mut running = JoinSet::new();
+    for lane in 0..count {
+        // Spread over the time between two tokens: real streams do not tick together.
+        let first_token_ms = PACE_MS * lane as u64 / count as u64;
+        let script = Script { stamp: true, pace_ms: PACE_MS, first_token_ms, ..Script::tokens(tokens) };
+        let scene = Arc::clone(scene);
+        running.spawn(async move { scene.stream(way, lane, &script).await });
+    }
+    let mut travel = vec![];
+    while let Some(streamed) = running.join_next().await {
+        travel.extend(streamed??.travel_ns);
+    }
+    Ok(travel)
+}
