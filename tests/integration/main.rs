@@ -4,10 +4,14 @@
 mod access;
 mod foreign;
 mod foreign_server;
+mod hostile;
 mod house;
 mod kill;
+mod limits;
 mod money;
 mod paths;
 mod providers;
+mod raw;
 mod scripted;
 mod simulation;
+mod wire;
