@@ -509,6 +509,23 @@ async fn streams_at_once_are_limited_before_and_after_the_hello() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_over_takes_no_room_even_if_somebody_still_holds_it() {
+    let relay = TestRelay::start("[limits]\nstreams_per_tunnel = 4\n").await;
+    let tunnel = Device::enrol(&relay).await.tunnel().await;
+    let mut held = vec![];
+    for _ in 0..10 {
+        let mut stream = tunnel.peer.open(StreamKind::Billing).await;
+        stream.send(&BalanceRequest { reserved: 0 }).await;
+        assert_eq!(stream.ended().await.frames.len(), 1);
+        // The relay wants no more before this side has said that there is none.
+        assert_eq!(stream.stopped().await, StreamCode::NO_ERROR);
+        stream.finish();
+        held.push(stream);
+    }
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn instances_of_a_device_are_limited_and_a_newer_tunnel_replaces_only_its_own() {
     let relay = TestRelay::start("[limits]\ninstances_per_device = 2\n").await;
     let device = Device::enrol(&relay).await;

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod access;
+mod cli;
+mod crash;
 mod foreign;
 mod foreign_server;
 mod hostile;
@@ -10,8 +12,11 @@ mod kill;
 mod limits;
 mod money;
 mod paths;
+mod programs;
 mod providers;
 mod raw;
 mod scripted;
+mod secrets;
 mod simulation;
+mod walkthrough;
 mod wire;

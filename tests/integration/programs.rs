@@ -19,7 +19,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) fn demo_config(pace_ms: u32) -> String {
     format!(
         "[listen]\nquic = \"127.0.0.1:0\"\n[limits]\nrequests_per_minute = 100000\nrequests_at_once = 1000\nhandshakes_per_second = 10000\n\
-         [timeouts]\ndrain_ms = 3000\nheartbeat_ms = 200\n[providers.demo]\nkind = \"demo\"\npace_ms = {pace_ms}\n{MODEL}"
+         [timeouts]\ndrain_ms = 3000\nheartbeat_ms = 1000\n[providers.demo]\nkind = \"demo\"\npace_ms = {pace_ms}\n{MODEL}"
     )
 }
 
@@ -78,7 +78,10 @@ pub(crate) fn exits(ran: &Ran, code: i32) {
 
 /// What a program has written so far to one of its outputs.
 #[derive(Clone, Default)]
-struct Heard(Arc<(Mutex<(Vec<u8>, bool)>, Condvar)>);
+struct Heard(Arc<(Mutex<Output>, Condvar)>);
+
+/// What came so far, and whether that is all.
+type Output = (Vec<u8>, bool);
 
 impl Heard {
     /// Reads to the end, in a thread of its own.
@@ -225,7 +228,7 @@ impl Site {
         tenants.as_array().unwrap().iter().find(|tenant| tenant["id"] == id).unwrap().clone()
     }
 
-    /// Fails unless every book is clean and no money is held.
+    /// Fails unless every book is clean and no money is held. The relay may be stopped.
     pub(crate) fn books_are_clean(&self) {
         for book in self.relay.run(&["ledger", "verify"]).unwrap().as_array().unwrap() {
             assert_eq!((&book["problems"], &book["open"]), (&serde_json::json!([]), &0.into()), "{book}");

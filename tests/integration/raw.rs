@@ -382,7 +382,7 @@ impl Stream {
     }
 
     /// Waits until the relay stops what is written here.
-    async fn stopped(&mut self) -> StreamCode {
+    pub(crate) async fn stopped(&mut self) -> StreamCode {
         match soon("the stop", poll_fn(|cx| self.writer.poll_stopped(cx))).await {
             StreamError::Peer(code) => code,
             error => panic!("not stopped: {error}"),

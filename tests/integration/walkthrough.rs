@@ -132,7 +132,8 @@ fn two_processes_as_in_production() {
                 if line.starts_with("belayd config init") {
                     seen.push("init");
                     let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-                    first.succeeds(&format!("sed -i.bak 's/^quic = .*4433\"/quic = \"127.0.0.1:{port}\"/' belayd.toml"));
+                    first
+                        .succeeds(&format!("sed -i.bak 's/^quic = .*4433\"/quic = \"127.0.0.1:{port}\"/' belayd.toml"));
                     first.succeeds(&format!("grep -q :{port} belayd.toml"));
                 } else if line == "belayd config check" {
                     seen.push("check");
@@ -269,8 +270,18 @@ fn run_it_as_json() {
     is_answer(answer["text"].as_str().unwrap());
     let keys: Vec<&str> = answer.as_object().unwrap().keys().map(String::as_str).collect();
     let mut documented = vec![
-        "request_id", "text", "model", "provider", "usage", "cost_nano_usd", "balance_nano_usd", "estimated", "outcome",
-        "content", "first_token_ms", "total_ms",
+        "request_id",
+        "text",
+        "model",
+        "provider",
+        "usage",
+        "cost_nano_usd",
+        "balance_nano_usd",
+        "estimated",
+        "outcome",
+        "content",
+        "first_token_ms",
+        "total_ms",
     ];
     documented.sort_unstable();
     assert_eq!(keys, documented);

@@ -361,20 +361,22 @@ async fn a_tunnel_lives_by_its_heartbeats() {
     let mut alive = device.tunnel().await;
     let start = Instant::now();
     let silent = device.tunnel().await;
+    // What else a tunnel carries is no heartbeat.
+    let mut busy = silent.peer.open(StreamKind::Escalate).await;
+    busy.send(&request(1000)).await;
     let mut sequence = 0;
     let closed = silent.peer.closed();
     tokio::pin!(closed);
     let mut ticks = tokio::time::interval(Duration::from_millis(100));
     let code = loop {
-        ticks.tick().await;
-        sequence += 1;
-        alive.beat(sequence).await;
         tokio::select! {
             biased;
             code = &mut closed => break code,
-            // What else a tunnel carries is no heartbeat.
-            _ = silent.peer.balance() => {}
+            _ = ticks.tick() => {}
         }
+        busy.write(&body_chunk(sequence, b"x")).await;
+        sequence += 1;
+        alive.beat(sequence).await;
     };
     assert_eq!(code, CloseCode::DEAD);
     took("finding a tunnel without heartbeats dead", start, Duration::from_millis(3 * 100 + 1000));

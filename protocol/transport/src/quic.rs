@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 /// The most bytes taken from a stream at once.
 const READ_MAX: usize = 256 << 10;
@@ -72,6 +72,12 @@ impl SendHalf for QuicSend {
         self.ended = true;
         // An error here means that it is finished or reset already.
         let _ = self.stream.finish();
+        // quinn leaves a stream open that the peer has stopped before; it would count against the
+        // peer's limit for as long as somebody holds it.
+        let stopped = pin!(self.stream.stopped()).poll(&mut Context::from_waker(Waker::noop()));
+        if let Poll::Ready(Ok(Some(code))) = stopped {
+            let _ = self.stream.reset(code);
+        }
     }
 
     fn reset(&mut self, code: StreamCode) {

@@ -33,6 +33,7 @@ use belay_protocol::money::NanoUsd;
 use belay_protocol::stream::{FrameReader, FrameWriter};
 use belay_transport::env::Env;
 use bytes::Bytes;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -202,11 +203,15 @@ pub(crate) async fn send_failed(stream: &mut ClientStream, failure: &Failed) {
 }
 
 /// Flushes what is queued and ends the stream, within a deadline; `code` tells the client why
-/// nothing more of it is read. What was written is not reset: that would discard it on the way.
+/// nothing more of it is read. What was written is not reset: that would discard it on the way. So
+/// would closing the tunnel: this returns when all has arrived, or the client does not want it.
 pub(crate) async fn finish_stream(stream: &mut ClientStream, code: StreamCode) {
     stream.reader.stop(code);
     match timeout(LAST_WRITE, stream.writer.flush()).await {
-        Ok(Ok(())) => stream.writer.finish(),
+        Ok(Ok(())) => {
+            stream.writer.finish();
+            let _ = timeout(LAST_WRITE, poll_fn(|cx| stream.writer.poll_stopped(cx))).await;
+        }
         Ok(Err(error)) => debug!(%error, "the client did not take the end of its answer"),
         Err(_) => {
             debug!("the client did not take the end of its answer in time");
