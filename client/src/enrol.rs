@@ -7,7 +7,7 @@ use belay_certs::invite::Invite;
 use belay_certs::sha256;
 use belay_protocol::error::CloseCode;
 use belay_protocol::kind::StreamKind;
-use belay_protocol::message::{EnrolAnswer, EnrolRequest};
+use belay_protocol::message::{EnrolAnswer, EnrolRequest, FailureCode};
 use belay_transport::env::Env;
 use belay_transport::quic;
 use tokio::time::timeout;
@@ -41,6 +41,12 @@ pub async fn join(env: &Env, state: &StateDir, invite: &Invite, label: &str) -> 
     let answer = answered.await.unwrap_or_else(|_| Err(ClientError::Lost("the relay did not answer in time".into())));
     quic::close(&connection, CloseCode::DONE, "enrolled");
     let _ = timeout(std::time::Duration::from_millis(500), endpoint.wait_idle()).await;
+    if let Err(ClientError::Failed(failed)) = &answer
+        && failed.code == FailureCode::INVITE_REFUSED
+    {
+        // This invite will never lead to a certificate for that key.
+        state.forget_pending(digest)?;
+    }
     let answer = answer?;
     if sha256(&answer.ca_der) != invite.fingerprint {
         let why = "the relay sent another authority than the invite names".into();

@@ -50,7 +50,7 @@ pub enum ClientError {
     #[error("the tunnel was lost: {0}")]
     Lost(String),
     /// The relay sent what makes no sense.
-    #[error("the relay broke the protocol: {0}")]
+    #[error("the relay broke the protocol")]
     Protocol(#[from] ProtocolError),
     /// The client has been closed.
     #[error("the client is closed")]

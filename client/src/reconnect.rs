@@ -147,7 +147,8 @@ impl Client {
         &self.identity
     }
 
-    /// The tunnel, as soon as one is up. Errors: `Closed` if the relay refuses for good,
+    /// The tunnel, as soon as one is up. Errors: `Closed` if the relay refuses for good, or until
+    /// its operator or another instance of this device does something (the keeper tries on);
     /// `Unreachable` after `within`.
     pub async fn tunnel(&self, within: Duration) -> Result<Arc<Tunnel>, ClientError> {
         let mut current = self.current.clone();
@@ -187,7 +188,7 @@ impl Client {
         })
     }
 
-    /// The relay's refusal, if it refuses for good.
+    /// The relay's refusal, if it stands.
     fn refusal(&self) -> Option<ClientError> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).map(ClientError::Closed)
     }
@@ -266,7 +267,7 @@ impl Keeper {
                 Next::Up(tunnel, control) => self.up(tunnel, *control).await,
                 Next::Wait(reason) => self.waiting(reason).await,
                 Next::Refused(code) => {
-                    *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(code);
+                    self.refuse(Some(code));
                     return self.enter(Phase::Refused { code: code.name().into() });
                 }
                 Next::Stop => return self.enter(Phase::Closed),
@@ -297,6 +298,7 @@ impl Keeper {
             status.remote = Some(tunnel.connection().remote_address());
             status.relay = Some(tunnel.hello().relay_name.clone());
         });
+        self.refuse(None);
         self.current.send_replace(Some(Arc::clone(&tunnel)));
         info!(relay = %tunnel.hello().relay_name, remote = %tunnel.connection().remote_address(), "tunnel up");
         let (status, backoff) = (&self.status, &mut self.backoff);
@@ -335,6 +337,11 @@ impl Keeper {
         self.after(error)
     }
 
+    /// What callers are told instead of waiting for a tunnel, until there is one.
+    fn refuse(&self, code: Option<CloseCode>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = code;
+    }
+
     /// Whether another attempt makes sense.
     fn after(&mut self, error: ClientError) -> Next {
         debug!(%error, "an attempt ended");
@@ -343,8 +350,9 @@ impl Keeper {
                 code @ (CloseCode::REVOKED | CloseCode::UNKNOWN_DEVICE | CloseCode::VERSION | CloseCode::EXPIRED),
             ) => Next::Refused(code),
             // Only the operator can change these, so there is no hurry.
-            ClientError::Closed(CloseCode::SUSPENDED | CloseCode::TOO_MANY_INSTANCES) => {
+            ClientError::Closed(code @ (CloseCode::SUSPENDED | CloseCode::TOO_MANY_INSTANCES)) => {
                 self.backoff = LONGEST_BACKOFF;
+                self.refuse(Some(code));
                 Next::Wait(error.to_string())
             }
             error => Next::Wait(error.to_string()),

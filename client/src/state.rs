@@ -127,6 +127,11 @@ impl StateDir {
         self.path.join(format!("pending-{name}.key"))
     }
 
+    /// Forgets the key of an enrolment that the relay has refused.
+    pub fn forget_pending(&self, invite_digest: [u8; 32]) -> Result<(), ClientError> {
+        remove(&self.pending_path(invite_digest))
+    }
+
     /// Keeps a new identity; `identity.json` is written last, so that a crash leaves either none or
     /// a whole one.
     pub fn save(&self, identity: &Identity, key: &DeviceKey, invite_digest: [u8; 32]) -> Result<(), ClientError> {

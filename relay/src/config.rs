@@ -9,18 +9,30 @@ mod template;
 pub use check::{Billing, Config, ConfigError, Limits, Model, ProviderConfig, ProviderKind, Timeouts};
 pub use template::TEMPLATE;
 
+use check::Keys;
 use std::path::Path;
 
 impl Config {
     /// Reads and checks a file. Errors: all of [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.display().to_string(), source })?;
+        let text = read(path)?;
         Self::parse(&text, &path.display().to_string())
+    }
+
+    /// The same with every provider key left empty: for an operator's commands, which need to know
+    /// where the relay is, and whose shell need not have what the relay's own environment has.
+    pub fn load_without_keys(path: &Path) -> Result<Self, ConfigError> {
+        let text = read(path)?;
+        let name = path.display().to_string();
+        check::check(raw::parse(&text, &name)?, &name, Keys::Leave)
     }
 
     /// Checks a text; `name` is how errors call it.
     pub fn parse(text: &str, name: &str) -> Result<Self, ConfigError> {
-        check::check(raw::parse(text, name)?, name)
+        check::check(raw::parse(text, name)?, name, Keys::Read)
     }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.display().to_string(), source })
 }

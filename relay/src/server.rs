@@ -53,7 +53,7 @@ pub enum StartError {
     #[error(transparent)]
     Cert(#[from] CertError),
     /// The central database could not be opened.
-    #[error("cannot open the central database: {0}")]
+    #[error("cannot open the central database")]
     Store(#[from] StoreError),
     /// The address could not be bound.
     #[error("cannot listen on {address} (UDP)")]

@@ -498,6 +498,22 @@ fn ctrl_c_cancels_and_shows_what_it_cost() {
     site.books_are_clean();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_is_heard_however_fast_the_answer_comes() {
+    let (provider, site) = site_with_fake_provider().await;
+    provider.set_script(Script { endless: true, pace_ms: 1, ..Script::tokens(1) });
+    tokio::task::block_in_place(|| {
+        let home = site.join("laptop", "acme");
+        for _ in 0..10 {
+            let asking = Running::start(&mut belay(&home, &["ask", "x"]), "");
+            asking.wait_for("some of the answer", |text| text.len() > 100);
+            asking.interrupt();
+            fails(&asking.end(), 1, &["not complete (cancelled)"]);
+        }
+        site.books_are_clean();
+    });
+}
+
 #[test]
 fn a_repeated_request_is_charged_once_and_says_so() {
     let site = Site::start(1);

@@ -109,7 +109,8 @@ fn dependencies(name: &str, table: &str) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for line in text.lines() {
         if line.starts_with('[') {
-            inside = line == format!("[{table}]");
+            // The plain table, or that of some targets.
+            inside = line == format!("[{table}]") || line.ends_with(&format!(".{table}]"));
         } else if let Some((key, value)) = line.split_once('=').filter(|_| inside) {
             let key = key.trim().split('.').next().unwrap();
             found.insert(key.to_owned(), value.trim().to_owned());
@@ -197,7 +198,7 @@ fn client_and_relay_do_not_know_each_other() {
     let of_relay = sources("relay/src");
     none("the relay does not know the client", of_relay.iter().flat_map(|s| s.lines_with(&["belay_client"])).collect());
     let main = of_client.iter().find(|source| source.path == "client/src/cli/mod.rs").unwrap();
-    let guarded = "#[cfg(feature = \"dev\")]\nmod dev;";
+    let guarded = "#[cfg(all(feature = \"dev\", unix))]\nmod dev;";
     assert!(main.code.contains(guarded), "cli/dev.rs stands behind the feature `dev`");
 }
 

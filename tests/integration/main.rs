@@ -8,7 +8,6 @@ mod foreign;
 mod foreign_server;
 mod hostile;
 mod house;
-mod kill;
 mod limits;
 mod money;
 mod paths;

@@ -78,10 +78,7 @@ pub(crate) fn exits(ran: &Ran, code: i32) {
 
 /// What a program has written so far to one of its outputs.
 #[derive(Clone, Default)]
-struct Heard(Arc<(Mutex<Output>, Condvar)>);
-
-/// What came so far, and whether that is all.
-type Output = (Vec<u8>, bool);
+struct Heard(Arc<(Mutex<(Vec<u8>, bool)>, Condvar)>);
 
 impl Heard {
     /// Reads to the end, in a thread of its own.

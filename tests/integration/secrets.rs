@@ -300,6 +300,8 @@ async fn nothing_secret_is_logged_for_people() {
     assert!(log.contains("TRACE") && log.contains("belay_relay") && log.contains("request settled"), "{log}");
     search("belayd's log", &log, &journey.canaries);
     assert!(journey.client_logs.contains("TRACE"), "{}", journey.client_logs);
+    // Colours are for terminals, and could stand in the middle of what is searched for.
+    assert!(!log.contains('\u{1b}') && !journey.client_logs.contains('\u{1b}'), "colours in a file");
     search("belay's log", &journey.client_logs, &journey.canaries);
     search("what belayd prints", &journey.printed, &journey.canaries);
 }

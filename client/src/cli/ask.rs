@@ -1,6 +1,6 @@
 //! `belay ask`.
 
-use super::exit::Incomplete;
+use super::exit::{Incomplete, Usage};
 use super::{Global, print_json};
 use anyhow::{Context, bail};
 use belay_client::escalation::EscalationRequest;
@@ -13,6 +13,7 @@ use belay_protocol::money::NanoUsd;
 use clap::Args;
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Instant;
 
 #[derive(Debug, Args)]
@@ -134,7 +135,9 @@ fn prompt(args: &AskArgs) -> anyhow::Result<Prompt> {
             }));
             query.clone()
         }
-        (None, None) => stdin_text()?.context("nothing is asked: give a question, or pipe it in")?,
+        (None, None) => {
+            stdin_text()?.ok_or_else(|| Usage("nothing is asked: give a question, or pipe it in".into()))?
+        }
     };
     let history = match &given.history {
         Some(path) => {
@@ -207,14 +210,22 @@ pub(super) async fn ask(
     let mut printer = Printer { live: !global.json, stdout: std::io::stdout(), ends_line: true };
     let (mut text, mut head, mut first_token_ms, mut refusal) = (String::new(), None, None, Vec::new());
     let mut cancelled = false;
+    // One listener for the whole answer: a signal that comes while nobody listens is lost.
+    let mut interrupt = pin!(tokio::signal::ctrl_c());
     loop {
         let answer = tokio::select! {
-            answer = escalation.next() => answer?,
-            _ = tokio::signal::ctrl_c(), if !cancelled => {
+            // First, so that it listens from the beginning.
+            biased;
+            _ = &mut interrupt => {
+                if cancelled {
+                    bail!("interrupted twice: left without waiting for the end of the request");
+                }
                 cancelled = true;
+                interrupt.set(tokio::signal::ctrl_c());
                 escalation.cancel("interrupted by the user").await?;
                 continue;
             }
+            answer = escalation.next() => answer?,
         };
         let Some(answer) = answer else { bail!("the relay ended the answer without saying how") };
         let mut piece = escalation.text(&answer);
@@ -284,15 +295,19 @@ impl Asked {
     pub(super) fn summary(&self) -> String {
         let end = &self.end;
         let about = if end.estimated { "about " } else { "" };
-        let first = self.first_token_ms.map_or_else(|| "no token".into(), |ms| format!("first token after {ms} ms"));
         let gone = self.head.as_ref().is_some_and(|head| head.content == Content::GONE);
-        let repeated = if gone { " (settled before; its text is no longer kept)" } else { "" };
+        let when = match self.first_token_ms {
+            _ if gone => "settled before; its text is no longer kept".into(),
+            Some(ms) => format!("first token after {ms} ms"),
+            None if end.units(UnitKind::OUTPUT) > 0 => format!("whole answer after {} ms", self.total_ms),
+            None => "no token".into(),
+        };
         let input = end.units(UnitKind::INPUT)
             + end.units(UnitKind::CACHE_READ)
             + end.units(UnitKind::CACHE_WRITE_5M)
             + end.units(UnitKind::CACHE_WRITE_1H);
         format!(
-            "{} at {}: {input} tokens in, {} out, cost {about}{}, balance {}, {first}{repeated}",
+            "{} at {}: {input} tokens in, {} out, cost {about}{}, balance {}, {when}",
             end.model,
             end.provider,
             end.units(UnitKind::OUTPUT),

@@ -17,6 +17,7 @@ use belay_transport::env::Env;
 use clap::Args;
 use std::fmt::Write as _;
 use std::path::Path;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 const TENANT: &str = "dev";
@@ -54,7 +55,41 @@ pub(super) struct DevArgs {
     price_output: String,
 }
 
+/// Ctrl-C, what a service manager sends, and what a closed terminal sends. Listened to from the
+/// beginning, since a signal that kills would leave the throwaway directory behind.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        Ok(Self { interrupt, terminate, hangup: signal(SignalKind::hangup())? })
+    }
+
+    /// Anything but Ctrl-C, which [`ask`] takes for itself.
+    async fn end(&mut self) {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            biased;
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+}
+
 pub(super) async fn run(global: &Global, args: DevArgs) -> anyhow::Result<()> {
+    let mut signals = Signals::listen().context("cannot listen to signals")?;
     let dir = tempfile::Builder::new().prefix("belay-dev-").tempdir().context("cannot make a throwaway directory")?;
     let config_path = dir.path().join("belayd.toml");
     let text = config_text(&args, dir.path(), |name| std::env::var(name).is_ok_and(|key| !key.is_empty()))?;
@@ -66,12 +101,15 @@ pub(super) async fn run(global: &Global, args: DevArgs) -> anyhow::Result<()> {
     let listener = http::bind(&socket_path(&state)).context("cannot open the admin socket")?;
     let admin = tokio::spawn(http::run(listener, relay.admin().clone(), stop.clone()));
     let home = dir.path().join("home");
-    let asked = asked(global, &args, &relay, &home).await;
+    let asked = tokio::select! {
+        asked = asked(global, &args, &relay, &home) => asked,
+        () = signals.end() => Err(anyhow::anyhow!("ended by a signal")),
+    };
     let outcome = match asked {
         Ok(client) => {
             if !args.once {
                 announce(global, &config_path, &home, &relay);
-                tokio::signal::ctrl_c().await?;
+                signals.any().await;
             }
             client.close().await;
             Ok(())

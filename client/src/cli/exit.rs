@@ -5,6 +5,7 @@ use belay_protocol::message::FailureCode;
 use std::process::ExitCode;
 
 const FAILED: u8 = 1;
+const USAGE: u8 = 2;
 const BAD_CONFIG: u8 = 64;
 const UNREACHABLE: u8 = 69;
 const REFUSED: u8 = 77;
@@ -20,8 +21,16 @@ pub(super) struct Incomplete {
     pub(super) message: String,
 }
 
+/// What was given on the command line, or piped in, makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Usage(pub(super) String);
+
 /// The documented code of an error.
 fn code(error: &anyhow::Error) -> u8 {
+    if error.is::<Usage>() {
+        return USAGE;
+    }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::NotJoined(_) | ClientError::State { .. } | ClientError::Cert(_)) => BAD_CONFIG,
         Some(ClientError::AlreadyJoined { .. } | ClientError::Closed(_)) => REFUSED,

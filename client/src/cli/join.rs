@@ -1,5 +1,6 @@
 //! `belay join` and `belay logout`.
 
+use super::exit::Usage;
 use super::{Global, print_json};
 use belay_certs::invite::Invite;
 use belay_client::{ClientError, enrol};
@@ -23,7 +24,7 @@ pub(super) struct LogoutArgs {
 }
 
 pub(super) async fn join(global: &Global, args: &JoinArgs) -> anyhow::Result<()> {
-    let invite = Invite::decode(&args.invite)?;
+    let invite = Invite::decode(&args.invite).map_err(|error| Usage(error.to_string()))?;
     let state = global.state()?;
     let label = args.label.clone().unwrap_or_else(host_name);
     let identity = enrol::join(&Env::system(), &state, &invite, &label).await?;

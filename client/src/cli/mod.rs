@@ -3,7 +3,7 @@
 
 mod account;
 mod ask;
-#[cfg(feature = "dev")]
+#[cfg(all(feature = "dev", unix))]
 mod dev;
 mod exit;
 mod join;
@@ -55,7 +55,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Relay, tunnel and answer in one process, for a first look; needs no key
-    #[cfg(feature = "dev")]
+    #[cfg(all(feature = "dev", unix))]
     Dev(Box<dev::DevArgs>),
     /// Enrol this computer with an invite
     #[command(after_help = "Example:\n  belay join belay1:AbC...")]
@@ -93,11 +93,15 @@ pub(crate) fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env("BELAY_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
     // It can only fail if a logger is set already, and this is the first one.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .try_init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let global = cli.global;
     match cli.command {
-        #[cfg(feature = "dev")]
+        #[cfg(all(feature = "dev", unix))]
         Command::Dev(args) => runtime.block_on(dev::run(&global, *args)),
         Command::Join(args) => runtime.block_on(join::join(&global, &args)),
         Command::Ask(args) => runtime.block_on(ask::run(&global, *args)),

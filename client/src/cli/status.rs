@@ -3,6 +3,7 @@
 use super::{Global, print_json};
 use belay_client::{Client, ClientError, Phase, TunnelStatus};
 use clap::Args;
+use std::pin::pin;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -39,6 +40,8 @@ async fn once(global: &Global, client: &Client) -> anyhow::Result<()> {
 
 async fn watch(global: &Global, client: &Client) -> anyhow::Result<()> {
     let mut status = client.status();
+    // One listener for all the time: a signal that comes while nobody listens is lost.
+    let mut interrupt = pin!(tokio::signal::ctrl_c());
     loop {
         let now = status.borrow_and_update().clone();
         if global.json {
@@ -50,8 +53,10 @@ async fn watch(global: &Global, client: &Client) -> anyhow::Result<()> {
             client.tunnel(Duration::ZERO).await?;
         }
         tokio::select! {
+            // First, so that it listens from the beginning.
+            biased;
+            _ = &mut interrupt => return Ok(()),
             changed = status.changed() => changed.map_err(|_| ClientError::Stopped)?,
-            _ = tokio::signal::ctrl_c() => return Ok(()),
         }
     }
 }

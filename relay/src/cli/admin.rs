@@ -4,7 +4,7 @@ use super::{Global, print_json, table};
 use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::money::NanoUsd;
 use belay_relay::Config;
-use belay_relay::admin::client::AdminClient;
+use belay_relay::admin::client::{AdminClient, ClientError};
 use belay_relay::admin::http::{CreateTenant, Credit, Revoke, Suspend};
 use belay_relay::admin::service::{DeviceInfo, InviteInfo, Status, TenantInfo};
 use clap::{Args, Subcommand};
@@ -76,7 +76,7 @@ pub(super) enum DeviceCommand {
 }
 
 fn connect(global: &Global) -> anyhow::Result<AdminClient> {
-    let config = Config::load(&global.config)?;
+    let config = Config::load_without_keys(&global.config)?;
     Ok(AdminClient::new(&config.state_dir)?)
 }
 
@@ -86,6 +86,10 @@ pub(super) async fn tenant(global: &Global, command: TenantCommand) -> anyhow::R
     let info: TenantInfo = match command {
         TenantCommand::List => return list_tenants(global, &client).await,
         TenantCommand::Create { id, credit } => {
+            // Looked at first, or the tenant would be made all the same.
+            if let Some(amount) = credit.filter(|amount| *amount <= NanoUsd::ZERO) {
+                return Err(ClientError::Refused(format!("a credit must be above zero, not {amount}")).into());
+            }
             let created = client.post("/tenants", &CreateTenant { id: id.clone() }).await?;
             match credit {
                 Some(amount) => {

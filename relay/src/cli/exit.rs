@@ -21,8 +21,14 @@ fn code(error: &anyhow::Error) -> u8 {
         Some(ClientError::Refused(_)) => return REFUSED,
         _ => {}
     }
-    match error.downcast_ref::<StartError>() {
-        Some(StartError::Lock(LockError::InUse(_)) | StartError::Store(StoreError::NewerSchema { .. })) => REFUSED,
+    // `serve` meets these while it starts, `ledger verify` of a stopped relay by itself.
+    let (lock, store) = match error.downcast_ref::<StartError>() {
+        Some(StartError::Lock(error)) => (Some(error), None),
+        Some(StartError::Store(error)) => (None, Some(error)),
+        _ => (error.downcast_ref::<LockError>(), error.downcast_ref::<StoreError>()),
+    };
+    match (lock, store) {
+        (Some(LockError::InUse(_)), _) | (_, Some(StoreError::NewerSchema { .. })) => REFUSED,
         _ => FAILED,
     }
 }

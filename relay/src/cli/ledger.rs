@@ -6,7 +6,7 @@ use anyhow::bail;
 use belay_protocol::id::TenantId;
 use belay_relay::Config;
 use belay_relay::admin::client::{AdminClient, ClientError};
-use belay_relay::admin::service::Verified;
+use belay_relay::admin::service::{AdminError, Verified};
 use belay_relay::store::executor::{Db, Store, StoreConfig};
 use belay_relay::store::ledger::verify::verify;
 use belay_relay::store::lock::StateLock;
@@ -26,7 +26,7 @@ pub(super) enum Command {
 
 pub(super) async fn run(global: &Global, command: Command) -> anyhow::Result<()> {
     let Command::Verify { tenant } = command;
-    let config = Config::load(&global.config)?;
+    let config = Config::load_without_keys(&global.config)?;
     let query = tenant.as_ref().map(|tenant| format!("?tenant={tenant}")).unwrap_or_default();
     let answer = AdminClient::new(&config.state_dir)?.get(&format!("/ledger/verify{query}")).await;
     let verified: Vec<Verified> = match answer {
@@ -86,7 +86,8 @@ async fn offline(config: &Config, tenant: Option<TenantId>) -> anyhow::Result<Ve
     let mut ids: Vec<TenantId> = known?.into_iter().map(|tenant| tenant.id).collect();
     if let Some(tenant) = tenant {
         if !ids.contains(&tenant) {
-            bail!("there is no tenant {tenant}");
+            // As a running relay would say it.
+            return Err(ClientError::Refused(AdminError::NoTenant(tenant).to_string()).into());
         }
         ids = vec![tenant];
     }

@@ -14,10 +14,10 @@ use std::process::ExitCode;
 
 const AFTER: &str = "\
 Examples:
-  belayd config init belayd.toml       write a commented configuration
-  belayd serve                         run the relay (configuration: ./belayd.toml)
-  belayd tenant create acme --credit 5 a tenant with $5.00
-  belayd invite acme                   a join string for one computer, good for 15 minutes
+  belayd config init belayd.toml        write a commented configuration
+  belayd serve                          run the relay (configuration: ./belayd.toml)
+  belayd tenant create acme --credit 5  a tenant with $5.00
+  belayd invite acme                    a join string for one computer, good for 15 minutes
 
 Exit codes: 0 done, 1 failed, 2 usage, 64 bad configuration, 69 relay not running, 77 refused.";
 
@@ -47,19 +47,19 @@ enum Command {
     #[command(after_help = "Example:\n  belayd serve --config /etc/belayd/belayd.toml")]
     Serve,
     /// Write or check a configuration
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Examples:\n  belayd config init belayd.toml\n  belayd config check")]
     Config(config::Command),
     /// Create, list, credit and suspend tenants
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Examples:\n  belayd tenant create acme --credit 5\n  belayd tenant list")]
     Tenant(admin::TenantCommand),
     /// Make a join string for one computer of a tenant
     #[command(after_help = "Example:\n  belayd invite acme")]
     Invite(admin::InviteArgs),
     /// List and revoke devices
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Examples:\n  belayd device list\n  belayd device revoke laptop-1f2e3d4c")]
     Device(admin::DeviceCommand),
     /// Check the books
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  belayd ledger verify")]
     Ledger(ledger::Command),
     /// Show the running relay
     #[command(after_help = "Example:\n  belayd status --json")]

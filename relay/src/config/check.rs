@@ -17,7 +17,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {path}: {source}")]
+    #[error("cannot read the configuration {path}{}", if source.kind() == std::io::ErrorKind::NotFound { "; write one with: belayd config init" } else { "" })]
     Unreadable {
         /// Which file.
         path: String,
@@ -190,7 +190,14 @@ pub struct Model {
     pub prices: Vec<PriceLine>,
 }
 
-pub(super) fn check(raw: Raw, name: &str) -> Result<Config, ConfigError> {
+/// Whether provider keys are looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keys {
+    Read,
+    Leave,
+}
+
+pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigError> {
     let wrong = |key: &str, why: String| ConfigError::Value { name: name.to_owned(), key: key.to_owned(), why };
     let listen = raw.listen.quic.as_deref().unwrap_or("0.0.0.0:4433");
     let listen = listen.parse().map_err(|_| {
@@ -215,7 +222,9 @@ pub(super) fn check(raw: Raw, name: &str) -> Result<Config, ConfigError> {
     let providers = raw
         .providers
         .iter()
-        .map(|(key, raw)| Ok((key.clone(), provider(raw).map_err(|why| wrong(&format!("providers.{key}"), why))?)))
+        .map(|(key, raw)| {
+            Ok((key.clone(), provider(raw, keys).map_err(|why| wrong(&format!("providers.{key}"), why))?))
+        })
         .collect::<Result<BTreeMap<_, _>, ConfigError>>()?;
     let models = raw
         .models
@@ -322,7 +331,7 @@ fn timeouts(raw: &super::raw::RawTimeouts) -> Result<Timeouts, Wrong> {
     })
 }
 
-fn provider(raw: &RawProvider) -> Result<ProviderConfig, String> {
+fn provider(raw: &RawProvider, keys: Keys) -> Result<ProviderConfig, String> {
     let (kind, default_url) = match raw.kind.as_str() {
         "anthropic" => (ProviderKind::Anthropic, "https://api.anthropic.com"),
         "openai" => (ProviderKind::OpenAi, "https://api.openai.com"),
@@ -342,6 +351,7 @@ fn provider(raw: &RawProvider) -> Result<ProviderConfig, String> {
     }
     let key = match (&raw.key_env, &raw.key_file) {
         (Some(_), Some(_)) => return Err("has both key_env and key_file; keep one".into()),
+        _ if keys == Keys::Leave => String::new(),
         (Some(name), None) => {
             std::env::var(name).map_err(|_| format!("key_env: the environment variable {name} is not set"))?
         }
