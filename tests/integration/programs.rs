@@ -78,7 +78,10 @@ pub(crate) fn exits(ran: &Ran, code: i32) {
 
 /// What a program has written so far to one of its outputs.
 #[derive(Clone, Default)]
-struct Heard(Arc<(Mutex<(Vec<u8>, bool)>, Condvar)>);
+struct Heard(Arc<(Mutex<Output>, Condvar)>);
+
+/// What came so far, and whether that is all.
+type Output = (Vec<u8>, bool);
 
 impl Heard {
     /// Reads to the end, in a thread of its own.
