@@ -5,7 +5,7 @@
 //! ([`issue::DeviceKey`]), and is known from then on by the URI in its certificate
 //! ([`identity::DeviceIdentity`]). The client trusts a relay by the fingerprint of its authority
 //! ([`pin`]), never by the system's certificate store. This crate must not know sockets; files are
-//! read and written by [`file`], with modes that keep others out.
+//! read and written by [`mod@file`], with modes that keep others out.
 #![warn(missing_docs)]
 
 pub mod ca;

@@ -1,4 +1,4 @@
-//! The relay's configuration: TOML text, parsed into [`Raw`], checked once into [`Config`] before
+//! The relay's configuration: TOML text, parsed into `raw`, checked once into [`Config`] before
 //! anything is bound. Unknown keys and a missing file are errors; errors name line and column, and
 //! near misses get a "did you mean". Secrets are read from files or the environment and never shown.
 

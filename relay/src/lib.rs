@@ -1,6 +1,6 @@
 //! The belay relay: keeps tunnels to devices, runs their LLM requests, and keeps the books.
 //!
-//! Data flows one way through the modules: [`listener`] admits connections, [`connection`] learns
+//! Data flows one way through the modules: `listener` admits connections, `connection` learns
 //! who they are, [`streams`] read requests, [`escalate`] runs them against [`providers`] with money
 //! set aside in the [`store`]. [`server`] builds and stops all of it; [`admin`] is the operator's
 //! way in. `docs/ARCHITECTURE.md` says what each part must not know.

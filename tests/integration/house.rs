@@ -102,14 +102,14 @@ fn none(rule: &str, offences: Vec<String>) {
     assert!(offences.is_empty(), "{rule}:\n{}", offences.join("\n"));
 }
 
-/// The names in a table of a crate's manifest.
+/// The names in a table of a crate's manifest, with what stands there.
 fn dependencies(name: &str, table: &str) -> BTreeMap<String, String> {
     let text = std::fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap();
     let mut inside = false;
     let mut found = BTreeMap::new();
     for line in text.lines() {
         if line.starts_with('[') {
-            // The plain table, or that of some targets.
+            // Also what is for some platforms only: `[target.'cfg(unix)'.dependencies]`.
             inside = line == format!("[{table}]") || line.ends_with(&format!(".{table}]"));
         } else if let Some((key, value)) = line.split_once('=').filter(|_| inside) {
             let key = key.trim().split('.').next().unwrap();
@@ -277,6 +277,23 @@ fn anyhow_and_printing_belong_to_the_command_lines() {
     none("anyhow only in cli and main", libraries().flat_map(|s| s.lines_with(&["anyhow"])).collect());
     let prints = ["println!", "print!", "eprintln!", "eprint!", "dbg!", "process::exit"];
     none("libraries do not print or exit", libraries().flat_map(|s| s.lines_with(&prints)).collect());
+}
+
+#[test]
+fn no_error_says_its_source_twice() {
+    // Causes are shown behind their effect, so an effect must not contain them.
+    let mut offences = Vec::new();
+    for source in all_sources() {
+        let lines: Vec<&str> = source.code.lines().collect();
+        for (number, line) in lines.iter().enumerate().filter(|(_, line)| line.contains("#[error(")) {
+            let variant = lines[number + 1..].iter().find(|line| !line.trim().is_empty()).unwrap_or(&"");
+            let of_tuple = variant.contains("(#[from]") || variant.contains("(#[source]");
+            if line.contains("{source}") || of_tuple && line.contains("{0}") {
+                offences.push(format!("{}:{}: {}", source.path, number + 1, line.trim()));
+            }
+        }
+    }
+    none("an error's text repeats its source", offences);
 }
 
 #[test]

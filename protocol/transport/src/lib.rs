@@ -1,7 +1,7 @@
 //! What both ends of a tunnel share below the protocol.
 //!
 //! [`quic`] puts quinn behind the protocol's stream traits, [`params`] holds the transport
-//! parameters of both sides, [`env`] is what is passed in from outside so that a test can own it:
+//! parameters of both sides, [`mod@env`] is what is passed in from outside so that a test can own it:
 //! wall clock, randomness and sockets. Monotonic time and timers are tokio's, which a test can
 //! pause; quinn's own runtime adapter follows them.
 #![warn(missing_docs)]

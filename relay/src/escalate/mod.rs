@@ -4,8 +4,8 @@
 //! on that stream. One task owns everything of the request: the stream, the provider's answer, the
 //! event log. No lock is held across an await and no event passes through another task.
 //!
-//! [`plan`] decides what would be sent and what it could cost, [`runner`] sends it and watches the
-//! answer, [`finish`] settles. A hold rides on a [`HoldGuard`]: should the task end without having
+//! `plan` decides what would be sent and what it could cost, `runner` sends it and watches the
+//! answer, `finish` settles. A hold rides on a `HoldGuard`: should the task end without having
 //! resolved it, the sweeper does.
 
 mod finish;

@@ -1,7 +1,7 @@
 //! Who runs commands: threads with group commit, or, in a simulation, the caller itself.
 //!
 //! A database is owned by one worker. A worker takes all commands that wait (at most
-//! [`MAX_BATCH`]), groups them by database, and runs each group in one `BEGIN IMMEDIATE`
+//! `MAX_BATCH`), groups them by database, and runs each group in one `BEGIN IMMEDIATE`
 //! transaction with a savepoint per command, so that one that fails takes no neighbour with it.
 //! Replies leave after the commit. If the commit fails the outcome is unknown: the connection is
 //! dropped, everyone in the group is told so, and the next command opens the file anew.
