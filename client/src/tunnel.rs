@@ -15,8 +15,9 @@ use belay_protocol::{ALPN, MINOR, RELAY_SERVER_NAME};
 use belay_transport::env::{Clock, Env};
 use belay_transport::params::{self, CLIENT_SOCKET_BUFFER, PRIORITY_CONTROL, PRIORITY_TOKENS};
 use belay_transport::quic;
+use belay_transport::runtime::LazyTimers;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, Endpoint, TokioRuntime};
+use quinn::{ClientConfig, Connection, Endpoint};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::time_provider::TimeProvider;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -104,7 +105,7 @@ impl Dialer {
         let socket =
             self.env.net.bind_udp(local, CLIENT_SOCKET_BUFFER).map_err(|error| unreachable(error.to_string()))?;
         let config = params::endpoint(Some(self.env.random.bytes()), None);
-        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))
+        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(LazyTimers))
             .map_err(|error| unreachable(error.to_string()))?;
         let connecting = endpoint
             .connect_with(self.config.clone(), address, RELAY_SERVER_NAME)

@@ -7,7 +7,8 @@ use crate::ops::rate::Limit;
 use belay_protocol::error::CloseCode;
 use belay_transport::env::Env;
 use belay_transport::params::{self, EndpointKeys, RELAY_SOCKET_BUFFER};
-use quinn::{Endpoint, ServerConfig, TokioRuntime, VarInt};
+use belay_transport::runtime::LazyTimers;
+use quinn::{Endpoint, ServerConfig, VarInt};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -36,7 +37,7 @@ impl Listener {
     pub(crate) fn bind(&self, address: SocketAddr) -> io::Result<Endpoint> {
         let socket = self.env.net.bind_udp(address, RELAY_SOCKET_BUFFER)?;
         let config = params::endpoint(Some(self.env.random.bytes()), Some(&self.keys));
-        Endpoint::new_with_abstract_socket(config, Some(self.server.clone()), socket, Arc::new(TokioRuntime))
+        Endpoint::new_with_abstract_socket(config, Some(self.server.clone()), socket, Arc::new(LazyTimers))
     }
 
     /// Accepts connections until the relay stops. An endpoint whose socket failed is replaced.

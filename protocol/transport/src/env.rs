@@ -116,7 +116,7 @@ impl Net for KernelNet {
         let _ = socket.set_recv_buffer_size(buffer);
         let _ = socket.set_send_buffer_size(buffer);
         socket.bind(&local.into())?;
-        quinn::Runtime::wrap_udp_socket(&quinn::TokioRuntime, socket.into())
+        quinn::Runtime::wrap_udp_socket(&crate::runtime::LazyTimers, socket.into())
     }
 }
 

@@ -3,9 +3,12 @@
 //! [`quic`] puts quinn behind the protocol's stream traits, [`params`] holds the transport
 //! parameters of both sides, [`mod@env`] is what is passed in from outside so that a test can own it:
 //! wall clock, randomness and sockets. Monotonic time and timers are tokio's, which a test can
-//! pause; quinn's own runtime adapter follows them.
+//! pause; [`runtime`] puts them under quinn.
 #![warn(missing_docs)]
 
 pub mod env;
 pub mod params;
 pub mod quic;
+pub mod runtime;
+#[cfg(unix)]
+mod socket;

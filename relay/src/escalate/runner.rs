@@ -133,6 +133,8 @@ impl Flight<'_> {
         }
         let timeouts = self.escalator.config.timeouts.clone();
         let (revoked, stop) = (self.caller.revoked.clone(), self.escalator.stop.clone());
+        // Registered once, not at every event.
+        let (mut revoked, mut stop) = (pin!(revoked.cancelled()), pin!(stop.cancelled()));
         let mut splitter = SseSplitter::new(MAX_CHUNK);
         // Until when the provider may be silent: first for its first event, then between two.
         let mut patience = self.held.at + timeouts.first_event;
@@ -143,8 +145,8 @@ impl Flight<'_> {
                 // Cancellation first; then the client, so that what is ready is written before more
                 // is read; the provider last.
                 biased;
-                () = revoked.cancelled() => return Ending::After(Outcome::REVOKED, "access was revoked".into()),
-                () = stop.cancelled() => return Ending::After(Outcome::DRAINED, "the relay was shut down".into()),
+                () = &mut revoked => return Ending::After(Outcome::REVOKED, "access was revoked".into()),
+                () = &mut stop => return Ending::After(Outcome::DRAINED, "the relay was shut down".into()),
                 did = client_did(self.stream, self.client_talks, &mut self.log) => {
                     if let Err(ending) = self.heed(did) { return ending; }
                     // While reading was paused for the reader, the provider's silence is not its own.
@@ -337,10 +339,13 @@ async fn client_did(stream: &mut ClientStream, client_talks: bool, log: &mut Eve
         if stream.writer.is_flushed() {
             return Poll::Pending;
         }
-        stream.writer.poll_flush(cx).map(|flushed| match flushed {
-            Ok(()) => ClientDid::Wrote,
-            Err(error) => ClientDid::Left(error.to_string()),
-        })
+        match stream.writer.poll_flush(cx) {
+            Poll::Pending => Poll::Pending,
+            // Nobody waits for it: one round of the loop less for every token.
+            Poll::Ready(Ok(())) if client_talks => Poll::Pending,
+            Poll::Ready(Ok(())) => Poll::Ready(ClientDid::Wrote),
+            Poll::Ready(Err(error)) => Poll::Ready(ClientDid::Left(error.to_string())),
+        }
     })
     .await
 }
