@@ -98,16 +98,20 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .try_init();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let global = cli.global;
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match cli.command {
         #[cfg(all(feature = "dev", unix))]
-        Command::Dev(args) => runtime.block_on(dev::run(&global, *args)),
-        Command::Join(args) => runtime.block_on(join::join(&global, &args)),
-        Command::Ask(args) => runtime.block_on(ask::run(&global, *args)),
-        Command::Balance => runtime.block_on(account::balance(&global)),
-        Command::Status(args) => runtime.block_on(status::run(&global, &args)),
-        Command::Logout(args) => runtime.block_on(join::logout(&global, &args)),
+        // A relay runs beside the client.
+        Command::Dev(args) => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(dev::run(&global, *args))
+        }
+        Command::Join(args) => runtime()?.block_on(join::join(&global, &args)),
+        Command::Ask(args) => runtime()?.block_on(ask::run(&global, *args)),
+        Command::Balance => runtime()?.block_on(account::balance(&global)),
+        Command::Status(args) => runtime()?.block_on(status::run(&global, &args)),
+        Command::Logout(args) => runtime()?.block_on(join::logout(&global, &args)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "belay", &mut std::io::stdout());
             Ok(())

@@ -77,16 +77,16 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let global = cli.global;
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match cli.command {
-        Command::Serve => runtime.block_on(serve::serve(&global)),
+        Command::Serve => serve::serve(&global),
         Command::Config(command) => config::run(&global, command),
-        Command::Tenant(command) => runtime.block_on(admin::tenant(&global, command)),
-        Command::Invite(args) => runtime.block_on(admin::invite(&global, &args)),
-        Command::Device(command) => runtime.block_on(admin::device(&global, command)),
-        Command::Ledger(command) => runtime.block_on(ledger::run(&global, command)),
-        Command::Status => runtime.block_on(admin::status(&global)),
+        Command::Tenant(command) => runtime()?.block_on(admin::tenant(&global, command)),
+        Command::Invite(args) => runtime()?.block_on(admin::invite(&global, &args)),
+        Command::Device(command) => runtime()?.block_on(admin::device(&global, command)),
+        Command::Ledger(command) => runtime()?.block_on(ledger::run(&global, command)),
+        Command::Status => runtime()?.block_on(admin::status(&global)),
     }
 }
 

@@ -9,9 +9,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub(super) async fn serve(global: &Global) -> anyhow::Result<()> {
+pub(super) fn serve(global: &Global) -> anyhow::Result<()> {
     let config = Config::load(&global.config)?;
     ops::log::start(config.log_format, &config.log_filter).map_err(anyhow::Error::msg)?;
+    let threads = config.network_threads;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    runtime.block_on(run(config, global.json))
+}
+
+async fn run(config: Config, json: bool) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let socket = socket_path(&config.state_dir);
@@ -19,7 +25,7 @@ pub(super) async fn serve(global: &Global) -> anyhow::Result<()> {
     let listener = http::bind(&socket).with_context(|| format!("cannot open the admin socket {}", socket.display()))?;
     let stop = CancellationToken::new();
     let admin = tokio::spawn(http::run(listener, relay.admin().clone(), stop.clone()));
-    if global.json {
+    if json {
         println!("{}", serde_json::json!({ "listening": relay.local_addr() }));
     } else {
         println!("belayd is listening on {} (UDP)", relay.local_addr());

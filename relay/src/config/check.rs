@@ -57,6 +57,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The addresses that invites carry; empty: the one that is listened on.
     pub public: Vec<String>,
+    /// Threads that serve tunnels and providers.
+    pub network_threads: usize,
     /// Everything that the relay remembers is below this directory.
     pub state_dir: PathBuf,
     /// Threads of the store.
@@ -211,6 +213,11 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
             return Err(wrong("listen.public", why));
         }
     }
+    let network_threads = match raw.listen.threads.unwrap_or(0) {
+        0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
+        threads @ 1..=256 => threads,
+        threads => return Err(wrong("listen.threads", format!("{threads} is not from 0 to 256"))),
+    };
     let state_dir = raw
         .state
         .dir
@@ -258,6 +265,7 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
     Ok(Config {
         listen,
         public: raw.listen.public,
+        network_threads,
         state_dir,
         store_threads,
         idle_close: Duration::from_secs(raw.state.idle_close_s.unwrap_or(60)),
@@ -444,6 +452,7 @@ mod tests {
             ("", "state.dir"),
             ("[listen]\nquic = \"nowhere\"\n", "listen.quic"),
             ("[state]\ndir = \"x\"\nstore_threads = 0\n", "store_threads"),
+            ("[listen]\nthreads = 257\n", "listen.threads"),
             ("[state]\ndir = \"x\"\n[limits]\nstreams_per_tunnel = 500\n", "heartbeat"),
             ("[state]\ndir = \"x\"\n[providers.p]\nkind = \"antropic\"\n", "did you mean `anthropic`?"),
             ("[state]\ndir = \"x\"\n[providers.p]\nkind = \"openai\"\nurl = \"ftp://x\"\n", "url"),

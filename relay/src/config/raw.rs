@@ -26,6 +26,7 @@ pub(super) struct Raw {
 pub(super) struct Listen {
     pub(super) quic: Option<String>,
     pub(super) public: Vec<String>,
+    pub(super) threads: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -10,6 +10,9 @@ quic = "0.0.0.0:4433"
 # The addresses that invites carry, for the clients to dial. Name the public ones, for example
 # ["relay.example.org:4433"]. Empty: the address that is listened on.
 public = []
+# Threads that serve tunnels and providers. 0: half of the cores, at least one; the store's threads and
+# the kernel have use for the others, and a token that stays on one thread costs a quarter less.
+threads = 0
 
 [state]
 # Everything that the relay remembers is below this directory: its authority, the central database,
