@@ -10,15 +10,16 @@ use belay_protocol::codec::Message;
 use belay_protocol::dialect::sse::SseSplitter;
 use belay_protocol::dialect::usage::{EventMeaning, UsageMeter};
 use belay_protocol::error::ProtocolError;
-use belay_protocol::frame::{FrameType, MAX_CHUNK};
+use belay_protocol::frame::{Frame, FrameType, MAX_CHUNK};
 use belay_protocol::message::{Ack, Cancel, Content, EscalateRequest, Outcome, ResponseHead};
 use belay_protocol::stream::StreamError;
 use bytes::{Bytes, BytesMut};
-use std::future::poll_fn;
-use std::pin::pin;
-use std::task::Poll;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::{debug, warn};
 
 /// Progress is noted at most this often: what a kill may cost in tokens that are not charged.
@@ -37,19 +38,12 @@ pub(super) struct Flight<'a> {
     /// False once the client has said that it will send nothing more: then what was written counts
     /// as read.
     client_talks: bool,
+    revoked: Pin<Box<WaitForCancellationFutureOwned>>,
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
     deadline: Instant,
     progress_noted: Instant,
     /// Whole answers that are not streamed are kept for their usage figures.
     whole: BytesMut,
-}
-
-/// What the client's side of the stream did.
-enum ClientDid {
-    Wrote,
-    Acknowledged,
-    Finished,
-    Cancelled(String),
-    Left(String),
 }
 
 impl Escalator {
@@ -70,6 +64,8 @@ impl Escalator {
             meter: UsageMeter::new(plan.dialect),
             first_event: None,
             client_talks: true,
+            revoked: Box::pin(caller.revoked.clone().cancelled_owned()),
+            stop: Box::pin(self.stop.clone().cancelled_owned()),
             deadline: held.at + total,
             progress_noted: held.at,
             whole: BytesMut::new(),
@@ -106,23 +102,19 @@ impl Flight<'_> {
         let mut answer = provider.call(call);
         let first_event = self.held.at + self.escalator.config.timeouts.first_event;
         let mut timer = pin!(sleep_until(first_event.min(self.deadline)));
-        let (revoked, stop) = (self.caller.revoked.clone(), self.escalator.stop.clone());
-        loop {
-            tokio::select! {
-                // Cancellation first: nothing that the provider says may delay it.
-                biased;
-                () = revoked.cancelled() => return Err(Ending::After(Outcome::REVOKED, "access was revoked".into())),
-                () = stop.cancelled() => return Err(Ending::After(Outcome::DRAINED, "the relay was shut down".into())),
-                did = client_did(self.stream, self.client_talks, &mut self.log) => self.heed(did)?,
-                () = &mut timer => {
-                    return Err(Ending::After(Outcome::TIMED_OUT, "the provider sent nothing in time".into()));
-                }
-                answer = &mut answer => return answer.map_err(|error| match error {
-                    ProviderError::Unreachable(why) => Ending::NotDispatched(format!("cannot reach the provider: {why}")),
-                    ProviderError::Broken(why) => Ending::After(Outcome::PROVIDER_FAILED, why),
-                }),
+        poll_fn(|cx| {
+            if let Poll::Ready(ending) = self.poll_interruption(cx) {
+                return Poll::Ready(Err(ending));
             }
-        }
+            if timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(Ending::After(Outcome::TIMED_OUT, "the provider sent nothing in time".into())));
+            }
+            answer.as_mut().poll(cx).map_err(|error| match error {
+                ProviderError::Unreachable(why) => Ending::NotDispatched(format!("cannot reach the provider: {why}")),
+                ProviderError::Broken(why) => Ending::After(Outcome::PROVIDER_FAILED, why),
+            })
+        })
+        .await
     }
 
     /// Passes a successful answer on until its end.
@@ -131,57 +123,106 @@ impl Flight<'_> {
         if let Err(error) = self.queue_head(&answer, streams) {
             return Ending::After(Outcome::PROVIDER_FAILED, error.to_string());
         }
-        let timeouts = self.escalator.config.timeouts.clone();
-        let (revoked, stop) = (self.caller.revoked.clone(), self.escalator.stop.clone());
-        // Registered once, not at every event.
-        let (mut revoked, mut stop) = (pin!(revoked.cancelled()), pin!(stop.cancelled()));
         let mut splitter = SseSplitter::new(MAX_CHUNK);
-        // Until when the provider may be silent: first for its first event, then between two.
-        let mut patience = self.held.at + timeouts.first_event;
-        let mut timer = pin!(sleep_until(self.deadline.min(patience)));
-        loop {
-            let has_room = self.log.has_room();
-            tokio::select! {
-                // Cancellation first; then the client, so that what is ready is written before more
-                // is read; the provider last.
-                biased;
-                () = &mut revoked => return Ending::After(Outcome::REVOKED, "access was revoked".into()),
-                () = &mut stop => return Ending::After(Outcome::DRAINED, "the relay was shut down".into()),
-                did = client_did(self.stream, self.client_talks, &mut self.log) => {
-                    if let Err(ending) = self.heed(did) { return ending; }
-                    // While reading was paused for the reader, the provider's silence is not its own.
-                    if !has_room { patience = Instant::now() + timeouts.between_events; }
+        let timeouts = &self.escalator.config.timeouts;
+        let until = self.held.at + timeouts.first_event;
+        let mut patience = Patience {
+            between_events: timeouts.between_events,
+            deadline: self.deadline,
+            timer: pin!(sleep_until(self.deadline.min(until))),
+            until,
+            paused: false,
+        };
+        // One poll looks at everything once, whatever woke it: a token passes in a single round.
+        poll_fn(|cx| {
+            // Cancellation and the client first: nothing that the provider says may delay them.
+            if let Poll::Ready(ending) = self.poll_interruption(cx) {
+                return Poll::Ready(ending);
+            }
+            if let Poll::Ready(ending) = patience.poll(cx) {
+                return Poll::Ready(ending);
+            }
+            loop {
+                if let Poll::Ready(ending) = self.poll_provider(cx, &mut answer, &mut splitter, &mut patience, streams) {
+                    return Poll::Ready(ending);
                 }
-                () = &mut timer => {
-                    let now = Instant::now();
-                    if now >= self.deadline {
-                        return Ending::After(Outcome::TIMED_OUT, "the request took longer than its deadline".into());
-                    }
-                    if has_room && now >= patience {
-                        return Ending::After(Outcome::TIMED_OUT, "the provider fell silent".into());
-                    }
-                    // The timer is not moved at every event, only here and at the first.
-                    let next = if has_room { patience } else { now + timeouts.between_events };
-                    timer.as_mut().reset(next.min(self.deadline));
+                let was_full = !self.log.has_room();
+                if let Poll::Ready(ending) = self.poll_write(cx) {
+                    return Poll::Ready(ending);
                 }
-                chunk = answer.chunk(), if has_room => {
-                    let heard = Instant::now();
-                    patience = heard + timeouts.between_events;
-                    if self.first_event.is_none() {
-                        self.first_event = Some(heard);
-                        timer.as_mut().reset(patience.min(self.deadline));
-                    }
-                    let taken = match chunk {
-                        None => return self.provider_ended(streams),
-                        Some(Err(error)) => return Ending::After(Outcome::PROVIDER_FAILED, error.to_string()),
-                        Some(Ok(chunk)) if streams => self.take_events(&mut splitter, chunk),
-                        Some(Ok(chunk)) => self.take_bytes(chunk),
-                    };
-                    if let Err(ending) = taken { return ending; }
-                    self.note_progress(heard);
+                self.note_progress();
+                // Unless the write has made room, everything has been asked to wake this task.
+                if !was_full || !self.log.has_room() {
+                    return Poll::Pending;
                 }
             }
+        })
+        .await
+    }
+
+    /// Ready when the request must end for a reason of the relay or of the client.
+    fn poll_interruption(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+        if self.revoked.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ending::After(Outcome::REVOKED, "access was revoked".into()));
         }
+        if self.stop.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ending::After(Outcome::DRAINED, "the relay was shut down".into()));
+        }
+        while self.client_talks {
+            match self.stream.reader.poll_frame(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(None)) => self.client_talks = false,
+                Poll::Ready(Ok(Some(frame))) => match heard(&frame) {
+                    Ok(Heard::Acknowledged(next)) => self.log.acknowledge(next),
+                    Ok(Heard::Cancelled(why)) => return Poll::Ready(Ending::After(Outcome::CANCELLED, why)),
+                    Err(error) => return Poll::Ready(left(&error.into())),
+                },
+                Poll::Ready(Err(error)) => return Poll::Ready(left(&error)),
+            }
+        }
+        self.stream.writer.poll_stopped(cx).map(|error| left(&error))
+    }
+
+    /// Takes in what the provider has sent, while there is room. Ready at the answer's end.
+    fn poll_provider(
+        &mut self,
+        cx: &mut Context<'_>,
+        answer: &mut Answer,
+        splitter: &mut SseSplitter,
+        patience: &mut Patience<'_>,
+        streams: bool,
+    ) -> Poll<Ending> {
+        loop {
+            patience.pause(!self.log.has_room());
+            if patience.paused {
+                return Poll::Pending;
+            }
+            let chunk = ready!(answer.body.poll_chunk(cx));
+            let heard = Instant::now();
+            patience.heard(heard, self.first_event.is_none(), cx);
+            self.first_event.get_or_insert(heard);
+            let taken = match chunk {
+                None => Err(self.provider_ended(streams)),
+                Some(Err(error)) => Err(Ending::After(Outcome::PROVIDER_FAILED, error.to_string())),
+                Some(Ok(chunk)) if streams => self.take_events(splitter, chunk),
+                Some(Ok(chunk)) => self.take_bytes(chunk),
+            };
+            if let Err(ending) = taken {
+                return Poll::Ready(ending);
+            }
+        }
+    }
+
+    /// Writes what is queued. Ready when the client is gone.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+        match self.stream.writer.poll_flush(cx) {
+            Poll::Pending => {}
+            Poll::Ready(Err(error)) => return Poll::Ready(left(&error)),
+            // A client that says nothing more cannot acknowledge: what it took counts as read.
+            Poll::Ready(Ok(())) if !self.client_talks => self.log.acknowledge(u64::MAX),
+            Poll::Ready(Ok(())) => {}
+        }
+        Poll::Pending
     }
 
     fn queue_head(&mut self, answer: &Answer, streams: bool) -> Result<(), ProtocolError> {
@@ -282,34 +323,18 @@ impl Flight<'_> {
         Ending::RefusedByProvider(status)
     }
 
-    fn heed(&mut self, did: ClientDid) -> Result<(), Ending> {
-        match did {
-            ClientDid::Wrote | ClientDid::Acknowledged => {
-                // A client that says nothing more cannot acknowledge: what it took counts as read.
-                if !self.client_talks && self.stream.writer.is_flushed() {
-                    self.log.acknowledge(u64::MAX);
-                }
-                Ok(())
-            }
-            ClientDid::Finished => {
-                self.client_talks = false;
-                Ok(())
-            }
-            ClientDid::Cancelled(why) => Err(Ending::After(Outcome::CANCELLED, why)),
-            ClientDid::Left(why) => {
-                debug!(%why, "the client left");
-                Err(Ending::After(Outcome::CANCELLED, why))
-            }
-        }
-    }
-
-    fn note_progress(&mut self, now: Instant) {
+    /// After the write: nobody waits for a note.
+    fn note_progress(&mut self) {
         let progress = Progress {
             events: self.log.next(),
             output_bytes: self.meter.output_bytes(),
             told_input: self.meter.told_input(),
         };
+        if progress == self.held.guard.progress {
+            return;
+        }
         self.held.guard.progress = progress;
+        let now = Instant::now();
         if now.duration_since(self.progress_noted) >= PROGRESS_EVERY {
             self.progress_noted = now;
             if let Err(error) = self.held.tenant.journal.append(self.held.guard.request_id, progress) {
@@ -319,53 +344,73 @@ impl Flight<'_> {
     }
 }
 
-/// Waits until the client's side does something, writing what is queued meanwhile. Dropping the
-/// future loses nothing.
-async fn client_did(stream: &mut ClientStream, client_talks: bool, log: &mut EventLog) -> ClientDid {
-    poll_fn(|cx| {
-        if client_talks {
-            while let Poll::Ready(frame) = stream.reader.poll_frame(cx) {
-                match read_client(frame, log) {
-                    // Wake the loop only if reading the provider was paused.
-                    ClientDid::Acknowledged if log.has_room() => return Poll::Ready(ClientDid::Acknowledged),
-                    ClientDid::Acknowledged => {}
-                    other => return Poll::Ready(other),
-                }
-            }
-        }
-        if let Poll::Ready(error) = stream.writer.poll_stopped(cx) {
-            return Poll::Ready(ClientDid::Left(error.to_string()));
-        }
-        if stream.writer.is_flushed() {
-            return Poll::Pending;
-        }
-        match stream.writer.poll_flush(cx) {
-            Poll::Pending => Poll::Pending,
-            // Nobody waits for it: one round of the loop less for every token.
-            Poll::Ready(Ok(())) if client_talks => Poll::Pending,
-            Poll::Ready(Ok(())) => Poll::Ready(ClientDid::Wrote),
-            Poll::Ready(Err(error)) => Poll::Ready(ClientDid::Left(error.to_string())),
-        }
-    })
-    .await
+/// How long the provider may be silent: first for its first event, then between two; and how long
+/// the request may take in all.
+struct Patience<'a> {
+    between_events: Duration,
+    deadline: Instant,
+    /// Fires at `until` or before: it is not moved at every event.
+    timer: Pin<&'a mut Sleep>,
+    until: Instant,
+    /// The provider is not read, since the reader is too far behind: its silence is not its own.
+    paused: bool,
 }
 
-fn read_client(frame: Result<Option<belay_protocol::frame::Frame>, StreamError>, log: &mut EventLog) -> ClientDid {
-    let frame = match frame {
-        Ok(Some(frame)) => frame,
-        Ok(None) => return ClientDid::Finished,
-        Err(error) => return ClientDid::Left(error.to_string()),
-    };
-    let read = match frame.kind {
-        FrameType::Ack => Ack::from_frame(&frame).map(|ack| {
-            log.acknowledge(ack.next);
-            ClientDid::Acknowledged
-        }),
-        FrameType::Cancel => Cancel::from_frame(&frame).map(|cancel| {
-            let why: String = cancel.reason.chars().take(200).collect();
-            ClientDid::Cancelled(if why.is_empty() { "cancelled by the caller".into() } else { why })
-        }),
+impl Patience<'_> {
+    /// Ready when it has run out.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if now >= self.deadline {
+                let why = "the request took longer than its deadline";
+                return Poll::Ready(Ending::After(Outcome::TIMED_OUT, why.into()));
+            }
+            if !self.paused && now >= self.until {
+                return Poll::Ready(Ending::After(Outcome::TIMED_OUT, "the provider fell silent".into()));
+            }
+            let next = if self.paused { now + self.between_events } else { self.until };
+            self.timer.as_mut().reset(next.min(self.deadline));
+        }
+        Poll::Pending
+    }
+
+    fn heard(&mut self, now: Instant, first: bool, cx: &mut Context<'_>) {
+        self.until = now + self.between_events;
+        if first {
+            // This may be sooner than the time for the first event was.
+            self.timer.as_mut().reset(self.until.min(self.deadline));
+            if self.timer.as_mut().poll(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+        }
+    }
+
+    fn pause(&mut self, paused: bool) {
+        if self.paused && !paused {
+            self.until = Instant::now() + self.between_events;
+        }
+        self.paused = paused;
+    }
+}
+
+/// What a client says while it is answered.
+enum Heard {
+    Acknowledged(u64),
+    Cancelled(String),
+}
+
+fn heard(frame: &Frame) -> Result<Heard, ProtocolError> {
+    match frame.kind {
+        FrameType::Ack => Ok(Heard::Acknowledged(Ack::from_frame(frame)?.next)),
+        FrameType::Cancel => {
+            let why: String = Cancel::from_frame(frame)?.reason.chars().take(200).collect();
+            Ok(Heard::Cancelled(if why.is_empty() { "cancelled by the caller".into() } else { why }))
+        }
         kind => Err(ProtocolError::Unexpected { got: kind.name(), expected: "Ack or Cancel" }),
-    };
-    read.unwrap_or_else(|error| ClientDid::Left(error.to_string()))
+    }
+}
+
+fn left(why: &StreamError) -> Ending {
+    debug!(%why, "the client left");
+    Ending::After(Outcome::CANCELLED, why.to_string())
 }
