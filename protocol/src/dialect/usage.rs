@@ -7,12 +7,17 @@
 
 use super::sse::SseEvent;
 use crate::message::{Dialect, UnitKind, UsageLine};
+use bytes::Bytes;
+use memchr::memmem;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
 /// Bytes of text that are taken for one token where the provider did not count.
 pub const BYTES_PER_ESTIMATED_TOKEN: u64 = 4;
+
+/// The most events that are set aside.
+const MOST_ASIDE: usize = 64;
 
 /// What one event meant for the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +52,11 @@ pub struct UsageMeter {
     output_is_final: bool,
     /// Bytes of text, thinking and tool arguments seen, JSON-escaped.
     output_bytes: u64,
+    /// Events with nothing but content in them, not read yet: their reader waits for the event, and
+    /// reading several at a time costs less.
+    aside: Vec<Bytes>,
+    /// What an event set aside turned out to mean.
+    overlooked: Option<EventMeaning>,
 }
 
 /// What a request used.
@@ -62,10 +72,11 @@ impl UsageMeter {
     /// A meter for an answer of that dialect.
     #[must_use]
     pub fn new(dialect: Dialect) -> Self {
-        Self { dialect, told: Told::default(), output_is_final: false, output_bytes: 0 }
+        Self { dialect, told: Told::default(), output_is_final: false, output_bytes: 0, aside: vec![], overlooked: None }
     }
 
-    /// Bytes of output seen so far: the progress of a request whose usage is not told yet.
+    /// Bytes of output seen until the last [`catch_up`](Self::catch_up): the progress of a request
+    /// whose usage is not told yet.
     #[must_use]
     pub fn output_bytes(&self) -> u64 {
         self.output_bytes
@@ -78,8 +89,42 @@ impl UsageMeter {
         self.told.input.map(|input| input + cached.into_iter().flatten().sum::<u64>())
     }
 
-    /// Looks at one server-sent event.
-    pub fn event(&mut self, event: &[u8]) -> EventMeaning {
+    /// Looks at one server-sent event. One that is plainly content is only kept until
+    /// [`catch_up`](Self::catch_up).
+    pub fn event(&mut self, event: &Bytes) -> EventMeaning {
+        if let Some(meaning) = self.overlooked.take() {
+            return meaning;
+        }
+        if !is_plain(self.dialect, event) {
+            return self.read(event);
+        }
+        self.aside.push(event.clone());
+        if self.aside.len() >= MOST_ASIDE {
+            self.catch_up();
+        }
+        EventMeaning::Content
+    }
+
+    /// Reads the events that were set aside.
+    pub fn catch_up(&mut self) {
+        let mut aside = std::mem::take(&mut self.aside);
+        for event in aside.drain(..) {
+            match self.read(&event) {
+                EventMeaning::Content | EventMeaning::UsageOnly => {}
+                // Written so that a look at its bytes did not show it.
+                meaning => self.overlooked = Some(meaning),
+            }
+        }
+        self.aside = aside;
+    }
+
+    /// What an event that was set aside turned out to mean, if it was more than content.
+    #[must_use]
+    pub fn overlooked(&mut self) -> Option<EventMeaning> {
+        self.overlooked.take()
+    }
+
+    fn read(&mut self, event: &[u8]) -> EventMeaning {
         let event = SseEvent::parse(event);
         if event.data.is_empty() {
             return EventMeaning::Content;
@@ -115,7 +160,8 @@ impl UsageMeter {
     /// The usage, estimating what was never told: output from the bytes seen, input from
     /// `input_bytes` of request text.
     #[must_use]
-    pub fn report(&self, input_bytes: u64) -> UsageReport {
+    pub fn report(&mut self, input_bytes: u64) -> UsageReport {
+        self.catch_up();
         let estimate = |bytes: u64| bytes.div_ceil(BYTES_PER_ESTIMATED_TOKEN);
         let told = &self.told;
         let output = match told.output {
@@ -234,6 +280,25 @@ impl UsageMeter {
             self.told.reasoning = details.reasoning_tokens;
         }
     }
+}
+
+/// True if a look at its bytes shows that an event can hold nothing but content: no usage, no error,
+/// no end.
+fn is_plain(dialect: Dialect, event: &[u8]) -> bool {
+    let has = |needle: &[u8]| memmem::find(event, needle).is_some();
+    match dialect {
+        Dialect::ANTHROPIC => has(b"content_block_delta") && !has(b"\"error\"") && !has(b"\"message_"),
+        _ => !has(b"[DONE]") && !has(b"\"error\"") && !tells_usage(event),
+    }
+}
+
+/// OpenAI's chunks carry `"usage":null` until the last one.
+fn tells_usage(event: &[u8]) -> bool {
+    const KEY: &[u8] = b"\"usage\"";
+    memmem::find_iter(event, KEY).any(|at| {
+        let value = event[at + KEY.len()..].trim_ascii_start();
+        value.strip_prefix(b":").is_none_or(|value| !value.trim_ascii_start().starts_with(b"null"))
+    })
 }
 
 /// Length of a JSON string without its quotes; zero for null and other values.
@@ -369,14 +434,16 @@ mod tests {
     #[test]
     fn anthropic_counts_the_cache_beside_the_input_and_the_last_figure_wins() {
         let mut meter = UsageMeter::new(Dialect::ANTHROPIC);
-        meter.event(b"event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"content\":[],\"usage\":{\"input_tokens\":10,\"cache_creation_input_tokens\":30,\"cache_read_input_tokens\":40,\"cache_creation\":{\"ephemeral_5m_input_tokens\":20,\"ephemeral_1h_input_tokens\":10},\"output_tokens\":1}}}\n\n");
-        meter.event(b"event: ping\ndata: {\"type\":\"ping\"}\n\n");
+        meter.event(&Bytes::from_static(b"event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"content\":[],\"usage\":{\"input_tokens\":10,\"cache_creation_input_tokens\":30,\"cache_read_input_tokens\":40,\"cache_creation\":{\"ephemeral_5m_input_tokens\":20,\"ephemeral_1h_input_tokens\":10},\"output_tokens\":1}}}\n\n"));
+        meter.event(&Bytes::from_static(b"event: ping\ndata: {\"type\":\"ping\"}\n\n"));
         let delta = b"data: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"abcdefgh\"}}\n\n";
-        assert_eq!(meter.event(delta), EventMeaning::Content);
+        assert_eq!(meter.event(&Bytes::from_static(delta)), EventMeaning::Content);
+        assert_eq!(meter.output_bytes(), 0, "nobody waits for the figure");
+        meter.catch_up();
         assert_eq!(meter.output_bytes(), 8);
         assert!(meter.report(0).estimated, "the opening figure is not the final one");
-        meter.event(b"data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":7}}\n\n");
-        assert_eq!(meter.event(b"data: {\"type\":\"message_stop\"}\n\n"), EventMeaning::Done);
+        meter.event(&Bytes::from_static(b"data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":7}}\n\n"));
+        assert_eq!(meter.event(&Bytes::from_static(b"data: {\"type\":\"message_stop\"}\n\n")), EventMeaning::Done);
         let report = meter.report(999);
         assert!(!report.estimated);
         assert_eq!(
@@ -396,10 +463,10 @@ mod tests {
     fn openai_counts_the_cache_inside_the_input() {
         let mut meter = UsageMeter::new(Dialect::OPENAI_CHAT);
         let content = b"data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}],\"usage\":null}\n\n";
-        assert_eq!(meter.event(content), EventMeaning::Content);
+        assert_eq!(meter.event(&Bytes::from_static(content)), EventMeaning::Content);
         let usage = b"data: {\"choices\":[],\"usage\":{\"prompt_tokens\":100,\"completion_tokens\":9,\"prompt_tokens_details\":{\"cached_tokens\":64},\"completion_tokens_details\":{\"reasoning_tokens\":4}}}\n\n";
-        assert_eq!(meter.event(usage), EventMeaning::UsageOnly);
-        assert_eq!(meter.event(b"data: [DONE]\n\n"), EventMeaning::Done);
+        assert_eq!(meter.event(&Bytes::from_static(usage)), EventMeaning::UsageOnly);
+        assert_eq!(meter.event(&Bytes::from_static(b"data: [DONE]\n\n")), EventMeaning::Done);
         let report = meter.report(0);
         assert!(!report.estimated);
         assert_eq!(
@@ -415,7 +482,7 @@ mod tests {
         assert_eq!(meter.report(4000), UsageReport { lines: vec![], estimated: false });
 
         let mut meter = UsageMeter::new(Dialect::OPENAI_CHAT);
-        meter.event(b"data: {\"choices\":[{\"delta\":{\"content\":\"12345678\"}}]}\n\n");
+        meter.event(&Bytes::from_static(b"data: {\"choices\":[{\"delta\":{\"content\":\"12345678\"}}]}\n\n"));
         let report = meter.report(4000);
         assert!(report.estimated);
         assert_eq!(lines(&report), [(UnitKind::INPUT, 1000), (UnitKind::OUTPUT, 2)]);
@@ -425,7 +492,23 @@ mod tests {
     fn errors_after_the_head_are_seen() {
         let mut meter = UsageMeter::new(Dialect::ANTHROPIC);
         let error = b"event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\",\"message\":\"Overloaded\"}}\n\n";
-        assert_eq!(meter.event(error), EventMeaning::Error("Overloaded".into()));
+        assert_eq!(meter.event(&Bytes::from_static(error)), EventMeaning::Error("Overloaded".into()));
+    }
+
+    #[test]
+    fn what_was_set_aside_is_read_in_the_end() {
+        let mut meter = UsageMeter::new(Dialect::OPENAI_CHAT);
+        let content = Bytes::from_static(b"data: {\"choices\":[{\"delta\":{\"content\":\"abcd\"}}],\"usage\": null}\n\n");
+        for _ in 0..1000 {
+            assert_eq!(meter.event(&content), EventMeaning::Content);
+            assert!(meter.aside.len() < MOST_ASIDE);
+        }
+        assert_eq!(lines(&meter.report(0))[0], (UnitKind::OUTPUT, 1000));
+        // Valid JSON for a key that no look at the bytes finds.
+        let hidden = Bytes::from_static(b"data: {\"\\u0065rror\":{\"message\":\"late\"}}\n\n");
+        assert_eq!(meter.event(&hidden), EventMeaning::Content);
+        meter.catch_up();
+        assert_eq!(meter.overlooked(), Some(EventMeaning::Error("late".into())));
     }
 
     proptest! {
@@ -433,9 +516,9 @@ mod tests {
         fn metering_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), json in "[{}\\[\\]\":,a-z0-9 ]{0,80}") {
             for dialect in [Dialect::OPENAI_CHAT, Dialect::ANTHROPIC] {
                 let mut meter = UsageMeter::new(dialect);
-                meter.event(&bytes);
+                meter.event(&bytes.clone().into());
                 meter.body(&bytes);
-                meter.event(format!("data: {json}\n\n").as_bytes());
+                meter.event(&format!("data: {json}\n\n").into());
                 let _ = meter.report(u64::MAX);
             }
         }

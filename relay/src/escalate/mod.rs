@@ -39,7 +39,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{Instrument, Span, debug, info, warn};
 
 /// How long a reader may take to take the last bytes of an answer.
 const LAST_WRITE: Duration = Duration::from_secs(10);
@@ -137,28 +137,45 @@ impl Escalator {
     }
 
     /// Runs one request to its end and answers on its stream. `body` is the whole request body.
-    pub async fn run(&self, caller: &Caller, request: EscalateRequest, body: Bytes, mut stream: ClientStream) {
+    /// `span` is the request's; it is entered here, but not for what is done for every token.
+    pub async fn run(
+        &self,
+        caller: &Caller,
+        request: EscalateRequest,
+        body: Bytes,
+        mut stream: ClientStream,
+        span: &Span,
+    ) {
         self.running.fetch_add(1, Ordering::Relaxed);
         let running = &self.running;
         let _count = Defer(|| {
             running.fetch_sub(1, Ordering::Relaxed);
         });
-        match self.begin(caller, &request, &body, &mut stream).await {
-            Ok(()) => {}
-            Err(failure) => {
-                info!(code = %failure.code, "request refused: {}", failure.message);
-                send_failed(&mut stream, &failure).await;
+        let begun = async {
+            let begun = self.begin(caller, &request, &body, &mut stream).await;
+            match begun {
+                Ok(begun) => begun,
+                Err(failure) => {
+                    info!(code = %failure.code, "request refused: {}", failure.message);
+                    send_failed(&mut stream, &failure).await;
+                    None
+                }
             }
+        };
+        if let Some((plan, held)) = begun.instrument(span.clone()).await {
+            self.run_held(caller, &request, &body, plan, held, &mut stream, span).await;
         }
     }
 
+    /// Plans the request and sets its money aside. `None`: it was settled before, and has been
+    /// answered.
     async fn begin(
         &self,
         caller: &Caller,
         request: &EscalateRequest,
         body: &Bytes,
         stream: &mut ClientStream,
-    ) -> Result<(), Failed> {
+    ) -> Result<Option<(plan::Plan, Held)>, Failed> {
         let id = request.request_id;
         if self.draining.is_cancelled() {
             return Err(failed(id, FailureCode::DRAINING, "the relay is going down", "try again in a moment"));
@@ -183,12 +200,11 @@ impl Escalator {
                 guard.armed = true;
                 let held = Held { guard, tenant, amount, output_cap, at: tokio::time::Instant::now() };
                 debug!(held = %amount, output_cap, provider = %plan.provider, model = %plan.model.name, "money held");
-                self.run_held(caller, request, body, plan, held, stream).await;
-                Ok(())
+                Ok(Some((plan, held)))
             }
             HoldOutcome::Finished { end, provider, model } => {
                 repeat_end(stream, id, plan.dialect, &end, provider, model).await;
-                Ok(())
+                Ok(None)
             }
             HoldOutcome::Refused(refusal) => Err(refused(id, &refusal)),
         }

@@ -20,7 +20,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use tracing::{debug, warn};
+use tracing::{Instrument, Span, debug, warn};
 
 /// Progress is noted at most this often: what a kill may cost in tokens that are not charged.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -32,6 +32,8 @@ pub(super) struct Flight<'a> {
     pub(super) plan: Plan,
     pub(super) held: Held,
     pub(super) stream: &'a mut ClientStream,
+    /// Entered where something is logged, not at every poll.
+    span: &'a Span,
     pub(super) log: EventLog,
     pub(super) meter: UsageMeter,
     pub(super) first_event: Option<Instant>,
@@ -55,6 +57,7 @@ impl Escalator {
         plan: Plan,
         held: Held,
         stream: &mut ClientStream,
+        span: &Span,
     ) {
         let total = self.config.timeouts.total;
         let total = request.deadline_ms.map_or(total, |ms| total.min(Duration::from_millis(ms.into())));
@@ -74,6 +77,7 @@ impl Escalator {
             plan,
             held,
             stream,
+            span,
         };
         flight.fly(call).await;
     }
@@ -82,7 +86,7 @@ impl Escalator {
 impl Flight<'_> {
     async fn fly(mut self, call: Call) {
         if let Err(error) = self.held.tenant.journal.append(self.held.guard.request_id, Progress::default()) {
-            warn!(%error, "cannot note the dispatch");
+            self.span.in_scope(|| warn!(%error, "cannot note the dispatch"));
             return self.end(Ending::NotDispatched("the relay could not note the dispatch".into())).await;
         }
         let ending = match self.call(call).await {
@@ -90,7 +94,8 @@ impl Flight<'_> {
             Ok(answer) => self.refused_by_provider(answer).await,
             Err(ending) => ending,
         };
-        self.end(ending).await;
+        let span = self.span.clone();
+        self.end(ending).instrument(span).await;
     }
 
     /// Waits for the provider's status and headers.
@@ -297,6 +302,10 @@ impl Flight<'_> {
             self.meter.body(&self.whole);
             return Ending::Complete;
         }
+        self.meter.catch_up();
+        if let Some(EventMeaning::Error(words)) = self.meter.overlooked() {
+            return Ending::After(Outcome::PROVIDER_FAILED, words);
+        }
         // Some servers send no closing event; told usage is as good.
         if self.meter.report(0).estimated {
             Ending::After(Outcome::PROVIDER_FAILED, "the provider's stream was cut".into())
@@ -325,20 +334,21 @@ impl Flight<'_> {
 
     /// After the write: nobody waits for a note.
     fn note_progress(&mut self) {
-        let progress = Progress {
-            events: self.log.next(),
-            output_bytes: self.meter.output_bytes(),
-            told_input: self.meter.told_input(),
-        };
-        if progress == self.held.guard.progress {
+        if self.log.next() == self.held.guard.progress.events {
             return;
         }
-        self.held.guard.progress = progress;
         let now = Instant::now();
         if now.duration_since(self.progress_noted) >= PROGRESS_EVERY {
             self.progress_noted = now;
+            self.meter.catch_up();
+            let progress = Progress {
+                events: self.log.next(),
+                output_bytes: self.meter.output_bytes(),
+                told_input: self.meter.told_input(),
+            };
+            self.held.guard.progress = progress;
             if let Err(error) = self.held.tenant.journal.append(self.held.guard.request_id, progress) {
-                debug!(%error, "cannot note the progress");
+                self.span.in_scope(|| debug!(%error, "cannot note the progress"));
             }
         }
     }
@@ -411,6 +421,5 @@ fn heard(frame: &Frame) -> Result<Heard, ProtocolError> {
 }
 
 fn left(why: &StreamError) -> Ending {
-    debug!(%why, "the client left");
     Ending::After(Outcome::CANCELLED, why.to_string())
 }

@@ -66,7 +66,7 @@ pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, 
         }
     };
     let span = tracing::info_span!(parent: span, "request", id = %request.request_id, model = %shown(&request.model));
-    escalator.run(caller, request, body, stream).instrument(span).await;
+    escalator.run(caller, request, body, stream, &span).await;
 }
 
 /// A model name as a log may show it: short and without control characters.
