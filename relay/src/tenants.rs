@@ -4,6 +4,7 @@
 //! process, the holds of dead processes are resolved with the help of the dispatch journal, and the
 //! journal is begun anew. A running request keeps its tenant's handle alive.
 
+use crate::ops::rate::Rate;
 use crate::store::executor::{Db, Store};
 use crate::store::journal::{self, Journal};
 use crate::store::ledger::recover::{Recovered, recover};
@@ -23,6 +24,8 @@ pub struct TenantHandle {
     pub id: TenantId,
     /// Where dispatches are noted.
     pub journal: Journal,
+    /// Its requests of the last minute.
+    pub rate: Arc<Rate>,
 }
 
 type Slot = Arc<OnceCell<Arc<TenantHandle>>>;
@@ -68,7 +71,7 @@ impl Tenants {
         }
         // Every hold that the journal spoke of is resolved, durably.
         let journal = Journal::start(&dir).map_err(failed)?;
-        Ok(Arc::new(TenantHandle { id: id.clone(), journal }))
+        Ok(Arc::new(TenantHandle { id: id.clone(), journal, rate: Arc::default() }))
     }
 
     /// Closes the handles that nobody uses.

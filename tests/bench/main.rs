@@ -82,9 +82,9 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
     let basis = first_token::measure(&scene, if args.quick { 150 } else { 1000 }, &mut report).await?;
     if wanted(&travel::NAMES) {
         let size = if args.quick {
-            travel::Size { rounds: 2, tokens_of_one: 50, tokens_of_many: 130 }
+            travel::Size { rounds: 2, rounds_of_one: 10, tokens_of_one: 10, tokens_of_many: 130 }
         } else {
-            travel::Size { rounds: 6, tokens_of_one: 100, tokens_of_many: 150 }
+            travel::Size { rounds: 6, rounds_of_one: 40, tokens_of_one: 15, tokens_of_many: 150 }
         };
         travel::measure(&scene, &size, &basis, &mut report).await?;
     }

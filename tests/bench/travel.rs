@@ -30,6 +30,10 @@ const CPU_BAR: f64 = 2.0;
 #[derive(Debug)]
 pub(crate) struct Size {
     pub(crate) rounds: usize,
+    /// Rounds of a single stream. Many and short ones: where the kernel wakes a lone reader, on the
+    /// core that wrote or on one that sleeps, is settled anew for each, and makes more of a
+    /// difference than what is measured.
+    pub(crate) rounds_of_one: usize,
     pub(crate) tokens_of_one: u64,
     pub(crate) tokens_of_many: u64,
 }
@@ -51,11 +55,13 @@ pub(crate) async fn measure(scene: &Arc<Scene>, size: &Size, basis: &Basis, repo
     for way in Way::ALL {
         streams(scene, way, MANY, 5).await?;
     }
-    for round in 0..size.rounds {
+    for round in 0..size.rounds_of_one {
         for turn in 0..Way::ALL.len() {
             let at = (round + turn) % Way::ALL.len();
             seen[at].one.extend(streams(scene, Way::ALL[at], 1, size.tokens_of_one).await?);
         }
+    }
+    for round in 0..size.rounds {
         for turn in 0..Way::ALL.len() {
             let at = (round + turn) % Way::ALL.len();
             let before = cpu_ns(scene, Way::ALL[at])?;

@@ -72,7 +72,14 @@ impl UsageMeter {
     /// A meter for an answer of that dialect.
     #[must_use]
     pub fn new(dialect: Dialect) -> Self {
-        Self { dialect, told: Told::default(), output_is_final: false, output_bytes: 0, aside: vec![], overlooked: None }
+        Self {
+            dialect,
+            told: Told::default(),
+            output_is_final: false,
+            output_bytes: 0,
+            aside: vec![],
+            overlooked: None,
+        }
     }
 
     /// Bytes of output seen until the last [`catch_up`](Self::catch_up): the progress of a request
@@ -498,7 +505,8 @@ mod tests {
     #[test]
     fn what_was_set_aside_is_read_in_the_end() {
         let mut meter = UsageMeter::new(Dialect::OPENAI_CHAT);
-        let content = Bytes::from_static(b"data: {\"choices\":[{\"delta\":{\"content\":\"abcd\"}}],\"usage\": null}\n\n");
+        let content =
+            Bytes::from_static(b"data: {\"choices\":[{\"delta\":{\"content\":\"abcd\"}}],\"usage\": null}\n\n");
         for _ in 0..1000 {
             assert_eq!(meter.event(&content), EventMeaning::Content);
             assert!(meter.aside.len() < MOST_ASIDE);

@@ -10,14 +10,16 @@
 
 mod finish;
 mod log;
+mod patience;
 mod plan;
 mod runner;
 mod sweeper;
+mod watch;
 
 pub use sweeper::Unresolved;
 
 use crate::config::Config;
-use crate::providers::Providers;
+use crate::providers::{Call, CallFuture, Providers};
 use crate::store::StoreError;
 use crate::store::executor::{Db, Store};
 use crate::store::journal::Progress;
@@ -162,9 +164,21 @@ impl Escalator {
                 }
             }
         };
-        if let Some((plan, held)) = begun.instrument(span.clone()).await {
-            self.run_held(caller, &request, &body, plan, held, &mut stream, span).await;
+        if let Some((plan, held, call)) = begun.instrument(span.clone()).await {
+            self.run_held(caller, &request, plan, held, call, &mut stream, span).await;
         }
+    }
+
+    /// A call to the plan's provider; `None` if there is no such provider.
+    fn prepare(
+        &self,
+        plan: &plan::Plan,
+        request: &EscalateRequest,
+        body: &Bytes,
+        output_cap: u32,
+    ) -> Option<CallFuture> {
+        let provider = self.providers.get(&plan.provider)?;
+        Some(provider.call(Call { body: plan.outgoing(body, output_cap), headers: request.headers.clone() }))
     }
 
     /// Plans the request and sets its money aside. `None`: it was settled before, and has been
@@ -175,14 +189,14 @@ impl Escalator {
         request: &EscalateRequest,
         body: &Bytes,
         stream: &mut ClientStream,
-    ) -> Result<Option<(plan::Plan, Held)>, Failed> {
+    ) -> Result<Option<(plan::Plan, Held, Option<CallFuture>)>, Failed> {
         let id = request.request_id;
         if self.draining.is_cancelled() {
             return Err(failed(id, FailureCode::DRAINING, "the relay is going down", "try again in a moment"));
         }
         let plan = plan::plan(&self.config, self.price_version, request, body)?;
         let tenant = self.tenants.handle(&caller.tenant).await.map_err(|error| store_failed(id, &error))?;
-        let hold_request = plan.hold_request(self, caller, request, body);
+        let hold_request = plan.hold_request(self, caller, request, body, &tenant.rate);
         let input_bytes = hold_request.input_bytes;
         // From here on a hold may exist, whatever becomes of this task.
         let mut guard = HoldGuard {
@@ -194,13 +208,19 @@ impl Escalator {
             armed: false,
         };
         let db = Db::Tenant(caller.tenant.clone());
-        let outcome = self.store.run(db, move |connection| hold(connection, &hold_request)).await;
+        let outcome = self.store.run(db, move |connection| hold(connection, &hold_request));
+        // Made ready while the store writes; it is sent only when it is polled.
+        let expected = plan.expected_output(self);
+        let prepared = self.prepare(&plan, request, body, expected);
+        let outcome = outcome.await;
         match outcome.map_err(|error| store_failed(id, &error))? {
             HoldOutcome::Held { amount, output_cap } => {
                 guard.armed = true;
                 let held = Held { guard, tenant, amount, output_cap, at: tokio::time::Instant::now() };
                 debug!(held = %amount, output_cap, provider = %plan.provider, model = %plan.model.name, "money held");
-                Ok(Some((plan, held)))
+                let call =
+                    if output_cap == expected { prepared } else { self.prepare(&plan, request, body, output_cap) };
+                Ok(Some((plan, held, call)))
             }
             HoldOutcome::Finished { end, provider, model } => {
                 repeat_end(stream, id, plan.dialect, &end, provider, model).await;

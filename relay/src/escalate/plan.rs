@@ -2,6 +2,7 @@
 
 use super::{Caller, Escalator, failed};
 use crate::config::{Config, Model};
+use crate::ops::rate::Rate;
 use crate::pricing::PriceSnapshot;
 use crate::store::ledger::hold::HoldRequest;
 use belay_certs::sha256;
@@ -10,6 +11,7 @@ use belay_protocol::dialect::edit::{self, Edits};
 use belay_protocol::dialect::prompt::Prompt;
 use belay_protocol::message::{Dialect, EscalateRequest, Failed, FailureCode, Operation};
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// Tokens that a provider may add to the text's own: roles, separators, a tool preamble.
 const INPUT_OVERHEAD: u64 = 1024;
@@ -122,6 +124,7 @@ impl Plan {
         caller: &Caller,
         request: &EscalateRequest,
         body: &Bytes,
+        rate: &Arc<Rate>,
     ) -> HoldRequest {
         let limits = &escalator.config.limits;
         let context = u64::from(self.model.context_tokens);
@@ -149,14 +152,24 @@ impl Plan {
             input_bound: bound.min(context),
             input_bytes,
             asked_output: self.asked_output,
-            default_output: self.model.max_output_tokens.min(escalator.config.billing.default_max_output),
+            default_output: self.default_output(escalator),
             may_reduce: request.may_reduce_output,
             choices,
             extra_output,
             cost_cap: request.cost_cap,
+            rate: Arc::clone(rate),
             per_minute: limits.requests_per_minute,
             at_once: limits.requests_at_once,
         }
+    }
+
+    fn default_output(&self, escalator: &Escalator) -> u32 {
+        self.model.max_output_tokens.min(escalator.config.billing.default_max_output)
+    }
+
+    /// The output cap that there will be if there is money enough.
+    pub(crate) fn expected_output(&self, escalator: &Escalator) -> u32 {
+        self.asked_output.unwrap_or_else(|| self.default_output(escalator))
     }
 
     /// The body for the provider, with the output cap that was paid for.

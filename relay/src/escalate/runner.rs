@@ -2,9 +2,11 @@
 
 use super::finish::Ending;
 use super::log::EventLog;
+use super::patience::Patience;
 use super::plan::Plan;
+use super::watch::Watch;
 use super::{Caller, ClientStream, Escalator, Held};
-use crate::providers::{Answer, Call, ProviderError};
+use crate::providers::{Answer, CallFuture, ProviderError};
 use crate::store::journal::Progress;
 use belay_protocol::codec::Message;
 use belay_protocol::dialect::sse::SseSplitter;
@@ -18,7 +20,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::{Instrument, Span, debug, warn};
 
@@ -53,15 +55,14 @@ impl Escalator {
         &self,
         caller: &Caller,
         request: &EscalateRequest,
-        body: &Bytes,
         plan: Plan,
         held: Held,
+        call: Option<CallFuture>,
         stream: &mut ClientStream,
         span: &Span,
     ) {
         let total = self.config.timeouts.total;
         let total = request.deadline_ms.map_or(total, |ms| total.min(Duration::from_millis(ms.into())));
-        let call = Call { body: plan.outgoing(body, held.output_cap), headers: request.headers.clone() };
         let flight = Flight {
             log: EventLog::new(self.config.limits.unread_events),
             meter: UsageMeter::new(plan.dialect),
@@ -84,7 +85,7 @@ impl Escalator {
 }
 
 impl Flight<'_> {
-    async fn fly(mut self, call: Call) {
+    async fn fly(mut self, call: Option<CallFuture>) {
         if let Err(error) = self.held.tenant.journal.append(self.held.guard.request_id, Progress::default()) {
             self.span.in_scope(|| warn!(%error, "cannot note the dispatch"));
             return self.end(Ending::NotDispatched("the relay could not note the dispatch".into())).await;
@@ -99,12 +100,10 @@ impl Flight<'_> {
     }
 
     /// Waits for the provider's status and headers.
-    async fn call(&mut self, call: Call) -> Result<Answer, Ending> {
-        let provider = self.escalator.providers.get(&self.plan.provider);
-        let Some(provider) = provider else {
+    async fn call(&mut self, call: Option<CallFuture>) -> Result<Answer, Ending> {
+        let Some(mut answer) = call else {
             return Err(Ending::NotDispatched(format!("provider {} is not running", self.plan.provider)));
         };
-        let mut answer = provider.call(call);
         let first_event = self.held.at + self.escalator.config.timeouts.first_event;
         let mut timer = pin!(sleep_until(first_event.min(self.deadline)));
         poll_fn(|cx| {
@@ -138,17 +137,22 @@ impl Flight<'_> {
             until,
             paused: false,
         };
-        // One poll looks at everything once, whatever woke it: a token passes in a single round.
+        let mut watch = Watch::default();
         poll_fn(|cx| {
             // Cancellation and the client first: nothing that the provider says may delay them.
-            if let Poll::Ready(ending) = self.poll_interruption(cx) {
-                return Poll::Ready(ending);
+            if let Some(waker) = watch.woken(cx) {
+                let cx = &mut Context::from_waker(&waker);
+                if let Poll::Ready(ending) = self.poll_interruption(cx) {
+                    return Poll::Ready(ending);
+                }
+                if let Poll::Ready(ending) = patience.poll(cx) {
+                    return Poll::Ready(ending);
+                }
             }
-            if let Poll::Ready(ending) = patience.poll(cx) {
-                return Poll::Ready(ending);
-            }
+            // A token passes in a single round.
             loop {
-                if let Poll::Ready(ending) = self.poll_provider(cx, &mut answer, &mut splitter, &mut patience, streams) {
+                if let Poll::Ready(ending) = self.poll_provider(cx, &mut answer, &mut splitter, &mut patience, streams)
+                {
                     return Poll::Ready(ending);
                 }
                 let was_full = !self.log.has_room();
@@ -204,7 +208,7 @@ impl Flight<'_> {
             }
             let chunk = ready!(answer.body.poll_chunk(cx));
             let heard = Instant::now();
-            patience.heard(heard, self.first_event.is_none(), cx);
+            patience.heard(heard, self.first_event.is_none());
             self.first_event.get_or_insert(heard);
             let taken = match chunk {
                 None => Err(self.provider_ended(streams)),
@@ -351,55 +355,6 @@ impl Flight<'_> {
                 self.span.in_scope(|| debug!(%error, "cannot note the progress"));
             }
         }
-    }
-}
-
-/// How long the provider may be silent: first for its first event, then between two; and how long
-/// the request may take in all.
-struct Patience<'a> {
-    between_events: Duration,
-    deadline: Instant,
-    /// Fires at `until` or before: it is not moved at every event.
-    timer: Pin<&'a mut Sleep>,
-    until: Instant,
-    /// The provider is not read, since the reader is too far behind: its silence is not its own.
-    paused: bool,
-}
-
-impl Patience<'_> {
-    /// Ready when it has run out.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
-        while self.timer.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            if now >= self.deadline {
-                let why = "the request took longer than its deadline";
-                return Poll::Ready(Ending::After(Outcome::TIMED_OUT, why.into()));
-            }
-            if !self.paused && now >= self.until {
-                return Poll::Ready(Ending::After(Outcome::TIMED_OUT, "the provider fell silent".into()));
-            }
-            let next = if self.paused { now + self.between_events } else { self.until };
-            self.timer.as_mut().reset(next.min(self.deadline));
-        }
-        Poll::Pending
-    }
-
-    fn heard(&mut self, now: Instant, first: bool, cx: &mut Context<'_>) {
-        self.until = now + self.between_events;
-        if first {
-            // This may be sooner than the time for the first event was.
-            self.timer.as_mut().reset(self.until.min(self.deadline));
-            if self.timer.as_mut().poll(cx).is_ready() {
-                cx.waker().wake_by_ref();
-            }
-        }
-    }
-
-    fn pause(&mut self, paused: bool) {
-        if self.paused && !paused {
-            self.until = Instant::now() + self.between_events;
-        }
-        self.paused = paused;
     }
 }
 

@@ -1,5 +1,7 @@
 //! One rule for every rate limit: the generic cell rate algorithm on a single stored number.
 
+use std::sync::{Mutex, PoisonError};
+
 /// So many per period, all of them at once if need be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
@@ -31,6 +33,19 @@ impl Limit {
         let next = tat_us.max(now_us).saturating_add(self.interval_us);
         let allowed_until = now_us.saturating_add(self.burst_us);
         if next > allowed_until { Err(next - allowed_until) } else { Ok(next) }
+    }
+}
+
+/// A limit's one number, shared.
+#[derive(Debug, Default)]
+pub struct Rate(Mutex<u64>);
+
+impl Rate {
+    /// Lets one through at `now_us`, or says how long to wait.
+    pub fn take(&self, limit: Limit, now_us: u64) -> Result<(), u64> {
+        let mut tat_us = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *tat_us = limit.take(*tat_us, now_us)?;
+        Ok(())
     }
 }
 

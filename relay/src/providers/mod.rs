@@ -78,7 +78,7 @@ pub type CallFuture = Pin<Box<dyn Future<Output = Result<Answer, ProviderError>>
 pub trait Provider: Send + Sync + fmt::Debug {
     /// The dialect of its bodies.
     fn dialect(&self) -> Dialect;
-    /// Sends a request. Dropping the future gives it up.
+    /// Sends a request once it is polled, not before. Dropping the future gives it up.
     fn call(&self, call: Call) -> CallFuture;
 }
 

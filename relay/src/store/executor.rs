@@ -14,6 +14,7 @@ use super::schema::{self, Durability, Kind};
 use belay_protocol::id::TenantId;
 use rusqlite::Connection;
 use std::collections::HashMap;
+use std::future::Future;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -154,8 +155,9 @@ impl Store {
 
     /// Runs `command` in a transaction of `db` and returns its result once that is durable.
     ///
-    /// An `Err` of the command undoes what it wrote. Dropping the future does not stop the command.
-    pub async fn run<T, E, F>(&self, db: Db, command: F) -> Result<T, E>
+    /// An `Err` of the command undoes what it wrote. The command is on its way when this returns;
+    /// dropping the future does not stop it.
+    pub fn run<T, E, F>(&self, db: Db, command: F) -> impl Future<Output = Result<T, E>> + Send + use<T, E, F>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
@@ -165,10 +167,8 @@ impl Store {
         let command = Box::new(Typed { run: Some(command), result: None, sender: Some(sender) });
         match &self.inner.mode {
             Mode::Threads { senders, .. } => {
-                let index = worker_index(&db, senders.len());
-                if senders[index].send(Job::Run { db, command }).is_err() {
-                    return Err(StoreError::Closed.into());
-                }
+                // A worker that has gone drops the command, and with it the sender of its reply.
+                let _ = senders[worker_index(&db, senders.len())].send(Job::Run { db, command });
             }
             Mode::Inline(worker) => {
                 let mut worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
@@ -176,7 +176,7 @@ impl Store {
                 worker.close_idle(false);
             }
         }
-        receiver.await.unwrap_or_else(|_| Err(StoreError::Closed.into()))
+        async move { receiver.await.unwrap_or_else(|_| Err(StoreError::Closed.into())) }
     }
 
     /// The directory of a tenant's files.
@@ -372,9 +372,17 @@ fn checkpoint(connection: &Connection, mode: &str) {
 /// Runs a group in one transaction. `Err((error, broken))`: nothing is known to be kept; `broken`
 /// says that the connection must not be used again.
 fn transact(connection: &Connection, group: &mut [Box<dyn Command>]) -> Result<(), (StoreError, bool)> {
-    let run = |statement: &str| connection.prepare_cached(statement).and_then(|mut prepared| prepared.execute([]));
+    let run = |statement: &str| {
+        connection.prepare_cached(statement).and_then(|mut prepared| prepared.execute([])).map(|_| ())
+    };
     let failed = |error: rusqlite::Error| (StoreError::Failed { operation: "begin", why: error.to_string() }, true);
+    let unknown = |error: rusqlite::Error| (StoreError::Unknown { why: error.to_string() }, true);
     run("BEGIN IMMEDIATE").map_err(failed)?;
+    if let [alone] = group {
+        // Nobody's work but its own is undone with the transaction.
+        let end = if alone.apply(connection).is_ok() { "COMMIT" } else { "ROLLBACK" };
+        return run(end).map_err(unknown);
+    }
     for command in group.iter_mut() {
         run("SAVEPOINT command").map_err(failed)?;
         if command.apply(connection).is_err() {
@@ -382,8 +390,7 @@ fn transact(connection: &Connection, group: &mut [Box<dyn Command>]) -> Result<(
         }
         run("RELEASE command").map_err(failed)?;
     }
-    run("COMMIT").map_err(|error| (StoreError::Unknown { why: error.to_string() }, true))?;
-    Ok(())
+    run("COMMIT").map_err(unknown)
 }
 
 #[cfg(test)]

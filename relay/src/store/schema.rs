@@ -113,8 +113,7 @@ const TENANT: &[M<'static>] = &[M::up(
         created_ms INTEGER NOT NULL,
         finished_ms INTEGER
     ) STRICT, WITHOUT ROWID;
-    CREATE INDEX request_open ON request(boot) WHERE state = 0;
-    CREATE TABLE rate (key TEXT PRIMARY KEY, tat_us INTEGER NOT NULL) STRICT;",
+    CREATE INDEX request_open ON request(boot) WHERE state = 0;",
 )];
 
 static CENTRAL_MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| Migrations::from_slice(CENTRAL));

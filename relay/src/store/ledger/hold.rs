@@ -1,11 +1,13 @@
 //! Setting money aside before a provider is called.
 
 use super::{Account, Boot, Transfer, TransferKind, balance, state, time};
+use crate::ops::rate::{Limit, Rate};
 use crate::pricing::PriceSnapshot;
 use crate::store::StoreError;
 use belay_protocol::id::{DeviceId, RequestId};
 use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, OptionalExtension, params};
+use std::sync::Arc;
 
 /// Below this, an answer is not worth its price: where the caller named no cap, rather refuse.
 const LEAST_OUTPUT: u64 = 16;
@@ -51,6 +53,9 @@ pub struct HoldRequest {
     pub extra_output: u64,
     /// The caller's own limit for the cost.
     pub cost_cap: Option<NanoUsd>,
+    /// The tenant's requests of the last minute. Kept in memory: a tenant that nobody uses for a
+    /// minute may burst again, whether or not its file was closed meanwhile.
+    pub rate: Arc<Rate>,
     /// Requests per minute.
     pub per_minute: u32,
     /// Requests at once.
@@ -129,8 +134,9 @@ pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcom
         Ok(cap) => cap,
         Err(refusal) => return Ok(HoldOutcome::Refused(refusal)),
     };
-    if let Some(retry_after_ms) = take_rate(connection, request)? {
-        return Ok(HoldOutcome::Refused(HoldRefusal::RateLimited { retry_after_ms }));
+    let limit = Limit::per_minute(request.per_minute);
+    if let Err(wait_us) = request.rate.take(limit, request.now_ms.saturating_mul(1000)) {
+        return Ok(HoldOutcome::Refused(HoldRefusal::RateLimited { retry_after_ms: wait_us.div_ceil(1000) }));
     }
     let amount = request.price.most(request.input_bound, total_output(request, output_cap))?;
     Transfer::of_request(request.now_ms, TransferKind::Hold, request.request_id).amount(amount).post(connection)?;
@@ -207,29 +213,6 @@ fn output_cap(request: &HoldRequest, available: NanoUsd) -> Result<Result<u32, H
     match request.cost_cap {
         Some(limit) if needed > limit => Ok(Err(HoldRefusal::AboveCostCap { missing: needed - limit })),
         _ => Ok(Ok(needed_cap)),
-    }
-}
-
-/// Takes one request from the minute's allowance, or says how long to wait. The same rule as for
-/// handshakes: a theoretical arrival time that may run ahead of the clock by one minute.
-fn take_rate(connection: &Connection, request: &HoldRequest) -> Result<Option<u64>, StoreError> {
-    let tat: Option<i64> = connection
-        .prepare_cached("SELECT tat_us FROM rate WHERE key = 'requests'")?
-        .query_row([], |row| row.get(0))
-        .optional()?;
-    let tat = tat.and_then(|tat| u64::try_from(tat).ok()).unwrap_or(0);
-    let limit = crate::ops::rate::Limit::per_minute(request.per_minute);
-    match limit.take(tat, request.now_ms.saturating_mul(1000)) {
-        Ok(next) => {
-            connection
-                .prepare_cached(
-                    "INSERT INTO rate (key, tat_us) VALUES ('requests', ?1)
-                     ON CONFLICT (key) DO UPDATE SET tat_us = excluded.tat_us",
-                )?
-                .execute([time(next)])?;
-            Ok(None)
-        }
-        Err(wait_us) => Ok(Some(wait_us.div_ceil(1000))),
     }
 }
 

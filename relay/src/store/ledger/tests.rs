@@ -16,6 +16,7 @@ use belay_protocol::message::{End, Outcome, UnitKind, UsageLine};
 use belay_protocol::money::NanoUsd;
 use rusqlite::Connection;
 use std::collections::HashMap;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 const NOW: u64 = 1_790_000_000_000;
@@ -62,6 +63,7 @@ fn request(id: u8) -> HoldRequest {
         choices: 1,
         extra_output: 0,
         cost_cap: None,
+        rate: Arc::default(),
         per_minute: 1000,
         at_once: 100,
     }
