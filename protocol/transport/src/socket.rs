@@ -11,7 +11,7 @@ use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -23,14 +23,25 @@ pub(crate) struct QuietSocket {
     state: UdpSocketState,
     /// The last send found no room.
     full: AtomicBool,
+    /// How many datagrams are asked for at once. Asking for the most that quinn has buffers for
+    /// costs a lone one the laying out of them all.
+    batch: AtomicUsize,
 }
+
+/// Datagrams asked for at once while they come alone.
+const FEW: usize = 2;
 
 impl QuietSocket {
     /// Takes a bound socket. Must be called inside a tokio runtime.
     pub(crate) fn new(socket: UdpSocket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let state = UdpSocketState::new((&socket).into())?;
-        Ok(Self { io: register(socket, Interest::READABLE)?, state, full: AtomicBool::new(false) })
+        Ok(Self {
+            io: register(socket, Interest::READABLE)?,
+            state,
+            full: AtomicBool::new(false),
+            batch: AtomicUsize::new(FEW),
+        })
     }
 }
 
@@ -64,13 +75,18 @@ impl AsyncUdpSocket for QuietSocket {
     ) -> Poll<io::Result<usize>> {
         loop {
             let mut ready = ready!(self.io.poll_read_ready(cx))?;
+            let batch = self.batch.load(Ordering::Relaxed).min(bufs.len());
+            let bufs = &mut bufs[..batch];
             let Ok(received) = ready.try_io(|io| self.state.recv(io.get_ref().into(), bufs, meta)) else {
                 continue;
             };
             // Fewer than asked for: the socket is empty, and what comes next is announced. Asking
             // again, only to hear so, would be one call more for every packet.
-            if received.as_ref().is_ok_and(|count| *count < bufs.len()) {
+            if received.as_ref().is_ok_and(|count| *count < batch) {
                 ready.clear_ready();
+                self.batch.store(FEW, Ordering::Relaxed);
+            } else {
+                self.batch.store(batch * 4, Ordering::Relaxed);
             }
             return Poll::Ready(received);
         }
@@ -155,12 +171,11 @@ mod tests {
             for _ in 0..burst {
                 a.try_send(&transmit(to, b"x")).expect("sent");
             }
-            // Two at a time: some bursts end with a batch that is full, some with one that is not.
+            // Few at a time: some bursts end with a batch that is full, some with one that is not.
             let mut left = burst;
             while left > 0 {
-                let (mut buffers, mut meta) = ([[0; 100]; 2], [RecvMeta::default(); 2]);
-                let [first, second] = &mut buffers;
-                let mut slices = [IoSliceMut::new(first), IoSliceMut::new(second)];
+                let (mut buffers, mut meta) = ([[0; 100]; 3], [RecvMeta::default(); 3]);
+                let mut slices = buffers.each_mut().map(|buffer| IoSliceMut::new(buffer));
                 let received = poll_fn(|cx| b.poll_recv(cx, &mut slices, &mut meta));
                 let count = tokio::time::timeout(Duration::from_secs(5), received).await.expect("announced");
                 let datagrams = |meta: &RecvMeta| meta.len / meta.stride;
