@@ -6,10 +6,12 @@ use crate::report::{Report, Samples, us};
 use crate::scene::{MANY, Scene, Way};
 use belay_tests::fake_provider::Script;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// The figures that come from here.
-pub(crate) const NAMES: [&str; 8] = [
+pub(crate) const NAMES: [&str; 9] = [
+    "paced_quinn_rtt_p50_p99",
     "direct_travel_1_p50_p99",
     "proxy_travel_1_p50_p99",
     "belay_travel_1_p50_p99",
@@ -51,14 +53,18 @@ struct Seen {
 /// Streams by each way in turn, a single one and then many at once.
 pub(crate) async fn measure(scene: &Arc<Scene>, size: &Size, basis: &Basis, report: &mut Report) -> anyhow::Result<()> {
     let mut seen: [Seen; 3] = Default::default();
+    let mut paced = Samples::default();
     // The first streams on new connections are not counted.
     for way in Way::ALL {
         streams(scene, way, MANY, 5).await?;
     }
     for round in 0..size.rounds_of_one {
-        for turn in 0..Way::ALL.len() {
-            let at = (round + turn) % Way::ALL.len();
-            seen[at].one.extend(streams(scene, Way::ALL[at], 1, size.tokens_of_one).await?);
+        for turn in 0..=Way::ALL.len() {
+            let at = (round + turn) % (Way::ALL.len() + 1);
+            match Way::ALL.get(at) {
+                Some(way) => seen[at].one.extend(streams(scene, *way, 1, size.tokens_of_one).await?),
+                None => paced.extend(round_trips(scene, size.tokens_of_one).await?),
+            }
         }
     }
     for round in 0..size.rounds {
@@ -73,11 +79,16 @@ pub(crate) async fn measure(scene: &Arc<Scene>, size: &Size, basis: &Basis, repo
         }
     }
     let [direct, proxy, belay] = seen;
-    for (streams, of) in [(1, (|seen| &seen.one) as fn(&Seen) -> &Samples), (MANY, |seen| &seen.many)] {
+    report.times("paced_quinn_rtt", &paced);
+    // Between two tokens of a single stream every core falls asleep, and so it does between round
+    // trips at that pace; many streams find them awake, as round trips without a pause do.
+    let round_trips = [us(paced.percentile(50)), basis.round_trip_us];
+    let sizes = [(1, (|seen| &seen.one) as fn(&Seen) -> &Samples), (MANY, |seen| &seen.many)];
+    for ((streams, of), round_trip_us) in sizes.into_iter().zip(round_trips) {
         let median = |seen| us(of(seen).percentile(50));
         report.times(&format!("direct_travel_{streams}"), of(&direct));
         report.times(&format!("proxy_travel_{streams}"), of(&proxy)).against(median(&direct));
-        let least = median(&direct) + basis.round_trip_us / 2.0;
+        let least = median(&direct) + round_trip_us / 2.0;
         report.times(&format!("belay_travel_{streams}"), of(&belay)).bar(least, TRAVEL_BAR);
     }
     let per_token = |seen: &Seen| us(seen.cpu_ns) / seen.tokens.max(1) as f64;
@@ -93,6 +104,17 @@ fn cpu_ns(scene: &Scene, way: Way) -> anyhow::Result<u64> {
         Way::Proxy => scene.proxy.cpu_ns(),
         Way::Belay => scene.belayd.process().cpu_ns(),
     }
+}
+
+/// Raw QUIC round trips at the pace of tokens.
+async fn round_trips(scene: &Scene, count: u64) -> anyhow::Result<Vec<u64>> {
+    let mut ticks = tokio::time::interval(Duration::from_millis(PACE_MS));
+    let mut took = vec![];
+    for _ in 0..count {
+        ticks.tick().await;
+        took.push(scene.raw.round_trip().await?);
+    }
+    Ok(took)
 }
 
 /// So many streams at once; the travel times of all their tokens.
