@@ -8,10 +8,11 @@
 use super::sse::SseEvent;
 use crate::message::{Dialect, UnitKind, UsageLine};
 use bytes::Bytes;
-use memchr::memmem;
+use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 /// Bytes of text that are taken for one token where the provider did not count.
 pub const BYTES_PER_ESTIMATED_TOKEN: u64 = 4;
@@ -289,21 +290,26 @@ impl UsageMeter {
     }
 }
 
+static DELTA: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"content_block_delta"));
+static MESSAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"message_"));
+static DONE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"[DONE]"));
+static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"error\""));
+static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage\""));
+
 /// True if a look at its bytes shows that an event can hold nothing but content: no usage, no error,
 /// no end.
 fn is_plain(dialect: Dialect, event: &[u8]) -> bool {
-    let has = |needle: &[u8]| memmem::find(event, needle).is_some();
+    let has = |finder: &Finder<'_>| finder.find(event).is_some();
     match dialect {
-        Dialect::ANTHROPIC => has(b"content_block_delta") && !has(b"\"error\"") && !has(b"\"message_"),
-        _ => !has(b"[DONE]") && !has(b"\"error\"") && !tells_usage(event),
+        Dialect::ANTHROPIC => has(&DELTA) && !has(&ERROR) && !has(&MESSAGE),
+        _ => !has(&DONE) && !has(&ERROR) && !tells_usage(event),
     }
 }
 
 /// OpenAI's chunks carry `"usage":null` until the last one.
 fn tells_usage(event: &[u8]) -> bool {
-    const KEY: &[u8] = b"\"usage\"";
-    memmem::find_iter(event, KEY).any(|at| {
-        let value = event[at + KEY.len()..].trim_ascii_start();
+    USAGE.find_iter(event).any(|at| {
+        let value = event[at + USAGE.needle().len()..].trim_ascii_start();
         value.strip_prefix(b":").is_none_or(|value| !value.trim_ascii_start().starts_with(b"null"))
     })
 }
