@@ -88,12 +88,13 @@ impl Provider for Puppet {
     }
 
     fn call(&self, _: Call) -> CallFuture {
-        let (head, begun) = oneshot::channel();
-        let (sender, pieces) = mpsc::unbounded_channel();
-        let taken = Arc::new(AtomicUsize::new(0));
-        let strings = Strings { head: Some(head), pieces: sender, taken: Arc::clone(&taken) };
-        self.0.send(strings).unwrap();
+        let puppeteer = self.0.clone();
         Box::pin(async move {
+            let (head, begun) = oneshot::channel();
+            let (sender, pieces) = mpsc::unbounded_channel();
+            let taken = Arc::new(AtomicUsize::new(0));
+            let strings = Strings { head: Some(head), pieces: sender, taken: Arc::clone(&taken) };
+            puppeteer.send(strings).unwrap();
             let content_type = begun.await.map_err(|_| ProviderError::Broken("the strings were cut".into()))?;
             let headers = vec![("content-type".into(), content_type.into())];
             Ok(Answer { status: 200, headers, body: Box::new(Pieces { pieces, taken }) })

@@ -85,19 +85,18 @@ impl Provider for Scripted {
     }
 
     fn call(&self, _call: Call) -> CallFuture {
-        let mut number = 0;
-        self.calls.send_modify(|calls| {
-            *calls += 1;
-            number = *calls;
-        });
+        let (calls, left) = (self.calls.clone(), self.left.clone());
         let mut open_until = self.open_until.subscribe();
-        let body = Body {
-            events: self.events.clone().into(),
-            again: self.endless.map(|pace| (self.events.clone(), pace)),
-            wait: None,
-            left: self.left.clone(),
-        };
+        let (events, endless) = (self.events.clone(), self.endless);
         Box::pin(async move {
+            // A call that is never polled was never made.
+            let mut number = 0;
+            calls.send_modify(|calls| {
+                *calls += 1;
+                number = *calls;
+            });
+            let again = endless.map(|pace| (events.clone(), pace));
+            let body = Body { events: events.into(), again, wait: None, left };
             open_until
                 .wait_for(|open| number <= *open)
                 .await

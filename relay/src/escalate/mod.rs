@@ -97,6 +97,14 @@ pub(crate) fn failed(id: RequestId, code: FailureCode, message: impl Into<String
     }
 }
 
+/// A request that can be sent.
+struct Begun {
+    plan: plan::Plan,
+    held: Held,
+    /// `None`: there is no such provider.
+    call: Option<CallFuture>,
+}
+
 /// A request whose money is set aside.
 pub(crate) struct Held {
     pub(crate) guard: HoldGuard,
@@ -164,8 +172,8 @@ impl Escalator {
                 }
             }
         };
-        if let Some((plan, held, call)) = begun.instrument(span.clone()).await {
-            self.run_held(caller, &request, plan, held, call, &mut stream, span).await;
+        if let Some(begun) = begun.instrument(span.clone()).await {
+            self.run_held(caller, &request, begun, &mut stream, span).await;
         }
     }
 
@@ -189,7 +197,7 @@ impl Escalator {
         request: &EscalateRequest,
         body: &Bytes,
         stream: &mut ClientStream,
-    ) -> Result<Option<(plan::Plan, Held, Option<CallFuture>)>, Failed> {
+    ) -> Result<Option<Begun>, Failed> {
         let id = request.request_id;
         if self.draining.is_cancelled() {
             return Err(failed(id, FailureCode::DRAINING, "the relay is going down", "try again in a moment"));
@@ -220,7 +228,7 @@ impl Escalator {
                 debug!(held = %amount, output_cap, provider = %plan.provider, model = %plan.model.name, "money held");
                 let call =
                     if output_cap == expected { prepared } else { self.prepare(&plan, request, body, output_cap) };
-                Ok(Some((plan, held, call)))
+                Ok(Some(Begun { plan, held, call }))
             }
             HoldOutcome::Finished { end, provider, model } => {
                 repeat_end(stream, id, plan.dialect, &end, provider, model).await;

@@ -5,7 +5,7 @@ use super::log::EventLog;
 use super::patience::Patience;
 use super::plan::Plan;
 use super::watch::Watch;
-use super::{Caller, ClientStream, Escalator, Held};
+use super::{Begun, Caller, ClientStream, Escalator, Held};
 use crate::providers::{Answer, CallFuture, ProviderError};
 use crate::store::journal::Progress;
 use belay_protocol::codec::Message;
@@ -55,12 +55,11 @@ impl Escalator {
         &self,
         caller: &Caller,
         request: &EscalateRequest,
-        plan: Plan,
-        held: Held,
-        call: Option<CallFuture>,
+        begun: Begun,
         stream: &mut ClientStream,
         span: &Span,
     ) {
+        let Begun { plan, held, call } = begun;
         let total = self.config.timeouts.total;
         let total = request.deadline_ms.map_or(total, |ms| total.min(Duration::from_millis(ms.into())));
         let flight = Flight {
