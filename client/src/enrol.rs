@@ -1,8 +1,9 @@
 //! Joining a relay with an invite.
 
+use crate::dial::Dialer;
 use crate::error::ClientError;
 use crate::state::{Identity, StateDir};
-use crate::tunnel::{CALL, Dialer, read_answer};
+use crate::tunnel::{CALL, read_answer};
 use belay_certs::invite::Invite;
 use belay_certs::sha256;
 use belay_protocol::error::CloseCode;
@@ -27,7 +28,7 @@ pub async fn join(env: &Env, state: &StateDir, invite: &Invite, label: &str) -> 
     let digest = sha256(&invite.secret);
     let key = state.pending_key(digest)?;
     let dialer = Dialer::enrolling(env, invite.fingerprint)?;
-    let (endpoint, connection) = dialer.dial(&invite.addresses).await?;
+    let (endpoint, connection) = dialer.dial(&invite.addresses, None).await?;
     let request =
         EnrolRequest { secret: invite.secret.to_vec(), csr_der: key.request()?, device_label: label.to_owned() };
     let answered = timeout(CALL, async {

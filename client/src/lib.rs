@@ -5,6 +5,7 @@
 //! as a stream of answers. [`Client`] puts them together.
 #![warn(missing_docs)]
 
+mod dial;
 pub mod enrol;
 pub mod error;
 pub mod escalation;

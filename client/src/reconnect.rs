@@ -4,10 +4,11 @@
 //! good. The wait is random up to a bound that doubles from 50 ms to 30 s and falls back only when
 //! a heartbeat has been answered: a relay that accepts and dies at once is not hammered.
 
+use crate::dial::Dialer;
 use crate::error::ClientError;
 use crate::escalation::{Escalation, EscalationRequest};
 use crate::state::Identity;
-use crate::tunnel::{Beat, Control, Dialer, Tunnel};
+use crate::tunnel::{Beat, Control, Tunnel};
 use belay_certs::issue::DeviceKey;
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::{InstanceId, RequestId};
@@ -120,6 +121,7 @@ impl Client {
         let keeper = Keeper {
             instance: InstanceId(env.random.bytes()),
             addresses: options.addresses.unwrap_or_else(|| identity.addresses.clone()),
+            last_good: None,
             env: env.clone(),
             dialer,
             status: status_sender,
@@ -237,6 +239,8 @@ struct Keeper {
     env: Env,
     dialer: Dialer,
     addresses: Vec<String>,
+    /// Where the last tunnel was.
+    last_good: Option<SocketAddr>,
     instance: InstanceId,
     status: watch::Sender<TunnelStatus>,
     current: Current,
@@ -281,7 +285,7 @@ impl Keeper {
         let opened = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Next::Stop,
-            opened = Tunnel::open(&self.dialer, &self.addresses, self.instance, self.generation) => opened,
+            opened = Tunnel::open(&self.dialer, &self.addresses, self.last_good, self.instance, self.generation) => opened,
         };
         match opened {
             Ok((tunnel, control)) => Next::Up(Arc::new(tunnel), Box::new(control)),
@@ -298,6 +302,7 @@ impl Keeper {
             status.remote = Some(tunnel.connection().remote_address());
             status.relay = Some(tunnel.hello().relay_name.clone());
         });
+        self.last_good = Some(tunnel.connection().remote_address());
         self.refuse(None);
         self.current.send_replace(Some(Arc::clone(&tunnel)));
         info!(relay = %tunnel.hello().relay_name, remote = %tunnel.connection().remote_address(), "tunnel up");

@@ -1,9 +1,8 @@
 //! One live connection to the relay: hello, heartbeats, typed streams.
 
+use crate::dial::Dialer;
 use crate::error::ClientError;
-use crate::state::Identity;
-use belay_certs::issue::DeviceKey;
-use belay_certs::tls::{self, Time};
+use belay_protocol::MINOR;
 use belay_protocol::codec::Message;
 use belay_protocol::error::CloseCode;
 use belay_protocol::frame::FrameType;
@@ -11,133 +10,19 @@ use belay_protocol::id::InstanceId;
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::{Failed, GoAway, Heartbeat, HeartbeatAck, Hello, HelloAck};
 use belay_protocol::stream::{FrameReader, FrameWriter};
-use belay_protocol::{ALPN, MINOR, RELAY_SERVER_NAME};
-use belay_transport::env::{Clock, Env};
-use belay_transport::params::{self, CLIENT_SOCKET_BUFFER, PRIORITY_CONTROL, PRIORITY_TOKENS};
+use belay_transport::params::{PRIORITY_CONTROL, PRIORITY_TOKENS};
 use belay_transport::quic;
-use belay_transport::runtime::LazyTimers;
-use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, Endpoint};
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::time_provider::TimeProvider;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use quinn::{Connection, Endpoint};
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-/// How long a handshake may take.
-pub const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long the relay may take to answer the hello.
 const HELLO: Duration = Duration::from_secs(5);
 /// How long an answer to a small request may take.
 pub(crate) const CALL: Duration = Duration::from_secs(15);
-
-/// Who connects.
-#[derive(Debug, Clone)]
-pub(crate) struct Dialer {
-    pub(crate) env: Env,
-    pub(crate) config: ClientConfig,
-}
-
-/// rustls checks certificates by the client's clock.
-#[derive(Debug)]
-struct ClockTime(Arc<dyn Clock>);
-
-impl TimeProvider for ClockTime {
-    fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_millis(self.0.now_ms())))
-    }
-}
-
-impl Dialer {
-    /// For a device that has joined.
-    pub(crate) fn enrolled(env: &Env, identity: &Identity, key: &DeviceKey) -> Result<Self, ClientError> {
-        let authority = CertificateDer::from(identity.ca_der.0.clone());
-        let certificate = CertificateDer::from(identity.certificate_der.0.clone());
-        let config = tls::enrolled_client(&authority, certificate, key, ALPN, clock_time(env))?;
-        Self::new(env, config)
-    }
-
-    /// For a device that knows only the authority's fingerprint.
-    pub(crate) fn enrolling(env: &Env, fingerprint: [u8; 32]) -> Result<Self, ClientError> {
-        Self::new(env, tls::enrolling_client(fingerprint, ALPN, clock_time(env))?)
-    }
-
-    fn new(env: &Env, config: rustls::ClientConfig) -> Result<Self, ClientError> {
-        let crypto = QuicClientConfig::try_from(config)
-            .map_err(|error| ClientError::State { what: "the TLS configuration".into(), why: error.to_string() })?;
-        let mut config = ClientConfig::new(Arc::new(crypto));
-        config.transport_config(params::client());
-        Ok(Self { env: env.clone(), config })
-    }
-
-    /// Tries the addresses in turn; each gets [`HANDSHAKE`].
-    pub(crate) async fn dial(&self, addresses: &[String]) -> Result<(Endpoint, Connection), ClientError> {
-        let mut last = ClientError::Unreachable { addresses: addresses.join(", "), why: "no address is known".into() };
-        for name in addresses {
-            let resolved = match resolve(name).await {
-                Ok(resolved) => resolved,
-                Err(why) => {
-                    last = ClientError::Unreachable { addresses: name.clone(), why };
-                    continue;
-                }
-            };
-            for address in resolved {
-                match self.dial_one(address).await {
-                    Ok(connected) => return Ok(connected),
-                    // The relay has answered: another address leads to the same answer.
-                    Err(error @ ClientError::Closed(_)) => return Err(error),
-                    Err(error) => last = error,
-                }
-            }
-        }
-        Err(last)
-    }
-
-    async fn dial_one(&self, address: SocketAddr) -> Result<(Endpoint, Connection), ClientError> {
-        let unreachable = |why: String| ClientError::Unreachable { addresses: address.to_string(), why };
-        let local: SocketAddr = match address {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket =
-            self.env.net.bind_udp(local, CLIENT_SOCKET_BUFFER).map_err(|error| unreachable(error.to_string()))?;
-        let config = params::endpoint(Some(self.env.random.bytes()), None);
-        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(LazyTimers))
-            .map_err(|error| unreachable(error.to_string()))?;
-        let connecting = endpoint
-            .connect_with(self.config.clone(), address, RELAY_SERVER_NAME)
-            .map_err(|error| unreachable(error.to_string()))?;
-        match timeout(HANDSHAKE, connecting).await {
-            Ok(Ok(connection)) => Ok((endpoint, connection)),
-            Ok(Err(error)) => Err(match quic::close_code(&error) {
-                Some(code) => ClientError::Closed(code),
-                None => unreachable(error.to_string()),
-            }),
-            Err(_) => Err(unreachable(format!("no answer within {} s; is UDP open on the way?", HANDSHAKE.as_secs()))),
-        }
-    }
-}
-
-fn clock_time(env: &Env) -> Time {
-    Arc::new(ClockTime(Arc::clone(&env.clock)))
-}
-
-/// An address as it is, or a name through the system's resolver.
-async fn resolve(name: &str) -> Result<Vec<SocketAddr>, String> {
-    if let Ok(address) = name.parse() {
-        return Ok(vec![address]);
-    }
-    let found = timeout(HANDSHAKE, tokio::net::lookup_host(name)).await;
-    let found: Vec<SocketAddr> = match found {
-        Ok(Ok(found)) => found.collect(),
-        Ok(Err(error)) => return Err(error.to_string()),
-        Err(_) => return Err("the name was not resolved in time".into()),
-    };
-    if found.is_empty() { Err("the name has no address".into()) } else { Ok(found) }
-}
 
 /// A tunnel that is up.
 #[derive(Debug)]
@@ -166,10 +51,11 @@ impl Tunnel {
     pub(crate) async fn open(
         dialer: &Dialer,
         addresses: &[String],
+        last_good: Option<SocketAddr>,
         instance_id: InstanceId,
         path_generation: u64,
     ) -> Result<(Self, Control), ClientError> {
-        let (endpoint, connection) = dialer.dial(addresses).await?;
+        let (endpoint, connection) = dialer.dial(addresses, last_good).await?;
         let hello = Hello {
             min_minor: 0,
             max_minor: MINOR,

@@ -4,6 +4,7 @@
 mod access;
 mod cli;
 mod crash;
+mod dial;
 mod foreign;
 mod foreign_server;
 mod hostile;

@@ -97,9 +97,15 @@ impl TestRelay {
 
     /// Enrols a new device of `acme` and brings its tunnel up through another address.
     pub async fn client_through(&self, address: SocketAddr) -> TestClient {
+        self.client_by(&[address]).await
+    }
+
+    /// The same with several addresses in the invite.
+    pub async fn client_by(&self, addresses: &[SocketAddr]) -> TestClient {
         let home = tempfile::tempdir().unwrap();
         let state = StateDir::at(home.path());
-        let invite = Invite { addresses: vec![address.to_string()], ..self.invite("acme").await };
+        let addresses = addresses.iter().map(SocketAddr::to_string).collect();
+        let invite = Invite { addresses, ..self.invite("acme").await };
         enrol::join(&Env::system(), &state, &invite, "test").await.unwrap();
         TestClient::start(state, home, Options::default()).await
     }

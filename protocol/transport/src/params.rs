@@ -87,6 +87,10 @@ pub fn endpoint(seed: Option<[u8; 32]>, keys: Option<&EndpointKeys>) -> Endpoint
     let mut config = EndpointConfig::default();
     if let Some(keys) = keys {
         config.reset_key(Arc::new(aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &keys.reset)));
+        // Many clients find out about a restart at once, and each is owed a reset. quinn's default
+        // of one in 20 ms would leave most of them to their timeouts. Loops with other endpoints
+        // are no danger: only a packet for one of our own connection ids is answered.
+        config.min_reset_interval(Duration::from_millis(1));
         let cid_key = u64::from_le_bytes(keys.cid);
         config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
     }
