@@ -74,12 +74,14 @@ impl Tenants {
         Ok(Arc::new(TenantHandle { id: id.clone(), journal, rate: Arc::default() }))
     }
 
-    /// Closes the handles that nobody uses.
+    /// Closes the handles that nobody uses and that have nothing to remember.
     pub fn close_idle(&self) {
+        let now_us = self.clock.now_ms().saturating_mul(1000);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         // Nobody can take a new reference while the map is locked.
         open.retain(|_, slot| {
-            let handle_used = slot.get().is_some_and(|handle| Arc::strong_count(handle) > 1);
+            let handle_used =
+                slot.get().is_some_and(|handle| Arc::strong_count(handle) > 1 || !handle.rate.is_idle(now_us));
             Arc::strong_count(slot) > 1 || handle_used
         });
     }
@@ -98,5 +100,46 @@ impl Tenants {
     /// Names of all tenants.
     pub async fn all(&self) -> Result<Vec<central::Tenant>, StoreError> {
         self.store.run(Db::Central, central::tenants).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::rate::Limit;
+    use crate::store::executor::StoreConfig;
+    use crate::store::schema::Durability;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    #[derive(Debug)]
+    struct At(AtomicU64);
+
+    impl Clock for At {
+        fn now_ms(&self) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tenant_is_closed_once_its_last_minute_is_over() {
+        let dir = tempfile::tempdir().expect("made");
+        let (threads, durability) = (0, Durability::None);
+        let idle_close = Duration::from_secs(60);
+        let store = Store::start(&StoreConfig { dir: dir.path().into(), threads, durability, idle_close, max_open: 2 });
+        let clock = Arc::new(At(AtomicU64::new(1_000_000)));
+        let boot = Boot { machine: "m".into(), process: "p".into() };
+        let tenants = Tenants::new(store, boot, clock.clone());
+        let (id, limit) = ("acme".parse().expect("name"), Limit::per_minute(2));
+        let take = |handle: &TenantHandle| handle.rate.take(limit, clock.now_ms() * 1000);
+        for _ in 0..2 {
+            assert_eq!(take(&tenants.handle(&id).await.expect("opened")), Ok(()));
+            tenants.close_idle();
+        }
+        assert!(take(&tenants.handle(&id).await.expect("opened")).is_err(), "a sweep forgives nothing");
+        clock.0.fetch_add(60_000, Ordering::Relaxed);
+        tenants.close_idle();
+        assert_eq!(tenants.open_count(), 0);
+        assert_eq!(take(&tenants.handle(&id).await.expect("opened")), Ok(()));
     }
 }

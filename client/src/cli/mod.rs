@@ -99,7 +99,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .try_init();
     let global = cli.global;
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+    // The tunnel lives on a thread of its own: it must not stand still when stdout does.
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     match cli.command {
         #[cfg(all(feature = "dev", unix))]
         // A relay runs beside the client.

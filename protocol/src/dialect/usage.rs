@@ -19,6 +19,8 @@ pub const BYTES_PER_ESTIMATED_TOKEN: u64 = 4;
 
 /// The most events that are set aside.
 const MOST_ASIDE: usize = 64;
+/// The most bytes of them: the buffers that they came in stay in memory with them.
+const MOST_BYTES_ASIDE: usize = 64 << 10;
 
 /// What one event meant for the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +58,7 @@ pub struct UsageMeter {
     /// Events with nothing but content in them, not read yet: their reader waits for the event, and
     /// reading several at a time costs less.
     aside: Vec<Bytes>,
+    aside_bytes: usize,
     /// What an event set aside turned out to mean.
     overlooked: Option<EventMeaning>,
 }
@@ -79,6 +82,7 @@ impl UsageMeter {
             output_is_final: false,
             output_bytes: 0,
             aside: vec![],
+            aside_bytes: 0,
             overlooked: None,
         }
     }
@@ -100,22 +104,22 @@ impl UsageMeter {
     /// Looks at one server-sent event. One that is plainly content is only kept until
     /// [`catch_up`](Self::catch_up).
     pub fn event(&mut self, event: &Bytes) -> EventMeaning {
-        if let Some(meaning) = self.overlooked.take() {
-            return meaning;
+        if self.overlooked.is_none() && is_plain(self.dialect, event) {
+            self.aside.push(event.clone());
+            self.aside_bytes += event.len();
+            if self.aside.len() >= MOST_ASIDE || self.aside_bytes >= MOST_BYTES_ASIDE {
+                self.catch_up();
+            }
+            return EventMeaning::Content;
         }
-        if !is_plain(self.dialect, event) {
-            return self.read(event);
-        }
-        self.aside.push(event.clone());
-        if self.aside.len() >= MOST_ASIDE {
-            self.catch_up();
-        }
-        EventMeaning::Content
+        let meaning = self.read(event);
+        self.overlooked.take().unwrap_or(meaning)
     }
 
     /// Reads the events that were set aside.
     pub fn catch_up(&mut self) {
         let mut aside = std::mem::take(&mut self.aside);
+        self.aside_bytes = 0;
         for event in aside.drain(..) {
             match self.read(&event) {
                 EventMeaning::Content | EventMeaning::UsageOnly => {}

@@ -82,7 +82,8 @@ impl AsyncUdpSocket for QuietSocket {
             };
             // Fewer than asked for: the socket is empty, and what comes next is announced. Asking
             // again, only to hear so, would be one call more for every packet.
-            if received.as_ref().is_ok_and(|count| *count < batch) {
+            // (Elsewhere than on Linux a receive may bring one at a time.)
+            if cfg!(target_os = "linux") && received.as_ref().is_ok_and(|count| *count < batch) {
                 ready.clear_ready();
                 self.batch.store(FEW, Ordering::Relaxed);
             } else {

@@ -49,6 +49,8 @@ impl Flight<'_> {
 
     async fn settle(&mut self, outcome: Outcome, message: String) {
         let report = self.meter.report(self.held.guard.input_bytes);
+        // Should the store fail for long, the sweeper settles on this.
+        self.held.guard.progress = self.progress();
         let first_event_ms = self.first_event.map(|at| at.duration_since(self.held.at).as_millis());
         let settlement = Settlement {
             request_id: self.held.guard.request_id,

@@ -18,6 +18,8 @@ mod watch;
 
 pub use sweeper::Unresolved;
 
+use sweeper::{How, Lost};
+
 use crate::config::Config;
 use crate::providers::{Call, CallFuture, Providers};
 use crate::store::StoreError;
@@ -121,21 +123,35 @@ pub(crate) struct HoldGuard {
     pub(crate) input_bytes: u64,
     pub(crate) progress: Progress,
     unresolved: Unresolved,
-    armed: bool,
+    stage: Stage,
+}
+
+/// What is known of a hold.
+enum Stage {
+    /// Its transaction is on the way; nobody knows how it ended.
+    Queued {
+        made_ms: u64,
+    },
+    Held,
+    /// There is none, or no more.
+    Resolved,
 }
 
 impl HoldGuard {
     /// The hold is resolved.
     pub(crate) fn disarm(&mut self) {
-        self.armed = false;
+        self.stage = Stage::Resolved;
     }
 }
 
 impl Drop for HoldGuard {
     fn drop(&mut self) {
-        if self.armed {
-            self.unresolved.push(self.tenant.clone(), self.request_id, self.input_bytes, self.progress);
-        }
+        let how = match self.stage {
+            Stage::Queued { made_ms } => How::Unknown { made_ms },
+            Stage::Held => How::Held { input_bytes: self.input_bytes, progress: self.progress },
+            Stage::Resolved => return,
+        };
+        self.unresolved.push(Lost { tenant: self.tenant.clone(), request_id: self.request_id, how });
     }
 }
 
@@ -213,7 +229,7 @@ impl Escalator {
             input_bytes,
             progress: Progress::default(),
             unresolved: self.unresolved.clone(),
-            armed: false,
+            stage: Stage::Queued { made_ms: hold_request.now_ms },
         };
         let db = Db::Tenant(caller.tenant.clone());
         let outcome = self.store.run(db, move |connection| hold(connection, &hold_request));
@@ -223,7 +239,7 @@ impl Escalator {
         let outcome = outcome.await;
         match outcome.map_err(|error| store_failed(id, &error))? {
             HoldOutcome::Held { amount, output_cap } => {
-                guard.armed = true;
+                guard.stage = Stage::Held;
                 let held = Held { guard, tenant, amount, output_cap, at: tokio::time::Instant::now() };
                 debug!(held = %amount, output_cap, provider = %plan.provider, model = %plan.model.name, "money held");
                 let call =
@@ -231,10 +247,14 @@ impl Escalator {
                 Ok(Some(Begun { plan, held, call }))
             }
             HoldOutcome::Finished { end, provider, model } => {
+                guard.disarm();
                 repeat_end(stream, id, plan.dialect, &end, provider, model).await;
                 Ok(None)
             }
-            HoldOutcome::Refused(refusal) => Err(refused(id, &refusal)),
+            HoldOutcome::Refused(refusal) => {
+                guard.disarm();
+                Err(refused(id, &refusal))
+            }
         }
     }
 }

@@ -87,7 +87,9 @@ impl Flight<'_> {
     async fn fly(mut self, call: Option<CallFuture>) {
         if let Err(error) = self.held.tenant.journal.append(self.held.guard.request_id, Progress::default()) {
             self.span.in_scope(|| warn!(%error, "cannot note the dispatch"));
-            return self.end(Ending::NotDispatched("the relay could not note the dispatch".into())).await;
+            let ending = Ending::NotDispatched("the relay could not note the dispatch".into());
+            let span = self.span.clone();
+            return self.end(ending).instrument(span).await;
         }
         let ending = match self.call(call).await {
             Ok(answer) if (200..300).contains(&answer.status) => self.pass_on(answer).await,
@@ -335,6 +337,15 @@ impl Flight<'_> {
         Ending::RefusedByProvider(status)
     }
 
+    /// How far the answer has come, as far as it is metered.
+    pub(super) fn progress(&self) -> Progress {
+        Progress {
+            events: self.log.next(),
+            output_bytes: self.meter.output_bytes(),
+            told_input: self.meter.told_input(),
+        }
+    }
+
     /// After the write: nobody waits for a note.
     fn note_progress(&mut self) {
         if self.log.next() == self.held.guard.progress.events {
@@ -344,11 +355,7 @@ impl Flight<'_> {
         if now.duration_since(self.progress_noted) >= PROGRESS_EVERY {
             self.progress_noted = now;
             self.meter.catch_up();
-            let progress = Progress {
-                events: self.log.next(),
-                output_bytes: self.meter.output_bytes(),
-                told_input: self.meter.told_input(),
-            };
+            let progress = self.progress();
             self.held.guard.progress = progress;
             if let Err(error) = self.held.tenant.journal.append(self.held.guard.request_id, progress) {
                 self.span.in_scope(|| debug!(%error, "cannot note the progress"));

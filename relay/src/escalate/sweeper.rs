@@ -2,8 +2,11 @@
 //! and closes what is idle.
 
 use super::Escalator;
+use crate::store::StoreError;
+use crate::store::executor::Db;
 use crate::store::journal::Progress;
 use crate::store::ledger::recover::estimate;
+use crate::store::ledger::settle::void_made_at;
 use belay_protocol::id::{RequestId, TenantId};
 use belay_protocol::message::Outcome;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,17 +22,23 @@ const EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Default)]
 pub struct Unresolved(Arc<Mutex<Vec<Lost>>>);
 
-#[derive(Debug)]
-struct Lost {
-    tenant: TenantId,
-    request_id: RequestId,
-    input_bytes: u64,
-    progress: Progress,
+#[derive(Debug, Clone)]
+pub(super) struct Lost {
+    pub(super) tenant: TenantId,
+    pub(super) request_id: RequestId,
+    pub(super) how: How,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum How {
+    /// It was held at that time, or not: its provider was not called.
+    Unknown { made_ms: u64 },
+    /// Its task ended without settling.
+    Held { input_bytes: u64, progress: Progress },
 }
 
 impl Unresolved {
-    pub(super) fn push(&self, tenant: TenantId, request_id: RequestId, input_bytes: u64, progress: Progress) {
-        let lost = Lost { tenant, request_id, input_bytes, progress };
+    pub(super) fn push(&self, lost: Lost) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(lost);
     }
 
@@ -72,18 +81,28 @@ impl Escalator {
 
     async fn resolve_lost(&self) {
         for lost in self.unresolved.take() {
-            let mut settlement = estimate(lost.request_id, lost.progress, lost.input_bytes, self.env.clock.now_ms());
-            settlement.outcome = Outcome::LIMIT;
-            settlement.message = "the request's task ended without settling; charged by estimate".into();
-            let settled = self.settle(&lost.tenant, settlement).await;
-            match settled {
-                Ok(settled) => {
-                    info!(tenant = %lost.tenant, request = %lost.request_id, cost = %settled.end.cost, "resolved a lost hold");
-                }
+            match self.resolve(&lost).await {
+                Ok(()) => info!(tenant = %lost.tenant, request = %lost.request_id, "resolved a lost hold"),
                 Err(error) => {
                     warn!(tenant = %lost.tenant, request = %lost.request_id, %error, "cannot resolve a lost hold yet");
-                    self.unresolved.push(lost.tenant, lost.request_id, lost.input_bytes, lost.progress);
+                    self.unresolved.push(lost);
                 }
+            }
+        }
+    }
+
+    async fn resolve(&self, lost: &Lost) -> Result<(), StoreError> {
+        let (id, now_ms) = (lost.request_id, self.env.clock.now_ms());
+        match lost.how {
+            How::Unknown { made_ms } => {
+                let db = Db::Tenant(lost.tenant.clone());
+                self.store.run(db, move |connection| void_made_at(connection, id, made_ms, now_ms)).await
+            }
+            How::Held { input_bytes, progress } => {
+                let mut settlement = estimate(id, progress, input_bytes, now_ms);
+                settlement.outcome = Outcome::LIMIT;
+                settlement.message = "the request's task ended without settling; charged by estimate".into();
+                self.settle(&lost.tenant, settlement).await.map(|_| ())
             }
         }
     }

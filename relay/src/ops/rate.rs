@@ -36,7 +36,7 @@ impl Limit {
     }
 }
 
-/// A limit's one number, shared.
+/// A limit's one number, shared. It is as good as new when its time has passed.
 #[derive(Debug, Default)]
 pub struct Rate(Mutex<u64>);
 
@@ -46,6 +46,12 @@ impl Rate {
         let mut tat_us = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *tat_us = limit.take(*tat_us, now_us)?;
         Ok(())
+    }
+
+    /// True if nothing has to be remembered of it.
+    #[must_use]
+    pub fn is_idle(&self, now_us: u64) -> bool {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) <= now_us
     }
 }
 

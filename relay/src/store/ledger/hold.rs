@@ -53,8 +53,8 @@ pub struct HoldRequest {
     pub extra_output: u64,
     /// The caller's own limit for the cost.
     pub cost_cap: Option<NanoUsd>,
-    /// The tenant's requests of the last minute. Kept in memory: a tenant that nobody uses for a
-    /// minute may burst again, whether or not its file was closed meanwhile.
+    /// The tenant's requests of the last minute. Kept in memory for as long as it matters; a restart
+    /// of the relay forgets it.
     pub rate: Arc<Rate>,
     /// Requests per minute.
     pub per_minute: u32,

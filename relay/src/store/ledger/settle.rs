@@ -116,9 +116,32 @@ fn charge(
 /// Gives a hold back: the request never ran, or failed with nothing to pay. The same id may run
 /// again. Voiding what is not open changes nothing.
 pub fn void(connection: &Connection, request_id: RequestId, now_ms: u64) -> Result<(), StoreError> {
+    void_hold(connection, request_id, None, now_ms)
+}
+
+/// The same for a hold of which nobody knows whether it came to be: only if it was made at
+/// `made_ms`, since its caller may have tried again meanwhile.
+pub fn void_made_at(
+    connection: &Connection,
+    request_id: RequestId,
+    made_ms: u64,
+    now_ms: u64,
+) -> Result<(), StoreError> {
+    void_hold(connection, request_id, Some(made_ms), now_ms)
+}
+
+fn void_hold(
+    connection: &Connection,
+    request_id: RequestId,
+    made_ms: Option<u64>,
+    now_ms: u64,
+) -> Result<(), StoreError> {
     let held: Option<i64> = connection
-        .prepare_cached("SELECT held_nano FROM request WHERE request_id = ?1 AND state = 0")?
-        .query_row([request_id.0], |row| row.get(0))
+        .prepare_cached(
+            "SELECT held_nano FROM request
+             WHERE request_id = ?1 AND state = 0 AND created_ms = coalesce(?2, created_ms)",
+        )?
+        .query_row(params![request_id.0, made_ms.map(time)], |row| row.get(0))
         .optional()?;
     let Some(held) = held else { return Ok(()) };
     Transfer::of_request(now_ms, TransferKind::Void, request_id).amount(NanoUsd(held)).post(connection)?;

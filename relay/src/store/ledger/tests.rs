@@ -3,7 +3,7 @@
 
 use super::hold::{HoldOutcome, HoldRefusal, HoldRequest, hold};
 use super::recover::recover;
-use super::settle::{Settlement, settle, void};
+use super::settle::{Settlement, settle, void, void_made_at};
 use super::verify::verify;
 use super::{Account, Boot, balance, credit};
 use crate::pricing::{PriceLine, PriceSnapshot};
@@ -271,4 +271,16 @@ fn verify_names_what_does_not_fit() {
         let problems = tampered(statement);
         assert!(problems.contains(named), "{statement}: {problems:?} does not mention {named:?}");
     }
+}
+
+#[test]
+fn a_hold_of_which_nobody_knows_is_voided_only_if_it_is_that_one() {
+    let book = book(10 * HELD);
+    let before = balance(&book.connection, Account::Prepaid).expect("read");
+    held(&book, &request(1));
+    // The caller has tried again in the meantime: that hold is another.
+    void_made_at(&book.connection, RequestId([1; 16]), NOW - 5, NOW).expect("works");
+    assert_eq!(refusal(&book, &request(1)), HoldRefusal::InProgress);
+    void_made_at(&book.connection, RequestId([1; 16]), NOW, NOW).expect("works");
+    assert_eq!(balance(&book.connection, Account::Prepaid).expect("read"), before);
 }
