@@ -12,8 +12,16 @@ use tracing::{info, warn};
 pub(super) fn serve(global: &Global) -> anyhow::Result<()> {
     let config = Config::load(&global.config)?;
     ops::log::start(config.log_format, &config.log_filter).map_err(anyhow::Error::msg)?;
-    let threads = config.network_threads;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    let mut builder = match config.network_threads {
+        // Leaner: nothing is stolen, so nothing has to be guarded against it.
+        1 => tokio::runtime::Builder::new_current_thread(),
+        threads => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(threads);
+            builder
+        }
+    };
+    let runtime = builder.enable_all().build()?;
     runtime.block_on(run(config, global.json))
 }
 

@@ -1,6 +1,6 @@
 //! Setting money aside before a provider is called.
 
-use super::{Account, Boot, Transfer, TransferKind, balance, state, time};
+use super::{Account, Boot, Transfer, TransferKind, state, time};
 use crate::ops::rate::{Limit, Rate};
 use crate::pricing::PriceSnapshot;
 use crate::store::StoreError;
@@ -117,20 +117,18 @@ pub enum HoldRefusal {
 
 /// Checks everything and sets the money aside, in the caller's transaction.
 pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcome, StoreError> {
-    if is_suspended(connection)? {
+    let standing = standing(connection)?;
+    if standing.suspended {
         return Ok(HoldOutcome::Refused(HoldRefusal::Suspended));
     }
     let known = known(connection, request)?;
     if let Known::Answer(outcome) = known {
         return Ok(outcome);
     }
-    let open: i64 =
-        connection.prepare_cached("SELECT count(*) FROM request WHERE state = 0")?.query_row([], |row| row.get(0))?;
-    if open >= i64::from(request.at_once) {
+    if standing.open >= i64::from(request.at_once) {
         return Ok(HoldOutcome::Refused(HoldRefusal::TooManyAtOnce));
     }
-    let available = balance(connection, Account::Prepaid)?;
-    let output_cap = match output_cap(request, available)? {
+    let output_cap = match output_cap(request, standing.prepaid)? {
         Ok(cap) => cap,
         Err(refusal) => return Ok(HoldOutcome::Refused(refusal)),
     };
@@ -144,12 +142,26 @@ pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcom
     Ok(HoldOutcome::Held { amount, output_cap })
 }
 
-fn is_suspended(connection: &Connection) -> Result<bool, StoreError> {
-    let value: Option<String> = connection
-        .prepare_cached("SELECT value FROM meta WHERE key = 'suspended'")?
-        .query_row([], |row| row.get(0))
-        .optional()?;
-    Ok(value.as_deref() == Some("1"))
+/// What decides whether anything may run.
+struct Standing {
+    suspended: bool,
+    /// Holds that are open.
+    open: i64,
+    prepaid: NanoUsd,
+}
+
+/// In one statement: a request waits for it.
+fn standing(connection: &Connection) -> Result<Standing, StoreError> {
+    let standing = connection
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM meta WHERE key = 'suspended' AND value = '1'),
+                    (SELECT count(*) FROM request WHERE state = 0),
+                    (SELECT balance_nano FROM account WHERE id = ?1)",
+        )?
+        .query_row([Account::Prepaid as i64], |row| {
+            Ok(Standing { suspended: row.get(0)?, open: row.get(1)?, prepaid: NanoUsd(row.get(2)?) })
+        })?;
+    Ok(standing)
 }
 
 enum Known {

@@ -146,10 +146,11 @@ impl<'a> Transfer<'a> {
                 self.operation_id,
                 self.note,
             ])?;
-        let mut update =
-            connection.prepare_cached("UPDATE account SET balance_nano = balance_nano + ?2 WHERE id = ?1")?;
-        update.execute(params![self.from as i64, -self.amount.0])?;
-        update.execute(params![self.to as i64, self.amount.0])?;
+        connection
+            .prepare_cached(
+                "UPDATE account SET balance_nano = balance_nano + iif(id = ?2, ?3, -?3) WHERE id IN (?1, ?2)",
+            )?
+            .execute(params![self.from as i64, self.to as i64, self.amount.0])?;
         Ok(())
     }
 }
