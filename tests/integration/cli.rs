@@ -643,3 +643,15 @@ fn the_books_read_the_same_running_and_stopped() {
     let running = site.belayd(&["ledger", "verify"]);
     assert_eq!((running.code, running.stdout), (stopped.code, stopped.stdout));
 }
+
+#[test]
+fn the_relay_has_as_many_network_threads_as_it_is_told() {
+    // A single one is the process's first thread.
+    for (threads, workers) in [(1, 0), (3, 3)] {
+        let config = crate::programs::demo_config(1).replace("[listen]\n", &format!("[listen]\nthreads = {threads}\n"));
+        let site = Site::with(&config, &[]);
+        let tasks = fs::read_dir(format!("/proc/{}/task", site.relay.process().pid())).unwrap();
+        let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default());
+        assert_eq!(names.filter(|name| name.starts_with("tokio")).count(), workers, "threads = {threads}");
+    }
+}

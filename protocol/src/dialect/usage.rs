@@ -522,6 +522,12 @@ mod tests {
             assert!(meter.aside.len() < MOST_ASIDE);
         }
         assert_eq!(lines(&meter.report(0))[0], (UnitKind::OUTPUT, 1000));
+        // Large ones are read sooner: fewer than six of these are kept.
+        let large = format!("data: {{\"choices\":[{{\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n", "x".repeat(12_000));
+        for _ in 0..20 {
+            meter.event(&large.clone().into());
+            assert!(meter.aside_bytes < MOST_BYTES_ASIDE && meter.aside.len() < 6);
+        }
         // Valid JSON for a key that no look at the bytes finds.
         let hidden = Bytes::from_static(b"data: {\"\\u0065rror\":{\"message\":\"late\"}}\n\n");
         assert_eq!(meter.event(&hidden), EventMeaning::Content);

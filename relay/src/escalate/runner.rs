@@ -85,13 +85,15 @@ impl Escalator {
 
 impl Flight<'_> {
     async fn fly(mut self, call: Option<CallFuture>) {
-        if let Err(error) = self.held.tenant.journal.append(self.held.guard.request_id, Progress::default()) {
-            self.span.in_scope(|| warn!(%error, "cannot note the dispatch"));
-            let ending = Ending::NotDispatched("the relay could not note the dispatch".into());
-            let span = self.span.clone();
-            return self.end(ending).instrument(span).await;
-        }
-        let ending = match self.call(call).await {
+        let noted = self.held.tenant.journal.append(self.held.guard.request_id, Progress::default());
+        let answer = match noted {
+            Ok(()) => self.call(call).await,
+            Err(error) => {
+                self.span.in_scope(|| warn!(%error, "cannot note the dispatch"));
+                Err(Ending::NotDispatched("the relay could not note the dispatch".into()))
+            }
+        };
+        let ending = match answer {
             Ok(answer) if (200..300).contains(&answer.status) => self.pass_on(answer).await,
             Ok(answer) => self.refused_by_provider(answer).await,
             Err(ending) => ending,
