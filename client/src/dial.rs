@@ -128,12 +128,7 @@ impl Dialer {
 
     async fn dial_one(&self, address: SocketAddr) -> Result<(Endpoint, Connection), ClientError> {
         let unreachable = |why: String| ClientError::Unreachable { addresses: address.to_string(), why };
-        let local: SocketAddr = match address {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket =
-            self.env.net.bind_udp(local, CLIENT_SOCKET_BUFFER).map_err(|error| unreachable(error.to_string()))?;
+        let socket = bind(&self.env, address).map_err(|error| unreachable(error.to_string()))?;
         let config = params::endpoint(Some(self.env.random.bytes()), None);
         let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(LazyTimers))
             .map_err(|error| unreachable(error.to_string()))?;
@@ -149,6 +144,15 @@ impl Dialer {
             Err(_) => Err(unreachable(format!("no answer within {} s; is UDP open on the way?", HANDSHAKE.as_secs()))),
         }
     }
+}
+
+/// A client's socket towards an address.
+pub(crate) fn bind(env: &Env, towards: SocketAddr) -> std::io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
+    let local: SocketAddr = match towards {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    env.net.bind_udp(local, CLIENT_SOCKET_BUFFER)
 }
 
 fn clock_time(env: &Env) -> Time {

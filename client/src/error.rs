@@ -49,6 +49,9 @@ pub enum ClientError {
     /// The tunnel was lost in the middle.
     #[error("the tunnel was lost: {0}")]
     Lost(String),
+    /// Another reader of the same request took over.
+    #[error("another client of this device reads this answer now")]
+    Superseded,
     /// The relay sent what makes no sense.
     #[error("the relay broke the protocol")]
     Protocol(#[from] ProtocolError),

@@ -1,21 +1,36 @@
-//! One LLM request as a stream of answers.
+//! One LLM request as a stream of answers, which survives the tunnel that it runs in.
+//!
+//! A request that has lost its stream waits for the next tunnel and asks for the rest: with `Resume`
+//! once the head has come, before that with the whole request, which is the same request for ever.
+//! The caller is told (`Interrupted`, `Resumed`) and sees no error as long as the resume window lasts.
 
 use crate::error::ClientError;
+use crate::pending::Record;
 use crate::tunnel::Tunnel;
+use crate::tunnels::{Outstanding, Tunnels};
 use belay_protocol::codec::Message;
 use belay_protocol::dialect::answer;
 use belay_protocol::error::{ProtocolError, StreamCode};
-use belay_protocol::frame::{FrameType, MAX_CHUNK, frame, raw};
+use belay_protocol::frame::{Frame, FrameType, MAX_CHUNK, frame, raw};
 use belay_protocol::id::RequestId;
 use belay_protocol::kind::StreamKind;
-use belay_protocol::message::{Ack, Cancel, Content, Dialect, End, EscalateRequest, Failed, Operation, ResponseHead};
+use belay_protocol::message::{
+    Ack, Cancel, Content, Dialect, End, EscalateRequest, Failed, FailureCode, Operation, ResponseHead, Resume,
+};
 use belay_protocol::money::NanoUsd;
-use belay_protocol::stream::{FrameReader, FrameWriter};
+use belay_protocol::stream::{FrameReader, FrameWriter, StreamError};
 use bytes::{BufMut, Bytes, BytesMut};
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
 
-/// So many bytes of answer are acknowledged together.
-const ACK_EVERY: usize = 512 << 10;
+/// So many bytes, or events, of answer are acknowledged together.
+const ACK_EVERY_BYTES: usize = 64 << 10;
+const ACK_EVERY_EVENTS: u64 = 64;
+/// After an attempt to go on that has failed at once, the next one comes after this at the earliest.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// What is asked.
 #[derive(Debug, Clone)]
@@ -80,7 +95,8 @@ impl EscalationRequest {
     }
 }
 
-/// What comes back, in order: `Head`, then events or chunks, then `End`; or `Failed`.
+/// What comes back, in order: `Head`, then events or chunks, then `End`; or `Failed`. In between,
+/// `Interrupted` and `Resumed` tell of a lost connection.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
     /// The provider has answered.
@@ -89,6 +105,19 @@ pub enum Answer {
     Event(Bytes),
     /// A piece of an answer that is not streamed.
     Chunk(Bytes),
+    /// The connection is lost; the answer goes on by itself as soon as there is another.
+    Interrupted {
+        /// What happened, for people.
+        why: String,
+    },
+    /// It goes on, with nothing missing and nothing twice; unless the content is `GONE`: then only
+    /// `End` follows.
+    Resumed {
+        /// How long it was interrupted.
+        after: Duration,
+        /// Where the rest comes from.
+        content: Content,
+    },
     /// Over and settled; the last answer.
     End(End),
     /// Failed with nothing charged; the last answer.
@@ -98,81 +127,328 @@ pub enum Answer {
 /// A running request. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct Escalation {
-    tunnel: Arc<Tunnel>,
+    tunnels: Arc<Tunnels>,
+    /// `None`: it was sent before, by another.
+    request: Option<EscalationRequest>,
+    id: RequestId,
+    line: Line,
+    resume_window: Duration,
+    dialect: Dialect,
+    /// The number of the next event.
+    next: u64,
+    /// What the relay knows that we have, and bytes since.
+    acknowledged: u64,
+    unacknowledged: usize,
+    /// The head has come: the relay has the request, and need not be sent it again.
+    has_head: bool,
+    /// Said again on every new stream.
+    cancelled: Option<String>,
+    record: Option<Record>,
+    /// While it waits for answers.
+    outstanding: Option<Outstanding>,
+}
+
+/// What carries the answer at the moment.
+#[derive(Debug)]
+enum Line {
+    Open(Open),
+    Broken(Broken),
+    Over,
+}
+
+#[derive(Debug)]
+struct Open {
     writer: FrameWriter,
     reader: FrameReader,
-    dialect: Dialect,
-    next: u64,
-    unacknowledged: usize,
-    over: bool,
+    /// Since when the answer is interrupted, until the relay's first word on this stream.
+    resuming: Option<Interruption>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Interruption {
+    since: Instant,
+    /// The caller knows.
+    told: bool,
+}
+
+#[derive(Debug)]
+struct Broken {
+    interruption: Interruption,
+    /// No attempt before this.
+    not_before: Instant,
+    why: String,
 }
 
 impl Escalation {
     /// Sends the request and its body.
-    pub async fn begin(tunnel: Arc<Tunnel>, request: EscalationRequest) -> Result<Self, ClientError> {
-        let (mut writer, reader) = tunnel.stream(StreamKind::Escalate).await?;
-        writer.queue(&request.message())?;
-        let mut prefixes = raw::PrefixPool::default();
-        let mut offset = 0;
-        let mut body = request.body;
-        while !body.is_empty() {
-            let chunk = body.split_to(body.len().min(MAX_CHUNK));
-            writer.queue_raw(prefixes.prefix(FrameType::BodyChunk, offset, chunk.len())?);
-            offset += chunk.len() as u64;
-            writer.queue_raw(chunk);
-        }
-        let mut escalation =
-            Self { tunnel, writer, reader, dialect: request.dialect, next: 0, unacknowledged: 0, over: false };
-        // A relay that refuses a body in the middle stops the stream and says why on the other half.
-        match escalation.writer.flush().await {
-            Ok(()) | Err(belay_protocol::stream::StreamError::Peer(_)) => Ok(escalation),
-            Err(error) => Err(lost(&escalation.tunnel, error.into())),
+    pub(crate) async fn begin(
+        tunnels: Arc<Tunnels>,
+        tunnel: Arc<Tunnel>,
+        request: EscalationRequest,
+        resume_window: Duration,
+        record: Option<Record>,
+    ) -> Result<Self, ClientError> {
+        let (id, dialect) = (request.request_id, request.dialect);
+        Self::new(tunnels, id, Some(request), dialect, resume_window, record).start(tunnel).await
+    }
+
+    /// Asks for the rest of an answer.
+    pub(crate) async fn resume(
+        tunnels: Arc<Tunnels>,
+        tunnel: Arc<Tunnel>,
+        id: RequestId,
+        resume_window: Duration,
+        record: Option<Record>,
+    ) -> Result<Self, ClientError> {
+        Self::new(tunnels, id, None, Dialect::PROMPT, resume_window, record).start(tunnel).await
+    }
+
+    fn new(
+        tunnels: Arc<Tunnels>,
+        id: RequestId,
+        request: Option<EscalationRequest>,
+        dialect: Dialect,
+        resume_window: Duration,
+        record: Option<Record>,
+    ) -> Self {
+        let outstanding = Some(tunnels.wait_for_answer());
+        let next = record.as_ref().map_or(0, Record::next);
+        Self {
+            tunnels,
+            request,
+            id,
+            line: Line::Over,
+            resume_window,
+            dialect,
+            next,
+            acknowledged: next,
+            unacknowledged: 0,
+            has_head: false,
+            cancelled: None,
+            record,
+            outstanding,
         }
     }
 
-    /// The next answer; `None` after `End` or `Failed`. Dropping the future loses nothing.
-    ///
-    /// Errors: `Lost` if the tunnel goes before the end, `Closed` if the relay closed it.
-    pub async fn next(&mut self) -> Result<Option<Answer>, ClientError> {
-        if self.over {
-            return Ok(None);
+    async fn start(mut self, tunnel: Arc<Tunnel>) -> Result<Self, ClientError> {
+        match self.open(tunnel, None).await {
+            Ok(()) => {}
+            // It was up a moment ago: the next one will do.
+            Err(ClientError::Lost(why)) => self.break_off(why, None, Duration::ZERO),
+            Err(error) => return Err(error),
         }
-        let frame = match self.reader.frame().await {
+        let Line::Open(open) = &mut self.line else { return Ok(self) };
+        match open.writer.flush().await {
+            // A relay that refuses a body in the middle stops the stream and says why on the other half.
+            Ok(()) | Err(StreamError::Peer(_)) => Ok(self),
+            Err(StreamError::Lost(why)) => {
+                self.break_off(why, None, Duration::ZERO);
+                Ok(self)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens a stream and queues what has to be said on it. Once it is open it is kept, so dropping
+    /// the future does not cancel the request.
+    async fn open(&mut self, tunnel: Arc<Tunnel>, resuming: Option<Interruption>) -> Result<(), ClientError> {
+        let (mut writer, reader) = tunnel.stream(StreamKind::Escalate).await?;
+        match &self.request {
+            Some(request) if !self.has_head => queue_whole(&mut writer, request)?,
+            _ => writer.queue(&Resume { request_id: self.id, next: self.next })?,
+        }
+        if let Some(reason) = &self.cancelled {
+            writer.queue(&Cancel { reason: reason.clone() })?;
+        }
+        self.acknowledged = self.next;
+        self.unacknowledged = 0;
+        self.line = Line::Open(Open { writer, reader, resuming });
+        Ok(())
+    }
+
+    /// The request's id.
+    #[must_use]
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// The number of events or chunks that have come so far.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.next
+    }
+
+    /// The next answer; `None` after `End` or `Failed`. Dropping the future loses nothing. Asking
+    /// for the next one says that the one before has been read.
+    ///
+    /// Errors: `Closed` if the relay refuses this computer, `Lost` if the connection did not come
+    /// back within the resume window, `Superseded`.
+    pub async fn next(&mut self) -> Result<Option<Answer>, ClientError> {
+        self.acknowledge()?;
+        let answer = self.advance().await;
+        if answer.is_err() {
+            self.over();
+        }
+        answer
+    }
+
+    async fn advance(&mut self) -> Result<Option<Answer>, ClientError> {
+        loop {
+            match &mut self.line {
+                Line::Over => return Ok(None),
+                Line::Open(open) => {
+                    let frame = poll_fn(|cx| open.poll(cx)).await;
+                    if let Some(answer) = self.take(frame)? {
+                        return Ok(Some(answer));
+                    }
+                }
+                Line::Broken(broken) if !broken.interruption.told => {
+                    broken.interruption.told = true;
+                    return Ok(Some(Answer::Interrupted { why: broken.why.clone() }));
+                }
+                Line::Broken(_) => self.reopen().await?,
+            }
+        }
+    }
+
+    /// Waits for a tunnel and opens a stream on it.
+    async fn reopen(&mut self) -> Result<(), ClientError> {
+        let Line::Broken(broken) = &self.line else { return Ok(()) };
+        let (interruption, why) = (broken.interruption, broken.why.clone());
+        let until = interruption.since + self.resume_window;
+        sleep_until(broken.not_before.min(until)).await;
+        let lost = |why: String| ClientError::Lost(format!("{why}; it did not come back in time"));
+        let tunnel = match self.tunnels.tunnel(until).await {
+            Ok(tunnel) => tunnel,
+            Err(ClientError::Unreachable { .. }) => return Err(lost(why)),
+            Err(error) => return Err(error),
+        };
+        match self.open(tunnel, Some(interruption)).await {
+            Err(ClientError::Lost(_)) if Instant::now() < until => {
+                self.break_off(why, Some(interruption), RETRY);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// The stream is no more; another will be opened.
+    fn break_off(&mut self, why: String, interruption: Option<Interruption>, wait: Duration) {
+        let now = Instant::now();
+        let interruption = interruption.unwrap_or(Interruption { since: now, told: false });
+        self.line = Line::Broken(Broken { interruption, not_before: now + wait, why });
+    }
+
+    /// What a frame, or the lack of one, means to the caller.
+    fn take(&mut self, frame: Result<Option<Frame>, StreamError>) -> Result<Option<Answer>, ClientError> {
+        let Line::Open(open) = &mut self.line else { return Ok(None) };
+        let resuming = open.resuming;
+        let frame = match frame {
             Ok(Some(frame)) => frame,
             Ok(None) => return Err(ProtocolError::Truncated("the answer").into()),
-            Err(error) => return Err(lost(&self.tunnel, error.into())),
-        };
-        let answer = match frame.kind {
-            FrameType::ResponseHead => {
-                let head = ResponseHead::from_frame(&frame)?;
-                self.dialect = head.dialect;
-                self.next = head.first_event;
-                Answer::Head(head)
+            Err(StreamError::Lost(why)) => {
+                self.break_off(why, resuming, if resuming.is_some() { RETRY } else { Duration::ZERO });
+                return Ok(None);
             }
+            Err(StreamError::Peer(StreamCode::SUPERSEDED)) => return Err(ClientError::Superseded),
+            // We were too slow for the relay, or its task has died: it may have kept the answer.
+            Err(StreamError::Peer(code @ (StreamCode::TIMEOUT | StreamCode::INTERNAL | StreamCode::CANCELLED))) => {
+                self.break_off(format!("the relay ended the stream ({code})"), resuming, RETRY * 4);
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        match frame.kind {
+            FrameType::ResponseHead => self.head(ResponseHead::from_frame(&frame)?),
             FrameType::Event | FrameType::AnswerChunk => {
                 let (number, payload) = raw::split(frame.kind, frame.body)?;
-                self.count(number, payload.len()).await?;
-                if frame.kind == FrameType::Event { Answer::Event(payload) } else { Answer::Chunk(payload) }
+                if number != self.next {
+                    return Err(out_of_order(number, self.next));
+                }
+                self.next += 1;
+                self.unacknowledged += payload.len();
+                let event = frame.kind == FrameType::Event;
+                Ok(Some(if event { Answer::Event(payload) } else { Answer::Chunk(payload) }))
             }
             FrameType::End => {
                 let end = End::from_frame(&frame)?;
-                self.finish(true).await;
-                Answer::End(end)
+                self.finish(true);
+                Ok(Some(Answer::End(end)))
             }
-            FrameType::Failed => {
-                let failed = Failed::from_frame(&frame)?;
-                self.finish(false).await;
-                Answer::Failed(failed)
-            }
-            kind => return Err(ProtocolError::Unexpected { got: kind.name(), expected: "an answer" }.into()),
-        };
-        Ok(Some(answer))
+            FrameType::Failed => self.failed(Failed::from_frame(&frame)?),
+            kind => Err(ProtocolError::Unexpected { got: kind.name(), expected: "an answer" }.into()),
+        }
+    }
+
+    fn head(&mut self, head: ResponseHead) -> Result<Option<Answer>, ClientError> {
+        let Line::Open(open) = &mut self.line else { return Ok(None) };
+        let resuming = open.resuming.take();
+        let gone = head.content == Content::GONE;
+        self.dialect = head.dialect;
+        if !std::mem::replace(&mut self.has_head, true) {
+            self.next = if gone { self.next } else { head.first_event };
+            return Ok(Some(Answer::Head(head)));
+        }
+        if !gone && head.first_event != self.next {
+            return Err(out_of_order(head.first_event, self.next));
+        }
+        // Told even if the caller knows of no interruption: it has seen a head already.
+        let after = resuming.map_or(Duration::ZERO, |interruption| interruption.since.elapsed());
+        Ok(Some(Answer::Resumed { after, content: head.content }))
+    }
+
+    fn failed(&mut self, failed: Failed) -> Result<Option<Answer>, ClientError> {
+        let Line::Open(open) = &mut self.line else { return Ok(None) };
+        let transient = matches!(
+            failed.code,
+            FailureCode::IN_PROGRESS
+                | FailureCode::STORE_UNAVAILABLE
+                | FailureCode::OVERLOADED
+                | FailureCode::DRAINING
+                | FailureCode::RATE_LIMITED
+        );
+        if let Some(interruption) = open.resuming.filter(|_| transient) {
+            let wait = failed.retry_after_ms.map_or(RETRY * 4, Duration::from_millis);
+            self.break_off(failed.message, Some(interruption), wait.clamp(RETRY, RETRY * 100));
+            return Ok(None);
+        }
+        if failed.code == FailureCode::UNKNOWN_REQUEST && self.next == 0 && self.request.is_some() && self.has_head {
+            // Nothing of it was charged or read: it may run again.
+            self.has_head = false;
+            let interruption = open.resuming;
+            self.break_off(failed.message, interruption, Duration::ZERO);
+            return Ok(None);
+        }
+        self.finish(false);
+        Ok(Some(Answer::Failed(failed)))
+    }
+
+    /// Everything that was returned has been read: notes it, and tells the relay now and then.
+    fn acknowledge(&mut self) -> Result<(), ClientError> {
+        if let Some(record) = &mut self.record {
+            record.note(self.next)?;
+        }
+        if let Line::Open(open) = &mut self.line
+            && (self.next - self.acknowledged >= ACK_EVERY_EVENTS || self.unacknowledged >= ACK_EVERY_BYTES)
+        {
+            self.acknowledged = self.next;
+            self.unacknowledged = 0;
+            // It leaves while the next frame is waited for.
+            open.writer.queue(&Ack { next: self.next, end: false })?;
+        }
+        Ok(())
     }
 
     /// Asks the relay to stop; `End` still comes, with what was produced until then.
     pub async fn cancel(&mut self, reason: &str) -> Result<(), ClientError> {
-        let sent = self.writer.send(&Cancel { reason: reason.into() }).await;
-        sent.map_err(|error| lost(&self.tunnel, error.into()))
+        self.cancelled = Some(reason.to_owned());
+        let Line::Open(open) = &mut self.line else { return Ok(()) };
+        open.writer.queue(&Cancel { reason: reason.into() })?;
+        match open.writer.flush().await {
+            // It is said again on the next stream, if there has to be one.
+            Ok(()) | Err(StreamError::Lost(_) | StreamError::Peer(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The text that an answer adds.
@@ -194,54 +470,73 @@ impl Escalation {
                 Answer::Head(head) => collected.head = Some(head),
                 Answer::Event(event) => collected.events.push(event),
                 Answer::Chunk(chunk) => body.put(chunk),
+                Answer::Interrupted { .. } => {}
+                Answer::Resumed { .. } => collected.resumed += 1,
                 Answer::End(end) => collected.end = Some(end),
                 Answer::Failed(failed) => collected.failed = Some(failed),
             }
         }
         collected.body = body.freeze();
-        if collected.head.as_ref().is_some_and(|head| !head.stream && head.content == Content::LIVE) {
+        if collected.head.as_ref().is_some_and(|head| !head.stream && head.content != Content::GONE) {
             collected.text = answer::body_text(self.dialect, &collected.body);
         }
         Ok(collected)
     }
 
-    /// Checks that no event is missing or doubled, and acknowledges now and then.
-    async fn count(&mut self, number: u64, len: usize) -> Result<(), ClientError> {
-        if number != self.next {
-            let why = format!("number {number}, expected {}", self.next);
-            return Err(ProtocolError::Malformed { kind: FrameType::Event.name(), why }.into());
-        }
-        self.next += 1;
-        self.unacknowledged += len;
-        if self.unacknowledged >= ACK_EVERY {
-            self.unacknowledged = 0;
-            let sent = self.writer.send(&Ack { next: self.next, end: false }).await;
-            // A relay that has finished meanwhile no longer listens; what it sent is still to come.
-            if let Err(error) = sent
-                && self.tunnel.connection().close_reason().is_some()
-            {
-                return Err(lost(&self.tunnel, error.into()));
+    /// The last answer has come.
+    fn finish(&mut self, settled: bool) {
+        if let Line::Open(open) = &mut self.line {
+            // The relay may have ended its side already; then nobody needs the acknowledgement.
+            if settled && open.writer.queue(&Ack { next: self.next, end: true }).is_ok() {
+                // It is small: it fits, or the tunnel is in no state to take anything.
+                let _ = open.writer.poll_flush(&mut Context::from_waker(Waker::noop()));
             }
+            open.writer.finish();
+            open.reader.stop(StreamCode::NO_ERROR);
         }
-        Ok(())
+        if let Some(record) = self.record.take() {
+            record.forget();
+        }
+        self.over();
     }
 
-    async fn finish(&mut self, settled: bool) {
-        self.over = true;
-        // The relay may have ended its side already; then nobody needs the acknowledgement.
-        if settled {
-            let _ = self.writer.send(&Ack { next: self.next, end: true }).await;
-        }
-        self.writer.finish();
-        self.reader.stop(StreamCode::NO_ERROR);
+    fn over(&mut self) {
+        self.line = Line::Over;
+        self.outstanding = None;
     }
 }
 
-fn lost(tunnel: &Tunnel, error: ClientError) -> ClientError {
-    match error {
-        ClientError::Lost(why) => tunnel.lost(why),
-        other => other,
+impl Open {
+    /// The next frame; what is queued is written meanwhile.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, StreamError>> {
+        if !self.writer.is_flushed() {
+            match self.writer.poll_flush(cx) {
+                // A relay that has finished no longer listens; what it sent is still to come.
+                Poll::Ready(Ok(()) | Err(StreamError::Peer(_))) | Poll::Pending => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            }
+        }
+        self.reader.poll_frame(cx)
     }
+}
+
+fn queue_whole(writer: &mut FrameWriter, request: &EscalationRequest) -> Result<(), ClientError> {
+    writer.queue(&request.message())?;
+    let mut prefixes = raw::PrefixPool::default();
+    let mut offset = 0;
+    let mut body = request.body.clone();
+    while !body.is_empty() {
+        let chunk = body.split_to(body.len().min(MAX_CHUNK));
+        writer.queue_raw(prefixes.prefix(FrameType::BodyChunk, offset, chunk.len())?);
+        offset += chunk.len() as u64;
+        writer.queue_raw(chunk);
+    }
+    Ok(())
+}
+
+fn out_of_order(number: u64, expected: u64) -> ClientError {
+    let why = format!("number {number}, expected {expected}");
+    ProtocolError::Malformed { kind: FrameType::Event.name(), why }.into()
 }
 
 /// A whole answer.
@@ -255,6 +550,8 @@ pub struct Collected {
     pub body: Bytes,
     /// The text in either.
     pub text: String,
+    /// How often it was interrupted and went on.
+    pub resumed: u32,
     /// How it ended, if it was settled.
     pub end: Option<End>,
     /// Why it failed, if nothing was charged.

@@ -2,16 +2,20 @@
 //!
 //! [`state`] is where keys and certificates lie on disk, [`enrol`] gets them, [`tunnel`] is one live
 //! connection, [`reconnect`] keeps one alive and tells its state, [`escalation`] is one LLM request
-//! as a stream of answers. [`Client`] puts them together.
+//! as a stream of answers that survives a lost tunnel, [`pending`] what a restarted client needs to
+//! go on with it. [`Client`] puts them together.
 #![warn(missing_docs)]
 
+mod control;
 mod dial;
 pub mod enrol;
 pub mod error;
 pub mod escalation;
+pub mod pending;
 pub mod reconnect;
 pub mod state;
 pub mod tunnel;
+mod tunnels;
 
 pub use error::ClientError;
 pub use escalation::{Answer, Escalation};

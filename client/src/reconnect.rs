@@ -1,32 +1,44 @@
 //! Keeps one tunnel alive: a state machine with one function per state, and its state as a watch.
 //!
 //! connecting → up → waiting → connecting …, until the client is closed or the relay refuses for
-//! good. The wait is random up to a bound that doubles from 50 ms to 30 s and falls back only when
+//! good. While up, a path that is suspected to be dead gets a second tunnel dialled beside it: the
+//! first sign of life ends the attempt, the second tunnel's hello ends the first. The wait is random up to a bound that doubles from 50 ms to 30 s and falls back only when
 //! a heartbeat has been answered: a relay that accepts and dies at once is not hammered.
 
+use crate::control::{Control, Event};
 use crate::dial::Dialer;
 use crate::error::ClientError;
 use crate::escalation::{Escalation, EscalationRequest};
-use crate::state::Identity;
-use crate::tunnel::{Beat, Control, Tunnel};
+use crate::pending::Pending;
+use crate::state::{Identity, StateDir};
+use crate::tunnel::Tunnel;
+use crate::tunnels::Tunnels;
 use belay_certs::issue::DeviceKey;
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::{InstanceId, RequestId};
 use belay_protocol::kind::StreamKind;
-use belay_protocol::message::{Balance, BalanceRequest, LeaveAnswer, LeaveRequest};
+use belay_protocol::message::{Balance, BalanceRequest, GoAway, LeaveAnswer, LeaveRequest};
 use belay_transport::env::Env;
 use serde::Serialize;
-use std::net::SocketAddr;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+/// How long an attempt beside a suspected tunnel may take before it is begun anew: a handshake whose
+/// packets were lost for long waits longer and longer before it sends again.
+const BESIDE: Duration = Duration::from_secs(3);
+/// How long a request waits for its connection to come back, by default as long as the relay does.
+const RESUME_WINDOW: Duration = Duration::from_secs(300);
+/// While no tunnel is up, another network ends the wait; it is looked for so often.
+const LOOK_AT_NETWORK: Duration = Duration::from_secs(1);
 
 /// Where the tunnel is in its life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -83,19 +95,22 @@ pub struct TunnelStatus {
 pub struct Options {
     /// Used instead of the addresses that the identity names.
     pub addresses: Option<Vec<String>>,
+    /// Where running requests and the last good address are remembered, so that a restarted client
+    /// can go on. `None`: they are forgotten with the process.
+    pub state: Option<StateDir>,
+    /// How long a request waits for its connection to come back. `None`: five minutes.
+    pub resume_window: Option<Duration>,
 }
-
-type Current = watch::Sender<Option<Arc<Tunnel>>>;
 
 /// A client with a tunnel that is kept alive by its own task.
 #[derive(Debug)]
 pub struct Client {
     env: Env,
     identity: Identity,
-    status: watch::Receiver<TunnelStatus>,
-    current: watch::Receiver<Option<Arc<Tunnel>>>,
-    refused: Arc<Mutex<Option<CloseCode>>>,
-    stop: CancellationToken,
+    tunnels: Arc<Tunnels>,
+    pending: Option<Pending>,
+    resume_window: Duration,
+    network: Arc<Notify>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -103,7 +118,7 @@ impl Client {
     /// Starts to keep a tunnel alive. Errors: the identity is not usable.
     pub fn start(env: Env, identity: Identity, key: &DeviceKey, options: Options) -> Result<Self, ClientError> {
         let dialer = Dialer::enrolled(&env, &identity, key)?;
-        let (status_sender, status) = watch::channel(TunnelStatus {
+        let status = TunnelStatus {
             phase: Phase::Connecting,
             path: "quic",
             remote: None,
@@ -114,33 +129,35 @@ impl Client {
             relay_round_trip_us: None,
             bytes_sent: 0,
             bytes_received: 0,
-        });
-        let (current_sender, current) = watch::channel(None);
-        let refused = Arc::new(Mutex::new(None));
-        let stop = CancellationToken::new();
+        };
+        let addresses = options.addresses.unwrap_or_else(|| identity.addresses.clone());
+        let tunnels = Tunnels::new(status, addresses.join(", "));
+        let network = Arc::new(Notify::new());
         let keeper = Keeper {
             instance: InstanceId(env.random.bytes()),
-            addresses: options.addresses.unwrap_or_else(|| identity.addresses.clone()),
-            last_good: None,
+            last_good: options.state.as_ref().and_then(StateDir::last_good),
+            state: options.state.clone(),
+            addresses,
             env: env.clone(),
             dialer,
-            status: status_sender,
-            current: current_sender,
-            refused: Arc::clone(&refused),
-            stop: stop.clone(),
+            tunnels: Arc::clone(&tunnels),
+            network: Arc::clone(&network),
+            local_ip: None,
             generation: 0,
             backoff: FIRST_BACKOFF,
             sent_before: 0,
             received_before: 0,
         };
         let task = Mutex::new(Some(tokio::spawn(keeper.run())));
-        Ok(Self { env, identity, status, current, refused, stop, task })
+        let resume_window = options.resume_window.unwrap_or(RESUME_WINDOW);
+        let pending = options.state.map(|state| state.pending());
+        Ok(Self { env, identity, tunnels, pending, resume_window, network, task })
     }
 
     /// The tunnel's state, to follow.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<TunnelStatus> {
-        self.status.clone()
+        self.tunnels.status.subscribe()
     }
 
     /// Who this client is.
@@ -153,46 +170,13 @@ impl Client {
     /// its operator or another instance of this device does something (the keeper tries on);
     /// `Unreachable` after `within`.
     pub async fn tunnel(&self, within: Duration) -> Result<Arc<Tunnel>, ClientError> {
-        let mut current = self.current.clone();
-        let mut status = self.status.clone();
-        let waited = timeout(within, async {
-            loop {
-                // A relay that is going away takes no new streams: the next tunnel will.
-                if let Some(tunnel) = current.borrow_and_update().clone()
-                    && !tunnel.going_away.is_cancelled()
-                {
-                    return Ok(tunnel);
-                }
-                if let Some(refused) = self.refusal() {
-                    return Err(refused);
-                }
-                if self.stop.is_cancelled() {
-                    return Err(ClientError::Stopped);
-                }
-                let changed = tokio::select! {
-                    // In order, so that a simulation repeats.
-                    biased;
-                    changed = current.changed() => changed,
-                    changed = status.changed() => changed,
-                };
-                if changed.is_err() {
-                    // The keeper has ended: by refusal, or because the client was closed.
-                    return Err(self.refusal().unwrap_or(ClientError::Stopped));
-                }
-            }
-        });
-        waited.await.unwrap_or_else(|_| {
-            let why = match &self.status.borrow().phase {
-                Phase::Waiting { reason, .. } => reason.clone(),
-                _ => format!("no answer within {} s", within.as_secs()),
-            };
-            Err(ClientError::Unreachable { addresses: self.identity.addresses.join(", "), why })
-        })
+        self.tunnels.tunnel_within(within).await
     }
 
-    /// The relay's refusal, if it stands.
-    fn refusal(&self) -> Option<ClientError> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).map(ClientError::Closed)
+    /// Says that the machine is on another network, sooner than the client would notice: the tunnel
+    /// moves to a new socket, or an attempt is made at once.
+    pub fn network_changed(&self) {
+        self.network.notify_one();
     }
 
     /// A new name for a request.
@@ -201,10 +185,23 @@ impl Client {
         RequestId(self.env.random.bytes())
     }
 
-    /// Sends an LLM request; answers come from the returned stream.
+    /// Sends an LLM request; answers come from the returned stream, over another tunnel if this one
+    /// is lost.
     pub async fn escalate(&self, request: EscalationRequest, within: Duration) -> Result<Escalation, ClientError> {
         let tunnel = self.tunnel(within).await?;
-        Escalation::begin(tunnel, request).await
+        let record = match &self.pending {
+            Some(pending) => Some(pending.begin(request.request_id, &request.model, self.env.clock.now_ms())?),
+            None => None,
+        };
+        Escalation::begin(Arc::clone(&self.tunnels), tunnel, request, self.resume_window, record).await
+    }
+
+    /// Goes on with a request that was sent before, by this client or one that is gone. The answer
+    /// begins where the other left off, if its state tells that, or where the relay's memory does.
+    pub async fn resume(&self, id: RequestId, within: Duration) -> Result<Escalation, ClientError> {
+        let tunnel = self.tunnel(within).await?;
+        let record = self.pending.as_ref().map(|pending| pending.open(id)).transpose()?.flatten();
+        Escalation::resume(Arc::clone(&self.tunnels), tunnel, id, self.resume_window, record).await
     }
 
     /// The tenant's balance.
@@ -219,7 +216,7 @@ impl Client {
 
     /// Closes the tunnel and ends the client's task.
     pub async fn close(&self) {
-        self.stop.cancel();
+        self.tunnels.stop.cancel();
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = task {
             // It can only fail by a panic, which has been reported where it happened.
@@ -230,7 +227,7 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.tunnels.stop.cancel();
     }
 }
 
@@ -241,11 +238,14 @@ struct Keeper {
     addresses: Vec<String>,
     /// Where the last tunnel was.
     last_good: Option<SocketAddr>,
+    /// Where that is remembered.
+    state: Option<StateDir>,
     instance: InstanceId,
-    status: watch::Sender<TunnelStatus>,
-    current: Current,
-    refused: Arc<Mutex<Option<CloseCode>>>,
-    stop: CancellationToken,
+    tunnels: Arc<Tunnels>,
+    /// Somebody says that the network is another one.
+    network: Arc<Notify>,
+    /// The machine's own address when it was last looked at.
+    local_ip: Option<IpAddr>,
     generation: u64,
     backoff: Duration,
     /// Bytes of the tunnels before the current one.
@@ -257,9 +257,21 @@ struct Keeper {
 enum Next {
     Connect,
     Up(Arc<Tunnel>, Box<Control>),
-    Wait(String),
+    Wait(String, Duration),
     Refused(CloseCode),
     Stop,
+}
+
+type Opened = Result<(Arc<Tunnel>, Box<Control>), ClientError>;
+type Attempt = Pin<Box<dyn Future<Output = Opened> + Send>>;
+
+/// How a tunnel that was up came to its end.
+enum Down {
+    Closed,
+    /// Why, and how long the relay asked to wait.
+    Lost(String, Option<GoAway>),
+    /// A second tunnel has taken its place.
+    Replaced(Arc<Tunnel>, Box<Control>),
 }
 
 impl Keeper {
@@ -268,10 +280,10 @@ impl Keeper {
         loop {
             next = match next {
                 Next::Connect => self.connecting().await,
-                Next::Up(tunnel, control) => self.up(tunnel, *control).await,
-                Next::Wait(reason) => self.waiting(reason).await,
+                Next::Up(tunnel, control) => self.up(tunnel, control).await,
+                Next::Wait(reason, wait) => self.waiting(reason, wait).await,
                 Next::Refused(code) => {
-                    self.refuse(Some(code));
+                    self.tunnels.refuse(Some(code));
                     return self.enter(Phase::Refused { code: code.name().into() });
                 }
                 Next::Stop => return self.enter(Phase::Closed),
@@ -281,104 +293,229 @@ impl Keeper {
 
     async fn connecting(&mut self) -> Next {
         self.enter(Phase::Connecting);
-        self.generation += 1;
+        let attempt = self.attempt();
         let opened = tokio::select! {
             biased;
-            () = self.stop.cancelled() => return Next::Stop,
-            opened = Tunnel::open(&self.dialer, &self.addresses, self.last_good, self.instance, self.generation) => opened,
+            () = self.tunnels.stop.cancelled() => return Next::Stop,
+            opened = attempt => opened,
         };
         match opened {
-            Ok((tunnel, control)) => Next::Up(Arc::new(tunnel), Box::new(control)),
-            Err(error) => self.after(error),
+            Ok((tunnel, control)) => Next::Up(tunnel, control),
+            Err(error) => self.after(error, None),
         }
     }
 
-    async fn up(&mut self, tunnel: Arc<Tunnel>, control: Control) -> Next {
-        let first = self.generation == 1 && self.status.borrow().remote.is_none();
-        self.status.send_modify(|status| {
+    /// An attempt to bring a tunnel up, with the next generation.
+    fn attempt(&mut self) -> Attempt {
+        self.generation += 1;
+        let (dialer, addresses, last_good) = (self.dialer.clone(), self.addresses.clone(), self.last_good);
+        let (instance, generation) = (self.instance, self.generation);
+        let (tunnels, clock) = (Arc::clone(&self.tunnels), Arc::clone(&self.env.clock));
+        Box::pin(async move {
+            let (tunnel, streams) = Tunnel::open(&dialer, &addresses, last_good, instance, generation).await?;
+            let control = Control::new(streams, &tunnel, tunnels.outstanding(), clock);
+            Ok((Arc::new(tunnel), Box::new(control)))
+        })
+    }
+
+    async fn up(&mut self, tunnel: Arc<Tunnel>, mut control: Box<Control>) -> Next {
+        let remote = tunnel.connection().remote_address();
+        self.tunnels.status.send_modify(|status| {
             status.phase = Phase::Up;
             status.since_ms = self.env.clock.now_ms();
-            status.reconnects += u64::from(!first && status.remote.is_some());
-            status.remote = Some(tunnel.connection().remote_address());
+            status.reconnects += u64::from(status.remote.is_some());
+            status.remote = Some(remote);
             status.relay = Some(tunnel.hello().relay_name.clone());
         });
-        self.last_good = Some(tunnel.connection().remote_address());
-        self.refuse(None);
-        self.current.send_replace(Some(Arc::clone(&tunnel)));
-        info!(relay = %tunnel.hello().relay_name, remote = %tunnel.connection().remote_address(), "tunnel up");
-        let (status, backoff) = (&self.status, &mut self.backoff);
+        self.remember(remote);
+        self.local_ip = self.env.net.local_ip(remote);
+        self.tunnels.refuse(None);
+        self.tunnels.set(Some(Arc::clone(&tunnel)));
+        info!(relay = %tunnel.hello().relay_name, %remote, "tunnel up");
+        let down = self.watch_over(&tunnel, &mut control).await;
+        self.count_bytes(&tunnel);
+        match down {
+            Down::Closed => {
+                self.tunnels.set(None);
+                tunnel.close().await;
+                Next::Stop
+            }
+            Down::Replaced(second, control) => {
+                info!("a second tunnel takes the place of one that was silent");
+                // Its requests go on over the second one. Until that is in place, they wait.
+                self.tunnels.set(None);
+                belay_transport::quic::close(tunnel.connection(), CloseCode::DEAD, "replaced");
+                Next::Up(second, control)
+            }
+            Down::Lost(why, go_away) => {
+                self.tunnels.set(None);
+                info!(%why, "tunnel down");
+                let error = tunnel.lost(why);
+                // Whoever still waits on it learns that it is over; a reason that the relay gave stands.
+                if tunnel.connection().close_reason().is_none() {
+                    belay_transport::quic::close(tunnel.connection(), CloseCode::DEAD, "lost");
+                }
+                self.after(error, go_away)
+            }
+        }
+    }
+
+    /// Keeps a tunnel company until it is over.
+    async fn watch_over(&mut self, tunnel: &Tunnel, control: &mut Control) -> Down {
+        let mut beside: Option<Attempt> = None;
+        let mut go_away = None;
+        loop {
+            let network = Arc::clone(&self.network);
+            let event = tokio::select! {
+                biased;
+                () = self.tunnels.stop.cancelled() => return Down::Closed,
+                event = control.event() => event,
+                error = tunnel.connection().closed() => return Down::Lost(error.to_string(), go_away),
+                () = network.notified() => {
+                    self.rebind(tunnel);
+                    continue;
+                }
+                opened = until(&mut beside) => {
+                    match opened {
+                        Ok((second, control)) => return Down::Replaced(second, control),
+                        Err(error) => debug!(%error, "an attempt beside a silent tunnel ended"),
+                    }
+                    beside = control.is_suspected().then(|| self.beside());
+                    continue;
+                }
+            };
+            match event {
+                Event::Answered { round_trip, relay_round_trip } => {
+                    self.answered(tunnel, round_trip, relay_round_trip);
+                }
+                Event::Suspect(why) => {
+                    info!(why, "the path may be dead; dialling beside it");
+                    beside.get_or_insert_with(|| self.beside());
+                }
+                Event::Alive => beside = None,
+                Event::LookAtNetwork => {
+                    let local_ip = self.env.net.local_ip(tunnel.connection().remote_address());
+                    // Without a way to the relay there is nothing to move to.
+                    if local_ip.is_some() && local_ip != self.local_ip {
+                        self.rebind(tunnel);
+                    }
+                }
+                Event::GoingAway(new) => {
+                    info!(reason = %new.reason, "the relay is going away");
+                    tunnel.going_away.cancel();
+                    go_away = Some(new);
+                }
+                Event::Ended(why) => return Down::Lost(why, go_away),
+            }
+        }
+    }
+
+    /// An attempt beside a tunnel that is suspected to be dead.
+    fn beside(&mut self) -> Attempt {
+        let attempt = self.attempt();
+        Box::pin(async move {
+            timeout(BESIDE, attempt).await.unwrap_or_else(|_| Err(ClientError::Lost("no answer yet".into())))
+        })
+    }
+
+    fn answered(&mut self, tunnel: &Tunnel, round_trip: Duration, relay_round_trip: Duration) {
+        self.backoff = FIRST_BACKOFF;
+        let stats = tunnel.connection().stats();
         let (sent, received) = (self.sent_before, self.received_before);
-        let beats = control.run(|beat| {
-            let Beat::Answered { round_trip, relay_round_trip } = beat;
-            *backoff = FIRST_BACKOFF;
-            let stats = tunnel.connection().stats();
-            status.send_modify(|status| {
-                status.round_trip_us = u64::try_from(round_trip.as_micros()).ok();
-                status.relay_round_trip_us = u64::try_from(relay_round_trip.as_micros()).ok();
-                status.bytes_sent = sent + stats.udp_tx.bytes;
-                status.bytes_received = received + stats.udp_rx.bytes;
-            });
+        self.tunnels.status.send_modify(|status| {
+            status.round_trip_us = u64::try_from(round_trip.as_micros()).ok();
+            status.relay_round_trip_us = u64::try_from(relay_round_trip.as_micros()).ok();
+            status.bytes_sent = sent + stats.udp_tx.bytes;
+            status.bytes_received = received + stats.udp_rx.bytes;
         });
-        let ended = tokio::select! {
-            biased;
-            () = self.stop.cancelled() => None,
-            why = beats => Some(why),
-            error = tunnel.connection().closed() => Some(error.to_string()),
-        };
-        self.current.send_replace(None);
+    }
+
+    fn count_bytes(&mut self, tunnel: &Tunnel) {
         let stats = tunnel.connection().stats();
         self.sent_before += stats.udp_tx.bytes;
         self.received_before += stats.udp_rx.bytes;
-        let Some(why) = ended else {
-            tunnel.close().await;
-            return Next::Stop;
-        };
-        info!(%why, "tunnel down");
-        let error = tunnel.lost(why);
-        // Whoever still waits on it learns that it is over; a reason that the relay gave stands.
-        if tunnel.connection().close_reason().is_none() {
-            belay_transport::quic::close(tunnel.connection(), CloseCode::DEAD, "lost");
+    }
+
+    fn rebind(&mut self, tunnel: &Tunnel) {
+        let remote = tunnel.connection().remote_address();
+        self.local_ip = self.env.net.local_ip(remote);
+        match tunnel.rebind(&self.env) {
+            Ok(()) => info!("another network: the tunnel moves to a new socket"),
+            Err(error) => debug!(%error, "cannot move to a new socket"),
         }
-        self.after(error)
     }
 
-    /// What callers are told instead of waiting for a tunnel, until there is one.
-    fn refuse(&self, code: Option<CloseCode>) {
-        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = code;
+    fn remember(&mut self, remote: SocketAddr) {
+        if self.last_good == Some(remote) {
+            return;
+        }
+        self.last_good = Some(remote);
+        if let Some(state) = &self.state
+            && let Err(error) = state.remember_good(remote)
+        {
+            debug!(%error, "cannot remember the relay's address");
+        }
     }
 
-    /// Whether another attempt makes sense.
-    fn after(&mut self, error: ClientError) -> Next {
+    /// Whether another attempt makes sense, and when.
+    fn after(&mut self, error: ClientError, go_away: Option<GoAway>) -> Next {
         debug!(%error, "an attempt ended");
         match error {
             ClientError::Closed(
                 code @ (CloseCode::REVOKED | CloseCode::UNKNOWN_DEVICE | CloseCode::VERSION | CloseCode::EXPIRED),
-            ) => Next::Refused(code),
+            ) => return Next::Refused(code),
             // Only the operator can change these, so there is no hurry.
             ClientError::Closed(code @ (CloseCode::SUSPENDED | CloseCode::TOO_MANY_INSTANCES)) => {
                 self.backoff = LONGEST_BACKOFF;
-                self.refuse(Some(code));
-                Next::Wait(error.to_string())
+                self.tunnels.refuse(Some(code));
             }
-            error => Next::Wait(error.to_string()),
+            _ => {}
         }
-    }
-
-    async fn waiting(&mut self, reason: String) -> Next {
+        if let Some(go_away) = go_away {
+            let spread = self.env.random.part_of(Duration::from_millis(go_away.spread_ms.into()));
+            let wait = Duration::from_millis(go_away.reconnect_after_ms.into()) + spread;
+            return Next::Wait(error.to_string(), wait.min(LONGEST_BACKOFF));
+        }
         let wait = self.env.random.part_of(self.backoff);
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+        Next::Wait(error.to_string(), wait)
+    }
+
+    async fn waiting(&mut self, reason: String, wait: Duration) -> Next {
         self.enter(Phase::Waiting { reason, for_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) });
         tokio::select! {
             biased;
-            () = self.stop.cancelled() => Next::Stop,
+            () = self.tunnels.stop.cancelled() => Next::Stop,
+            () = self.network.notified() => Next::Connect,
+            () = self.another_network() => Next::Connect,
             () = sleep(wait) => Next::Connect,
         }
     }
 
+    /// Waits until the machine has another address on the way to where the relay last was.
+    async fn another_network(&self) {
+        let Some(remote) = self.last_good else { return std::future::pending().await };
+        loop {
+            sleep(LOOK_AT_NETWORK).await;
+            let local_ip = self.env.net.local_ip(remote);
+            if local_ip.is_some() && local_ip != self.local_ip {
+                return;
+            }
+        }
+    }
+
     fn enter(&self, phase: Phase) {
-        self.status.send_modify(|status| {
+        self.tunnels.status.send_modify(|status| {
             status.phase = phase;
             status.since_ms = self.env.clock.now_ms();
         });
+    }
+}
+
+/// An attempt's end; never, if there is none.
+async fn until(attempt: &mut Option<Attempt>) -> Opened {
+    match attempt {
+        Some(attempt) => attempt.await,
+        None => std::future::pending().await,
     }
 }

@@ -1,16 +1,21 @@
 //! Where the client keeps its identity: a directory of mode 0700 with `identity.json` and
-//! `device.key` (mode 0600), `BELAY_HOME` or the platform's place for application data.
+//! `device.key` (mode 0600), `BELAY_HOME` or the platform's place for application data. Beside them
+//! lie the relay's address that answered last and the requests whose end was not seen.
 
 use crate::error::ClientError;
+use crate::pending::Pending;
 use belay_certs::file;
 use belay_certs::issue::DeviceKey;
 use belay_protocol::id::{DeviceId, TenantId};
 use etcetera::{BaseStrategy, choose_base_strategy};
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 const IDENTITY_FILE: &str = "identity.json";
 const KEY_FILE: &str = "device.key";
+const LAST_GOOD_FILE: &str = "last-good";
+const REQUESTS_DIR: &str = "requests";
 const VERSION: u32 = 1;
 
 /// Who this computer is to its relay.
@@ -142,8 +147,28 @@ impl StateDir {
         remove(&self.pending_path(invite_digest))
     }
 
-    /// Forgets the identity and its key.
+    /// The requests whose end was not seen.
+    #[must_use]
+    pub fn pending(&self) -> Pending {
+        Pending::at(self.path.join(REQUESTS_DIR))
+    }
+
+    /// The relay's address that answered last.
+    #[must_use]
+    pub fn last_good(&self) -> Option<SocketAddr> {
+        std::fs::read_to_string(self.path.join(LAST_GOOD_FILE)).ok()?.trim().parse().ok()
+    }
+
+    /// Remembers the relay's address that answered.
+    pub fn remember_good(&self, address: SocketAddr) -> Result<(), ClientError> {
+        Ok(file::write_private(&self.path.join(LAST_GOOD_FILE), address.to_string().as_bytes())?)
+    }
+
+    /// Forgets the identity and its key, and what was remembered of the relay.
     pub fn forget(&self) -> Result<(), ClientError> {
+        remove(&self.path.join(LAST_GOOD_FILE))?;
+        // All of them are too old by then.
+        self.pending().list(u64::MAX)?;
         remove(&self.path.join(IDENTITY_FILE))?;
         remove(&self.path.join(KEY_FILE))
     }

@@ -1,6 +1,6 @@
-//! One live connection to the relay: hello, heartbeats, typed streams.
+//! One live connection to the relay: hello, typed streams.
 
-use crate::dial::Dialer;
+use crate::dial::{Dialer, bind};
 use crate::error::ClientError;
 use belay_protocol::MINOR;
 use belay_protocol::codec::Message;
@@ -8,16 +8,16 @@ use belay_protocol::error::CloseCode;
 use belay_protocol::frame::FrameType;
 use belay_protocol::id::InstanceId;
 use belay_protocol::kind::StreamKind;
-use belay_protocol::message::{Failed, GoAway, Heartbeat, HeartbeatAck, Hello, HelloAck};
+use belay_protocol::message::{Failed, Hello, HelloAck};
 use belay_protocol::stream::{FrameReader, FrameWriter};
+use belay_transport::env::Env;
 use belay_transport::params::{PRIORITY_CONTROL, PRIORITY_TOKENS};
 use belay_transport::quic;
 use quinn::{Connection, Endpoint};
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
 /// How long the relay may take to answer the hello.
 const HELLO: Duration = Duration::from_secs(5);
@@ -34,18 +34,6 @@ pub struct Tunnel {
     pub(crate) going_away: CancellationToken,
 }
 
-/// What the heartbeats of a tunnel tell.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Beat {
-    /// A heartbeat was answered.
-    Answered {
-        /// From sending to the answer, less the time that the relay held it.
-        round_trip: Duration,
-        /// As the relay's transport measures it.
-        relay_round_trip: Duration,
-    },
-}
-
 impl Tunnel {
     /// Dials, says hello, and returns the tunnel with its control stream.
     pub(crate) async fn open(
@@ -54,7 +42,7 @@ impl Tunnel {
         last_good: Option<SocketAddr>,
         instance_id: InstanceId,
         path_generation: u64,
-    ) -> Result<(Self, Control), ClientError> {
+    ) -> Result<(Self, (FrameWriter, FrameReader)), ClientError> {
         let (endpoint, connection) = dialer.dial(addresses, last_good).await?;
         let hello = Hello {
             min_minor: 0,
@@ -68,9 +56,7 @@ impl Tunnel {
         match timeout(HELLO, say_hello(&connection, &hello)).await {
             Ok(Ok((writer, reader, hello))) => {
                 let going_away = CancellationToken::new();
-                let interval = Duration::from_millis(hello.heartbeat_interval_ms.clamp(10, 3_600_000).into());
-                let control = Control { writer, reader, interval, going_away: going_away.clone() };
-                Ok((Self { endpoint, connection, hello, going_away }, control))
+                Ok((Self { endpoint, connection, hello, going_away }, (writer, reader)))
             }
             Ok(Err(error)) => Err(closed(&connection).unwrap_or(error)),
             Err(_) => {
@@ -129,6 +115,17 @@ impl Tunnel {
         closed(&self.connection).unwrap_or(ClientError::Lost(why))
     }
 
+    /// False once the relay is going away or the connection has ended.
+    pub(crate) fn takes_streams(&self) -> bool {
+        !self.going_away.is_cancelled() && self.connection.close_reason().is_none()
+    }
+
+    /// Goes on over a new socket: the machine is on another network. The relay follows by itself.
+    /// Errors: no socket.
+    pub(crate) fn rebind(&self, env: &Env) -> std::io::Result<()> {
+        self.endpoint.rebind_abstract(bind(env, self.connection.remote_address())?)
+    }
+
     /// Closes in order and waits, shortly, until the relay can know.
     pub async fn close(&self) {
         quic::close(&self.connection, CloseCode::DONE, "done");
@@ -164,70 +161,4 @@ async fn say_hello(
     writer.send(hello).await?;
     let ack: HelloAck = read_answer(&mut reader).await?;
     Ok((writer, reader, ack))
-}
-
-/// The control stream of a tunnel that is up.
-#[derive(Debug)]
-pub(crate) struct Control {
-    writer: FrameWriter,
-    reader: FrameReader,
-    interval: Duration,
-    going_away: CancellationToken,
-}
-
-impl Control {
-    /// Sends a heartbeat at once and then at every interval, until three in a row are not answered
-    /// or the stream ends. Returns why it ended.
-    pub(crate) async fn run(mut self, mut on_beat: impl FnMut(Beat)) -> String {
-        let start = Instant::now();
-        let mut ticks = interval_at(start, self.interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut sequence, mut answered) = (0_u64, 0_u64);
-        let mut round_trip_us = None;
-        loop {
-            tokio::select! {
-                // What the relay says first: an answer that is here counts before a tick that is due.
-                biased;
-                frame = self.reader.frame() => match frame {
-                    Ok(Some(frame)) if frame.kind == FrameType::GoAway => {
-                        if let Ok(go_away) = GoAway::from_frame(&frame) {
-                            debug!(reason = %go_away.reason, "the relay is going away");
-                        }
-                        self.going_away.cancel();
-                    }
-                    Ok(Some(frame)) => match HeartbeatAck::from_frame(&frame) {
-                        Ok(ack) => {
-                            answered = answered.max(ack.sequence.min(sequence));
-                            let round_trip = since(start).saturating_sub(ack.echo_us).saturating_sub(ack.held_us.into());
-                            round_trip_us = Some(u32::try_from(round_trip).unwrap_or(u32::MAX));
-                            on_beat(Beat::Answered {
-                                round_trip: Duration::from_micros(round_trip),
-                                relay_round_trip: Duration::from_micros(ack.relay_round_trip_us.into()),
-                            });
-                        }
-                        Err(error) => return error.to_string(),
-                    },
-                    Ok(None) => return "the relay ended the control stream".into(),
-                    Err(error) => return error.to_string(),
-                },
-                _ = ticks.tick() => {
-                    if sequence - answered >= 3 {
-                        return "three heartbeats were not answered".into();
-                    }
-                    sequence += 1;
-                    let heartbeat =
-                        Heartbeat { sequence, sent_at_us: since(start), round_trip_us, extensions: vec![] };
-                    match timeout(self.interval * 3, self.writer.send(&heartbeat)).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(error)) => return error.to_string(),
-                        Err(_) => return "a heartbeat could not be sent".into(),
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn since(start: Instant) -> u64 {
-    u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
 }

@@ -95,6 +95,7 @@ messages!(
     Failed,
     Cancel,
     Ack,
+    Resume,
     BalanceRequest,
     Balance,
 );

@@ -93,6 +93,8 @@ frame_types! {
     Cancel = 0x0027, SMALL;
     /// Client: everything below this number has arrived.
     Ack = 0x0028, SMALL;
+    /// Client: go on with a request that was sent before, on another stream.
+    Resume = 0x0029, SMALL;
     /// Client: what is my balance?
     BalanceRequest = 0x0040, SMALL;
     /// Relay: balance and what is held of it.

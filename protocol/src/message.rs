@@ -362,7 +362,7 @@ codes! {
         RATE_LIMITED = 6, "rate_limited";
         /// The same request id with another body or from another device.
         CONFLICT = 7, "conflict";
-        /// The request is being run already and cannot be joined yet.
+        /// The request has begun and cannot be joined yet.
         IN_PROGRESS = 8, "in_progress";
         /// The provider refused the request; the head and body say how.
         PROVIDER_REFUSED = 9, "provider_refused";
@@ -394,6 +394,8 @@ codes! {
         UNAUTHENTICATED = 22, "unauthenticated";
         /// No version in common.
         VERSION = 23, "version";
+        /// There is nothing to resume under this id: it never came, or nothing of it was charged.
+        UNKNOWN_REQUEST = 24, "unknown_request";
     }
 }
 
@@ -428,6 +430,16 @@ pub struct Ack {
     pub next: u64,
     /// `End` has arrived.
     pub end: bool,
+}
+
+/// Goes on with a request that was sent before: the first frame of a stream, in place of
+/// [`EscalateRequest`] and without a body. It acknowledges everything below `next`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The request.
+    pub request_id: RequestId,
+    /// The number of the next event that the client wants.
+    pub next: u64,
 }
 
 /// Asks for the tenant's balance.

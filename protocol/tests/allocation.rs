@@ -43,6 +43,7 @@ fn decode(kind: FrameType, body: &[u8]) -> Result<(), ProtocolError> {
         FrameType::Failed => read::<m::Failed>(body),
         FrameType::Cancel => read::<m::Cancel>(body),
         FrameType::Ack => read::<m::Ack>(body),
+        FrameType::Resume => read::<m::Resume>(body),
         FrameType::BalanceRequest => read::<m::BalanceRequest>(body),
         FrameType::Balance => read::<m::Balance>(body),
         // Raw bodies are slices of what arrived.
@@ -66,6 +67,7 @@ fn least(kind: FrameType) -> Vec<u8> {
         FrameType::End => [&[0; 16][..], &[0; 11]].concat(),
         FrameType::Failed => vec![0; 6],
         FrameType::Ack => vec![0; 2],
+        FrameType::Resume => vec![0; 17],
         FrameType::Balance => b"\x01t\x00\x00\x00\x00".to_vec(),
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => vec![0; 8],
     }

@@ -224,6 +224,11 @@ fn requests() -> Vec<Golden> {
         ),
         message("Cancel", m::Cancel { reason: "ctrl-c".into() }, "07000000 2700 0100  066374726c2d63"),
         message("Ack", m::Ack { next: 1 << 32, end: true }, "0a000000 2800 0100  fd0000000001000000 01"),
+        message(
+            "Resume",
+            m::Resume { request_id: REQUEST, next: 251 },
+            "13000000 2900 0100  a0a1a2a3a4a5a6a7a8a9aaabacadaeaf fbfb00",
+        ),
         raw_frame("BodyChunk", FrameType::BodyChunk, 1 << 18, b"{}", "0a000000 2100 0100  0000040000000000 7b7d"),
     ]
 }
@@ -454,6 +459,7 @@ fn the_number_and_maximum_of_every_frame_type() {
         (0x0026, "Failed", CONTROL),
         (0x0027, "Cancel", SMALL),
         (0x0028, "Ack", SMALL),
+        (0x0029, "Resume", SMALL),
         (0x0040, "BalanceRequest", SMALL),
         (0x0041, "Balance", SMALL),
     ];
@@ -562,6 +568,7 @@ golden_codes! {
         (21, "internal"),
         (22, "unauthenticated"),
         (23, "version"),
+        (24, "unknown_request"),
     ];
     unit_kinds: m::UnitKind, 0xffff, [
         (1, "input_tokens"),

@@ -60,6 +60,7 @@ fn decode(kind: FrameType, body: &[u8]) -> Result<(), ProtocolError> {
         FrameType::Failed => read::<m::Failed>(body),
         FrameType::Cancel => read::<m::Cancel>(body),
         FrameType::Ack => read::<m::Ack>(body),
+        FrameType::Resume => read::<m::Resume>(body),
         FrameType::BalanceRequest => read::<m::BalanceRequest>(body),
         FrameType::Balance => read::<m::Balance>(body),
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => {
@@ -304,6 +305,9 @@ fn any_frame() -> BoxedStrategy<Bytes> {
         FrameType::Failed => whole(failed()),
         FrameType::Cancel => whole(text().prop_map(|reason| m::Cancel { reason })),
         FrameType::Ack => whole((number(), any::<bool>()).prop_map(|(next, end)| m::Ack { next, end })),
+        FrameType::Resume => {
+            whole((request_id(), number()).prop_map(|(request_id, next)| m::Resume { request_id, next }))
+        }
         FrameType::BalanceRequest => whole(any::<u8>().prop_map(|reserved| m::BalanceRequest { reserved })),
         FrameType::Balance => whole(balance()),
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => chunk(kind),

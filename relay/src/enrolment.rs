@@ -1,5 +1,6 @@
 //! Invites, enrolment and revocation: who may have a tunnel.
 
+use crate::escalate::Flights;
 use crate::registry::Registry;
 use crate::store::StoreError;
 use crate::store::central::{self, EnrolmentOutcome};
@@ -38,13 +39,20 @@ pub struct Enrolment {
     env: Env,
     store: Store,
     registry: Arc<Registry>,
+    flights: Arc<Flights>,
 }
 
 impl Enrolment {
     /// With the relay's authority.
     #[must_use]
-    pub fn new(authority: Arc<Authority>, env: Env, store: Store, registry: Arc<Registry>) -> Self {
-        Self { authority, env, store, registry }
+    pub fn new(
+        authority: Arc<Authority>,
+        env: Env,
+        store: Store,
+        registry: Arc<Registry>,
+        flights: Arc<Flights>,
+    ) -> Self {
+        Self { authority, env, store, registry, flights }
     }
 
     /// The authority's fingerprint, for invites.
@@ -136,5 +144,7 @@ impl Enrolment {
     /// Closes the tunnels of a revoked device.
     pub fn disconnect(&self, device: &DeviceId) {
         self.registry.close_device(device, CloseCode::REVOKED);
+        // Requests whose reader is away have no tunnel that could be closed.
+        self.flights.revoke_device(device);
     }
 }

@@ -5,7 +5,7 @@ use crate::admin::service::AdminService;
 use crate::config::Config;
 use crate::connection::Shared;
 use crate::enrolment::Enrolment;
-use crate::escalate::{Escalator, Unresolved};
+use crate::escalate::{Escalator, Flights, Unresolved};
 use crate::listener::Listener;
 use crate::providers::{self, Providers};
 use crate::registry::Registry;
@@ -115,6 +115,7 @@ impl Relay {
         let tenants = Arc::new(Tenants::new(store.clone(), boot.clone(), Arc::clone(&env.clock)));
         let mut providers = providers::from_config(&config).map_err(StartError::Setup)?;
         providers.extend(overrides.providers);
+        let flights = Flights::new(config.limits.event_logs);
         let escalator = Arc::new(Escalator {
             config: Arc::clone(&config),
             env: env.clone(),
@@ -127,10 +128,18 @@ impl Relay {
             draining: CancellationToken::new(),
             unresolved: Unresolved::default(),
             running: AtomicUsize::new(0),
+            flights: Arc::clone(&flights),
+            deliveries: TaskTracker::new(),
+            stop_deliveries: CancellationToken::new(),
         });
         let registry = Arc::new(Registry::default());
-        let enrolment =
-            Arc::new(Enrolment::new(Arc::clone(&authority), env.clone(), store.clone(), Arc::clone(&registry)));
+        let enrolment = Arc::new(Enrolment::new(
+            Arc::clone(&authority),
+            env.clone(),
+            store.clone(),
+            Arc::clone(&registry),
+            Arc::clone(&flights),
+        ));
         let shared = Arc::new(Shared {
             escalator: Arc::clone(&escalator),
             enrolment: Arc::clone(&enrolment),
@@ -156,7 +165,7 @@ impl Relay {
         let (sweeper, stop) = (Arc::clone(&escalator), shared.stop.clone());
         background.spawn(async move { sweeper.sweep(stop).await });
         let admin =
-            Arc::new(AdminService::new(Arc::clone(&config), local, store.clone(), tenants, enrolment, registry, env));
+            Arc::new(AdminService::new(local, Arc::clone(&escalator), enrolment, registry));
         info!(%local, "belayd is listening");
         Ok(Self { local, admin, escalator, shared, connections, background, store, _lock: lock })
     }
@@ -188,6 +197,10 @@ impl Relay {
             // Settling has its own bounded retries; reading requests their own deadlines.
             let _ = timeout(Duration::from_secs(20), self.shared.streams.wait()).await;
         }
+        // What waits for a reader that is not here is let go: it is settled.
+        self.escalator.stop_deliveries.cancel();
+        self.escalator.deliveries.close();
+        let _ = timeout(Duration::from_secs(5), self.escalator.deliveries.wait()).await;
         self.shared.stop.cancel();
         self.connections.close();
         self.background.close();

@@ -161,6 +161,7 @@ fn the_defaults_are_the_documented_ones() {
         answer_body: 32 << 20,
         bodies_in_memory: 256 << 20,
         unread_events: 8 << 20,
+        event_logs: 256 << 20,
     };
     let times = Timeouts {
         handshake: Duration::from_secs(10),
@@ -170,6 +171,8 @@ fn the_defaults_are_the_documented_ones() {
         between_events: Duration::from_secs(60),
         total: Duration::from_secs(900),
         heartbeat: Duration::from_secs(10),
+        resume_window: Duration::from_secs(300),
+        keep_answer: Duration::from_secs(86_400),
         drain: Duration::from_secs(30),
         expired_grace: Duration::from_secs(86_400),
     };

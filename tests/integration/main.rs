@@ -15,6 +15,7 @@ mod paths;
 mod programs;
 mod providers;
 mod raw;
+mod resume;
 mod scripted;
 mod secrets;
 mod simulation;

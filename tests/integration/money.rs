@@ -1,6 +1,7 @@
 //! Money through the whole path: client, tunnel, relay, provider, book.
 
 use crate::scripted::Scripted;
+use belay_client::ClientError;
 use belay_client::escalation::{Collected, EscalationRequest};
 use belay_protocol::message::{Content, Dialect, FailureCode, Outcome, UnitKind};
 use belay_protocol::money::NanoUsd;
@@ -163,12 +164,15 @@ async fn the_same_id_twice_at_once_runs_once() {
     let client = relay.client().await;
     provider.pause();
     let request = openai(&client, ASK);
-    let first = client.client.escalate(request.clone(), PATIENCE).await.expect("sent");
+    let mut first = client.client.escalate(request.clone(), PATIENCE).await.expect("sent");
     provider.called(1).await;
-    assert_eq!(client.send(request).await.failed.expect("refused").code, FailureCode::IN_PROGRESS);
+    let second = client.client.escalate(request, PATIENCE).await.expect("sent");
+    let superseded = tokio::time::timeout(PATIENCE, first.next()).await.expect("told");
+    assert!(matches!(superseded, Err(ClientError::Superseded)), "{superseded:?}");
     provider.resume();
-    assert!(first.collect().await.expect("ends").end.is_some());
+    assert!(second.collect().await.expect("ends").end.is_some());
     assert_eq!(provider.calls(), 1);
+    relay.verify().await;
     relay.stop().await;
 }
 

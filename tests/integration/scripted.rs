@@ -31,7 +31,7 @@ impl Scripted {
         Self::new(data, None)
     }
 
-    /// Sends content for ever.
+    /// Sends content for ever; without a pace, as fast as it is read.
     pub(crate) fn endless(pace: Duration) -> Arc<Self> {
         Self::new(&[r#"{"choices":[{"index":0,"delta":{"content":"word "}}]}"#], Some(pace))
     }
@@ -125,7 +125,7 @@ impl AnswerBody for Body {
         let event = self.events.pop_front();
         if let Some((events, pace)) = &self.again {
             self.events.extend(events.iter().cloned());
-            self.wait = Some(Box::pin(sleep(*pace)));
+            self.wait = (!pace.is_zero()).then(|| Box::pin(sleep(*pace)));
         }
         Poll::Ready(event.map(Ok))
     }

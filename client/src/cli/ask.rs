@@ -4,24 +4,29 @@ use super::exit::{Incomplete, Usage};
 use super::{Global, print_json};
 use anyhow::{Context, bail};
 use belay_client::escalation::EscalationRequest;
-use belay_client::{Answer, Client};
+use belay_client::{Answer, Client, ClientError, Escalation};
 use belay_protocol::dialect::answer::body_text;
 use belay_protocol::dialect::prompt::{Knowledge, Preferences, Prompt, Role, Turn};
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{Content, Dialect, End, Outcome, ResponseHead, UnitKind};
 use belay_protocol::money::NanoUsd;
+use belay_transport::env::Env;
 use clap::Args;
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Instant;
 
+/// What `--resume` without an id means.
+const LAST: &str = "last";
+
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   belay ask \"Why is the sky blue?\"
   git diff | belay ask --query \"Review this change\" --constraint \"only real defects\"
   belay ask --model claude --max-tokens 200 --cost-cap 0.01 --json \"Summarise RFC 9000\"
-  belay ask --dialect anthropic --body request.json")]
+  belay ask --dialect anthropic --body request.json
+  belay ask --resume                  (go on with the last answer whose end was not seen)")]
 pub(super) struct AskArgs {
     /// The question; without it, stdin is read
     question: Option<String>,
@@ -35,6 +40,10 @@ pub(super) struct AskArgs {
     /// Send a provider's own request body from this file ("-": stdin) instead of a question
     #[arg(long, value_name = "FILE", requires = "dialect", conflicts_with_all = ["question", "query"])]
     body: Option<PathBuf>,
+    /// Go on with an answer whose end was not seen: the request with this id, or the last one
+    #[arg(long, value_name = "ID", num_args = 0..=1, default_missing_value = LAST,
+          conflicts_with_all = ["question", "query", "body", "request_id"])]
+    resume: Option<String>,
     /// The format of --body
     #[arg(long, value_parser = ["openai", "anthropic"])]
     dialect: Option<String>,
@@ -91,10 +100,19 @@ struct PromptArgs {
 }
 
 pub(super) async fn run(global: &Global, args: AskArgs) -> anyhow::Result<()> {
-    let (dialect, body) = body(&args)?;
-    let client = global.client()?;
-    let result = ask(global, &client, &args.request, dialect, body).await;
-    client.close().await;
+    let result = if let Some(resume) = &args.resume {
+        let id = to_resume(global, resume)?;
+        let client = global.client()?;
+        let result = resumed(global, &client, id).await;
+        client.close().await;
+        result
+    } else {
+        let (dialect, body) = body(&args)?;
+        let client = global.client()?;
+        let result = ask(global, &client, &args.request, dialect, body).await;
+        client.close().await;
+        result
+    };
     let asked = result?;
     if global.json {
         print_json(&asked.to_json())?;
@@ -105,6 +123,16 @@ pub(super) async fn run(global: &Global, args: AskArgs) -> anyhow::Result<()> {
         }
     }
     asked.check()
+}
+
+/// The request that is meant.
+fn to_resume(global: &Global, given: &str) -> anyhow::Result<RequestId> {
+    if given != LAST {
+        return given.parse().map_err(|error| Usage(format!("--resume: {error}")).into());
+    }
+    let pending = global.state()?.pending().list(Env::system().clock.now_ms())?;
+    let last = pending.first().ok_or_else(|| Usage("there is no answer whose end was not seen".into()))?;
+    Ok(last.request_id)
 }
 
 fn body(args: &AskArgs) -> anyhow::Result<(Dialect, Vec<u8>)> {
@@ -206,7 +234,31 @@ pub(super) async fn ask(
     request.may_reduce_output = args.may_reduce;
     request.cost_cap = args.cost_cap;
     request.deadline_ms = args.deadline.map(|seconds| seconds.saturating_mul(1000));
-    let mut escalation = client.escalate(request, global.wait()).await?;
+    let escalation = client.escalate(request, global.wait()).await?;
+    show(global, escalation, begun).await
+}
+
+/// Goes on with a request that was sent before.
+async fn resumed(global: &Global, client: &Client, id: RequestId) -> anyhow::Result<Asked> {
+    let begun = Instant::now();
+    let escalation = client.resume(id, global.wait()).await?;
+    show(global, escalation, begun).await
+}
+
+/// Reads an answer to its end and prints it as it comes, unless JSON is wanted.
+async fn show(global: &Global, mut escalation: Escalation, begun: Instant) -> anyhow::Result<Asked> {
+    let request_id = escalation.id();
+    let result = read(global, &mut escalation, begun).await;
+    result.map_err(|error| match error.downcast_ref::<ClientError>() {
+        Some(ClientError::Lost(_) | ClientError::Superseded) => {
+            error.context(format!("the end of the answer was not seen; go on with: belay ask --resume {request_id}"))
+        }
+        _ => error,
+    })
+}
+
+async fn read(global: &Global, escalation: &mut Escalation, begun: Instant) -> anyhow::Result<Asked> {
+    let request_id = escalation.id();
     let mut printer = Printer { live: !global.json, stdout: std::io::stdout(), ends_line: true };
     let (mut text, mut head, mut first_token_ms, mut refusal) = (String::new(), None, None, Vec::new());
     let mut cancelled = false;
@@ -233,9 +285,14 @@ pub(super) async fn ask(
             Answer::Head(new) => head = Some(new),
             Answer::Chunk(chunk) => refusal.extend_from_slice(&chunk),
             Answer::Event(_) => {}
+            Answer::Interrupted { why } => note(global, &format!("connection lost ({why}); waiting for another")),
+            Answer::Resumed { after, content } => {
+                let rest = if content == Content::GONE { ", but the rest of the text is no longer kept" } else { "" };
+                note(global, &format!("back after {:.1} s{rest}", after.as_secs_f64()));
+            }
             Answer::Failed(failed) => {
                 let provider = String::from_utf8_lossy(&refusal);
-                let error = anyhow::Error::new(belay_client::ClientError::from(failed));
+                let error = anyhow::Error::new(ClientError::from(failed));
                 return Err(if provider.is_empty() {
                     error
                 } else {
@@ -244,7 +301,7 @@ pub(super) async fn ask(
             }
             Answer::End(end) => {
                 if let Some(head) =
-                    head.as_ref().filter(|head: &&ResponseHead| !head.stream && head.content == Content::LIVE)
+                    head.as_ref().filter(|head: &&ResponseHead| !head.stream && head.content != Content::GONE)
                 {
                     piece = body_text(head.dialect, &refusal);
                 }
@@ -260,6 +317,14 @@ pub(super) async fn ask(
         }
         printer.print(&piece)?;
         text += &piece;
+    }
+}
+
+/// Tells the user what happens, where a person reads it.
+#[expect(clippy::print_stderr, reason = "stdout carries the answer alone")]
+fn note(global: &Global, text: &str) {
+    if !global.json && std::io::stderr().is_terminal() {
+        eprintln!("\n[{text}]");
     }
 }
 

@@ -33,7 +33,7 @@ fn code(error: &anyhow::Error) -> u8 {
     }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::NotJoined(_) | ClientError::State { .. } | ClientError::Cert(_)) => BAD_CONFIG,
-        Some(ClientError::AlreadyJoined { .. } | ClientError::Closed(_)) => REFUSED,
+        Some(ClientError::AlreadyJoined { .. } | ClientError::Closed(_) | ClientError::Superseded) => REFUSED,
         Some(ClientError::Unreachable { .. } | ClientError::Lost(_)) => UNREACHABLE,
         Some(ClientError::Failed(failed)) => match failed.code {
             FailureCode::PAYMENT_REQUIRED => PAYMENT_REQUIRED,

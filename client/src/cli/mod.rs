@@ -133,8 +133,9 @@ impl Global {
     }
 
     fn client(&self) -> anyhow::Result<Client> {
-        let (identity, key) = self.state()?.load()?;
-        Ok(Client::start(Env::system(), identity, &key, Options::default())?)
+        let state = self.state()?;
+        let (identity, key) = state.load()?;
+        Ok(Client::start(Env::system(), identity, &key, Options { state: Some(state), ..Options::default() })?)
     }
 }
 

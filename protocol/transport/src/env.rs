@@ -6,7 +6,7 @@ use rand::{RngCore, SeedableRng};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -99,6 +99,13 @@ impl Random {
 pub trait Net: Send + Sync + fmt::Debug {
     /// A socket bound to `local`. `buffer` is the wanted size of its kernel buffers in bytes.
     fn bind_udp(&self, local: SocketAddr, buffer: usize) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>>;
+
+    /// The machine's own address on the way to `remote`, if it is known. Another one than before
+    /// means another network.
+    fn local_ip(&self, remote: SocketAddr) -> Option<IpAddr> {
+        let _ = remote;
+        None
+    }
 }
 
 /// The kernel's UDP.
@@ -117,6 +124,15 @@ impl Net for KernelNet {
         let _ = socket.set_send_buffer_size(buffer);
         socket.bind(&local.into())?;
         quinn::Runtime::wrap_udp_socket(&crate::runtime::LazyTimers, socket.into())
+    }
+
+    fn local_ip(&self, remote: SocketAddr) -> Option<IpAddr> {
+        let unspecified: IpAddr =
+            if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        // Connecting a UDP socket sends nothing: it only asks the routing table.
+        let socket = std::net::UdpSocket::bind((unspecified, 0)).ok()?;
+        socket.connect(remote).ok()?;
+        Some(socket.local_addr().ok()?.ip())
     }
 }
 

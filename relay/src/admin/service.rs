@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::enrolment::{Enrolment, INVITE_LIFETIME_MS};
+use crate::escalate::Escalator;
 use crate::registry::Registry;
 use crate::store::StoreError;
 use crate::store::central::{self, Device};
@@ -90,6 +91,12 @@ pub struct Status {
     pub tunnels: Vec<TunnelInfo>,
     /// Open tenants.
     pub open_tenants: usize,
+    /// Requests that run.
+    pub running_requests: usize,
+    /// Finished answers that wait for their reader.
+    pub waiting_answers: usize,
+    /// Bytes of events that no reader has acknowledged, all requests together.
+    pub event_log_bytes: usize,
     /// SHA-256 of the authority's certificate, hex.
     pub authority: String,
 }
@@ -130,6 +137,7 @@ pub struct AdminService {
     local: SocketAddr,
     store: Store,
     tenants: Arc<Tenants>,
+    escalator: Arc<Escalator>,
     enrolment: Arc<Enrolment>,
     registry: Arc<Registry>,
     env: Env,
@@ -137,15 +145,21 @@ pub struct AdminService {
 
 impl AdminService {
     pub(crate) fn new(
-        config: Arc<Config>,
         local: SocketAddr,
-        store: Store,
-        tenants: Arc<Tenants>,
+        escalator: Arc<Escalator>,
         enrolment: Arc<Enrolment>,
         registry: Arc<Registry>,
-        env: Env,
     ) -> Self {
-        Self { config, local, store, tenants, enrolment, registry, env }
+        Self {
+            config: Arc::clone(&escalator.config),
+            local,
+            store: escalator.store.clone(),
+            tenants: Arc::clone(&escalator.tenants),
+            env: escalator.env.clone(),
+            escalator,
+            enrolment,
+            registry,
+        }
     }
 
     /// Creates a tenant.
@@ -230,6 +244,7 @@ impl AdminService {
         self.store.run(Db::Tenant(id.clone()), move |connection| ledger::set_suspended(connection, suspended)).await?;
         if suspended {
             self.registry.close_tenant(id, CloseCode::SUSPENDED);
+            self.escalator.flights.revoke_tenant(id);
         }
         self.tenant(id).await
     }
@@ -303,6 +318,9 @@ impl AdminService {
             listen: self.local,
             tunnels: tunnels.collect(),
             open_tenants: self.tenants.open_count(),
+            running_requests: self.escalator.running(),
+            waiting_answers: self.escalator.flights.waiting(),
+            event_log_bytes: self.escalator.flights.log_bytes(),
             authority: data_encoding::HEXLOWER.encode(&self.enrolment.fingerprint()),
         }
     }

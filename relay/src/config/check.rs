@@ -115,6 +115,8 @@ pub struct Limits {
     pub bodies_in_memory: u32,
     /// Bytes of events that a reader has not acknowledged.
     pub unread_events: usize,
+    /// Bytes of the events of all requests together.
+    pub event_logs: usize,
 }
 
 /// Times.
@@ -134,6 +136,10 @@ pub struct Timeouts {
     pub total: Duration,
     /// Between two heartbeats of a client.
     pub heartbeat: Duration,
+    /// How long a request goes on without its reader.
+    pub resume_window: Duration,
+    /// How long a finished answer waits for its reader.
+    pub keep_answer: Duration,
     /// How long running requests may go on after SIGTERM.
     pub drain: Duration,
     /// How long a tunnel outlives its certificate.
@@ -313,6 +319,7 @@ fn limits(raw: &super::raw::RawLimits) -> Result<Limits, Wrong> {
         answer_body: mib("limits.answer_body_mib", raw.answer_body_mib, 32, 1024)?,
         bodies_in_memory: mib("limits.bodies_in_memory_mib", raw.bodies_in_memory_mib, 256, 4095)?,
         unread_events: mib("limits.unread_events_mib", raw.unread_events_mib, 8, 1024)? as usize,
+        event_logs: mib("limits.event_logs_mib", raw.event_logs_mib, 256, 4095)? as usize,
     })
 }
 
@@ -334,6 +341,8 @@ fn timeouts(raw: &super::raw::RawTimeouts) -> Result<Timeouts, Wrong> {
         between_events: millis("timeouts.between_events_ms", raw.between_events_ms, 60_000)?,
         total: millis("timeouts.total_ms", raw.total_ms, 900_000)?,
         heartbeat: millis("timeouts.heartbeat_ms", raw.heartbeat_ms.map(u64::from), 10_000)?,
+        resume_window: millis("timeouts.resume_window_ms", raw.resume_window_ms, 300_000)?,
+        keep_answer: millis("timeouts.keep_answer_ms", raw.keep_answer_ms, 86_400_000)?,
         drain: millis("timeouts.drain_ms", raw.drain_ms, 30_000)?,
         expired_grace: millis("timeouts.expired_grace_ms", raw.expired_grace_ms, 86_400_000)?,
     })

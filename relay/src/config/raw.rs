@@ -64,6 +64,7 @@ pub(super) struct RawLimits {
     pub(super) answer_body_mib: Option<u32>,
     pub(super) bodies_in_memory_mib: Option<u32>,
     pub(super) unread_events_mib: Option<u32>,
+    pub(super) event_logs_mib: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -76,6 +77,8 @@ pub(super) struct RawTimeouts {
     pub(super) between_events_ms: Option<u64>,
     pub(super) total_ms: Option<u64>,
     pub(super) heartbeat_ms: Option<u32>,
+    pub(super) resume_window_ms: Option<u64>,
+    pub(super) keep_answer_ms: Option<u64>,
     pub(super) drain_ms: Option<u64>,
     pub(super) expired_grace_ms: Option<u64>,
 }

@@ -45,7 +45,10 @@ pending_handshakes = 1024
 request_body_mib = 32
 answer_body_mib = 32
 bodies_in_memory_mib = 256
+# Events of one answer that its reader has not acknowledged, and of all answers together. At the
+# first limit, the answer's provider is not read; at the second, those that wait for a reader go first.
 unread_events_mib = 8
+event_logs_mib = 256
 
 [timeouts]
 handshake_ms = 10000
@@ -55,6 +58,10 @@ first_event_ms = 120000
 between_events_ms = 60000
 total_ms = 900000
 heartbeat_ms = 10000
+# How long a request goes on when its reader has lost the connection, and how long a finished answer
+# waits for a reader to come back.
+resume_window_ms = 300000
+keep_answer_ms = 86400000
 drain_ms = 30000
 expired_grace_ms = 86400000
 

@@ -1,14 +1,16 @@
 //! The end of a request: settle or void, then tell the client.
 
+use super::delivery::{Delivery, Events};
 use super::runner::Flight;
-use super::{Escalator, failed, finish_stream, send_failed, store_failed};
+use super::{Escalator, failed, send_failed, store_failed};
 use crate::store::StoreError;
 use crate::store::executor::Db;
 use crate::store::ledger::settle::{Settled, Settlement, settle, void};
-use belay_protocol::error::StreamCode;
 use belay_protocol::frame::{FrameType, frame};
 use belay_protocol::id::{RequestId, TenantId};
-use belay_protocol::message::{FailureCode, Outcome};
+use belay_protocol::message::{Failed, FailureCode, Outcome};
+use bytes::Bytes;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -31,7 +33,7 @@ pub(super) enum Ending {
 
 impl Flight<'_> {
     /// Resolves the hold and tells the client.
-    pub(super) async fn end(mut self, ending: Ending) {
+    pub(super) async fn end(self, ending: Ending) {
         let id = self.held.guard.request_id;
         match ending {
             Ending::Complete => self.settle(Outcome::COMPLETE, String::new()).await,
@@ -47,7 +49,7 @@ impl Flight<'_> {
         }
     }
 
-    async fn settle(&mut self, outcome: Outcome, message: String) {
+    async fn settle(mut self, outcome: Outcome, message: String) {
         let report = self.meter.report(self.held.guard.input_bytes);
         // Should the store fail for long, the sweeper settles on this.
         self.held.guard.progress = self.progress();
@@ -62,33 +64,58 @@ impl Flight<'_> {
             first_event_ms: first_event_ms.map(|ms| u32::try_from(ms).unwrap_or(u32::MAX)),
             now_ms: self.escalator.env.clock.now_ms(),
         };
-        match self.escalator.settle(&self.caller.tenant, settlement).await {
+        match self.escalator.settle(&self.held.tenant.id, settlement).await {
             Ok(settled) => {
                 self.held.guard.disarm();
                 let end = &settled.end;
                 info!(outcome = %end.outcome, cost = %end.cost, balance = %end.balance, estimated = end.estimated,
                     events = end.events, first_event_ms = end.first_event_ms, total_ms = end.total_ms, "request settled");
                 match frame(FrameType::End, &settled.end_bytes) {
-                    Ok(end) => self.stream.writer.queue_raw(end),
+                    Ok(end) => self.deliver(end).await,
                     Err(error) => warn!(%error, "cannot send an End"),
                 }
-                finish_stream(self.stream, StreamCode::NO_ERROR).await;
             }
             // The guard stays armed: the sweeper settles once the store works again.
-            Err(error) => send_failed(self.stream, &store_failed(self.held.guard.request_id, &error)).await,
+            Err(error) => {
+                let failure = store_failed(self.held.guard.request_id, &error);
+                self.fail(&failure).await;
+            }
         }
     }
 
-    async fn void(&mut self, failure: belay_protocol::message::Failed) {
-        let (id, tenant) = (self.held.guard.request_id, self.caller.tenant.clone());
+    /// Hands `End` over; an answer whose reader is away waits for it in a task of its own.
+    async fn deliver(self, end: Bytes) {
+        let Self { escalator, registration, head, log, reader, .. } = self;
+        let delivery = Delivery { registration, head, events: Events::Plain(log), end };
+        let waiting = match reader {
+            Some(reader) => delivery.deliver(reader).await,
+            None => Some(delivery),
+        };
+        if let Some(waiting) = waiting {
+            let keep = escalator.config.timeouts.keep_answer;
+            let budget = Arc::clone(&escalator.flights.budget);
+            escalator.deliveries.spawn(waiting.wait(budget, keep, escalator.stop_deliveries.clone()));
+        }
+    }
+
+    async fn void(mut self, failure: Failed) {
+        let (id, tenant) = (self.held.guard.request_id, self.held.tenant.id.clone());
         match self.escalator.void(&tenant, id).await {
             Ok(()) => {
                 self.held.guard.disarm();
                 info!(code = %failure.code, "request voided: {}", failure.message);
-                send_failed(self.stream, &failure).await;
+                self.fail(&failure).await;
             }
-            Err(error) => send_failed(self.stream, &store_failed(id, &error)).await,
+            Err(error) => self.fail(&store_failed(id, &error)).await,
         }
+    }
+
+    /// A reader that is away asks again and is told then.
+    async fn fail(mut self, failure: &Failed) {
+        if let Some(reader) = &mut self.reader {
+            send_failed(&mut reader.stream, failure).await;
+        }
+        self.registration.close().await;
     }
 }
 

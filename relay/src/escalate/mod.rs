@@ -5,19 +5,28 @@
 //! event log. No lock is held across an await and no event passes through another task.
 //!
 //! `plan` decides what would be sent and what it could cost, `runner` sends it and watches the
-//! answer, `finish` settles. A hold rides on a `HoldGuard`: should the task end without having
+//! answer, `finish` settles, `delivery` sees to it that the reader gets everything. A reader that
+//! lost its tunnel comes back through `flights`, with a `resume` or the whole request, and its new
+//! stream is handed to the request's task. A hold rides on a `HoldGuard`: should the task end without having
 //! resolved it, the sweeper does.
 
+mod delivery;
 mod finish;
+mod flights;
 mod log;
+mod packed;
 mod patience;
 mod plan;
+mod reader;
+mod resume;
 mod runner;
 mod sweeper;
 mod watch;
 
+pub use flights::Flights;
 pub use sweeper::Unresolved;
 
+use flights::{Entered, Registration};
 use sweeper::{How, Lost};
 
 use crate::config::Config;
@@ -43,9 +52,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span, debug, info, warn};
 
-/// How long a reader may take to take the last bytes of an answer.
+/// How long a client may take to take the last bytes of a refusal or a repetition.
 const LAST_WRITE: Duration = Duration::from_secs(10);
 
 /// Who asks.
@@ -85,6 +95,12 @@ pub struct Escalator {
     pub(crate) draining: CancellationToken,
     pub(crate) unresolved: Unresolved,
     pub(crate) running: AtomicUsize,
+    /// Requests that a reader can come back to.
+    pub(crate) flights: Arc<Flights>,
+    /// Tasks of answers that wait for their reader.
+    pub(crate) deliveries: TaskTracker,
+    /// Cancelled when they must be let go.
+    pub(crate) stop_deliveries: CancellationToken,
 }
 
 /// A failure with its request, ready to be sent.
@@ -103,8 +119,26 @@ pub(crate) fn failed(id: RequestId, code: FailureCode, message: impl Into<String
 struct Begun {
     plan: plan::Plan,
     held: Held,
+    registration: Registration,
     /// `None`: there is no such provider.
     call: Option<CallFuture>,
+}
+
+/// What became of a request before it ran.
+enum Beginning {
+    Begun(Box<Begun>),
+    /// It was settled before: its recorded `End`.
+    Settled(Recorded),
+    /// It runs already, or its answer waits: this stream reads on there.
+    Known,
+}
+
+/// The recorded end of a request.
+struct Recorded {
+    dialect: Dialect,
+    end: Vec<u8>,
+    provider: String,
+    model: String,
 }
 
 /// A request whose money is set aside.
@@ -177,19 +211,15 @@ impl Escalator {
         let _count = Defer(|| {
             running.fetch_sub(1, Ordering::Relaxed);
         });
-        let begun = async {
-            let begun = self.begin(caller, &request, &body, &mut stream).await;
-            match begun {
-                Ok(begun) => begun,
-                Err(failure) => {
-                    info!(code = %failure.code, "request refused: {}", failure.message);
-                    send_failed(&mut stream, &failure).await;
-                    None
-                }
+        let begun = self.begin(caller, &request, &body).instrument(span.clone()).await;
+        match begun {
+            Ok(Beginning::Begun(begun)) => self.run_held(&request, *begun, stream, span).await,
+            Ok(Beginning::Settled(recorded)) => repeat_end(&mut stream, request.request_id, recorded).await,
+            Ok(Beginning::Known) => self.join(caller, request.request_id, 0, stream).instrument(span.clone()).await,
+            Err(failure) => {
+                span.in_scope(|| info!(code = %failure.code, "request refused: {}", failure.message));
+                send_failed(&mut stream, &failure).await;
             }
-        };
-        if let Some(begun) = begun.instrument(span.clone()).await {
-            self.run_held(caller, &request, begun, &mut stream, span).await;
         }
     }
 
@@ -205,23 +235,25 @@ impl Escalator {
         Some(provider.call(Call { body: plan.outgoing(body, output_cap), headers: request.headers.clone() }))
     }
 
-    /// Plans the request and sets its money aside. `None`: it was settled before, and has been
-    /// answered.
-    async fn begin(
-        &self,
-        caller: &Caller,
-        request: &EscalateRequest,
-        body: &Bytes,
-        stream: &mut ClientStream,
-    ) -> Result<Option<Begun>, Failed> {
+    /// Plans the request and sets its money aside.
+    async fn begin(&self, caller: &Caller, request: &EscalateRequest, body: &Bytes) -> Result<Beginning, Failed> {
         let id = request.request_id;
-        if self.draining.is_cancelled() {
-            return Err(failed(id, FailureCode::DRAINING, "the relay is going down", "try again in a moment"));
-        }
         let plan = plan::plan(&self.config, self.price_version, request, body)?;
         let tenant = self.tenants.handle(&caller.tenant).await.map_err(|error| store_failed(id, &error))?;
         let hold_request = plan.hold_request(self, caller, request, body, &tenant.rate);
         let input_bytes = hold_request.input_bytes;
+        let registration = match self.flights.enter(&caller.tenant, id, &caller.device, hold_request.digest) {
+            Entered::New(registration) => registration,
+            Entered::Known => return Ok(Beginning::Known),
+            Entered::Conflict => return Err(refused(id, &HoldRefusal::Conflict)),
+        };
+        if self.draining.is_cancelled() {
+            return Err(failed(id, FailureCode::DRAINING, "the relay is going down", "try again in a moment"));
+        }
+        // A revocation that came before the registration could not reach it.
+        if caller.revoked.is_cancelled() {
+            return Err(failed(id, FailureCode::REVOKED, "access was revoked", "ask the operator of the relay"));
+        }
         // From here on a hold may exist, whatever becomes of this task.
         let mut guard = HoldGuard {
             tenant: caller.tenant.clone(),
@@ -244,12 +276,11 @@ impl Escalator {
                 debug!(held = %amount, output_cap, provider = %plan.provider, model = %plan.model.name, "money held");
                 let call =
                     if output_cap == expected { prepared } else { self.prepare(&plan, request, body, output_cap) };
-                Ok(Some(Begun { plan, held, call }))
+                Ok(Beginning::Begun(Box::new(Begun { plan, held, registration, call })))
             }
             HoldOutcome::Finished { end, provider, model } => {
                 guard.disarm();
-                repeat_end(stream, id, plan.dialect, &end, provider, model).await;
-                Ok(None)
+                Ok(Beginning::Settled(Recorded { dialect: plan.dialect, end, provider, model }))
             }
             HoldOutcome::Refused(refusal) => {
                 guard.disarm();
@@ -285,28 +316,21 @@ pub(crate) async fn finish_stream(stream: &mut ClientStream, code: StreamCode) {
 }
 
 /// The recorded `End`, byte for byte; the content is gone.
-async fn repeat_end(
-    stream: &mut ClientStream,
-    request_id: RequestId,
-    dialect: Dialect,
-    end: &[u8],
-    provider: String,
-    model: String,
-) {
+async fn repeat_end(stream: &mut ClientStream, request_id: RequestId, recorded: Recorded) {
     let head = ResponseHead {
         request_id,
         status: 200,
         headers: vec![],
-        dialect,
+        dialect: recorded.dialect,
         stream: false,
-        provider,
-        model,
+        provider: recorded.provider,
+        model: recorded.model,
         max_output_tokens: 0,
         held: NanoUsd::ZERO,
         content: Content::GONE,
         first_event: 0,
     };
-    let frames = head.to_frame().and_then(|head| Ok((head, frame(FrameType::End, end)?)));
+    let frames = head.to_frame().and_then(|head| Ok((head, frame(FrameType::End, &recorded.end)?)));
     match frames {
         Ok((head, end)) => {
             stream.writer.queue_raw(head);

@@ -8,6 +8,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
+/// How often a paused request looks whether there is room again: other requests make room in the
+/// budget for all, and wake nobody.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// How long the provider may be silent: first for its first event, then between two; and how long
 /// the request may take in all.
 pub(super) struct Patience<'a> {
@@ -32,7 +36,7 @@ impl Patience<'_> {
             if !self.paused && now >= self.until {
                 return Poll::Ready(Ending::After(Outcome::TIMED_OUT, "the provider fell silent".into()));
             }
-            let next = if self.paused { now + self.between_events } else { self.until };
+            let next = if self.paused { now + PAUSE } else { self.until };
             self.timer.as_mut().reset(next.min(self.deadline));
         }
         Poll::Pending
@@ -48,9 +52,15 @@ impl Patience<'_> {
     }
 
     pub(super) fn pause(&mut self, paused: bool) {
-        if self.paused && !paused {
-            self.until = Instant::now() + self.between_events;
+        if self.paused == paused {
+            return;
         }
         self.paused = paused;
+        let now = Instant::now();
+        if paused {
+            self.timer.as_mut().reset(self.deadline.min(now + PAUSE));
+        } else {
+            self.until = now + self.between_events;
+        }
     }
 }

@@ -1,28 +1,34 @@
 //! Sends a request to its provider and passes the answer on, event by event.
+//!
+//! The reader may be lost and come back on another stream: the provider is read on meanwhile, as far
+//! as there is room, for the resume window.
 
 use super::finish::Ending;
 use super::log::EventLog;
 use super::patience::Patience;
 use super::plan::Plan;
 use super::watch::Watch;
-use super::{Begun, Caller, ClientStream, Escalator, Held};
+use super::flights::{Attach, Registration};
+use super::reader::{Heard, Reader};
+use super::{Begun, ClientStream, Escalator, Held};
 use crate::providers::{Answer, CallFuture, ProviderError};
 use crate::store::journal::Progress;
 use belay_protocol::codec::Message;
 use belay_protocol::dialect::sse::SseSplitter;
 use belay_protocol::dialect::usage::{EventMeaning, UsageMeter};
 use belay_protocol::error::ProtocolError;
-use belay_protocol::frame::{Frame, FrameType, MAX_CHUNK};
-use belay_protocol::message::{Ack, Cancel, Content, EscalateRequest, Outcome, ResponseHead};
+use belay_protocol::frame::{FrameType, MAX_CHUNK};
+use belay_protocol::message::{Content, EscalateRequest, Outcome, ResponseHead};
 use belay_protocol::stream::StreamError;
 use bytes::{Bytes, BytesMut};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use tracing::{Instrument, Span, debug, warn};
+use tracing::{Instrument, Span, debug, info, warn};
 
 /// Progress is noted at most this often: what a kill may cost in tokens that are not charged.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -30,18 +36,21 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// A request in flight.
 pub(super) struct Flight<'a> {
     pub(super) escalator: &'a Escalator,
-    pub(super) caller: &'a Caller,
     pub(super) plan: Plan,
     pub(super) held: Held,
-    pub(super) stream: &'a mut ClientStream,
+    /// How other streams find this request.
+    pub(super) registration: Registration,
+    /// Who reads the answer; `None` while it is away.
+    pub(super) reader: Option<Reader>,
+    /// Ends the request unless a reader comes back before.
+    away: Option<Pin<Box<Sleep>>>,
+    /// As it was sent, for readers that come later.
+    pub(super) head: Option<ResponseHead>,
     /// Entered where something is logged, not at every poll.
     span: &'a Span,
     pub(super) log: EventLog,
     pub(super) meter: UsageMeter,
     pub(super) first_event: Option<Instant>,
-    /// False once the client has said that it will send nothing more: then what was written counts
-    /// as read.
-    client_talks: bool,
     revoked: Pin<Box<WaitForCancellationFutureOwned>>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
     deadline: Instant,
@@ -53,30 +62,30 @@ pub(super) struct Flight<'a> {
 impl Escalator {
     pub(super) async fn run_held(
         &self,
-        caller: &Caller,
         request: &EscalateRequest,
         begun: Begun,
-        stream: &mut ClientStream,
+        stream: ClientStream,
         span: &Span,
     ) {
-        let Begun { plan, held, call } = begun;
+        let Begun { plan, held, call, registration } = begun;
         let total = self.config.timeouts.total;
         let total = request.deadline_ms.map_or(total, |ms| total.min(Duration::from_millis(ms.into())));
         let flight = Flight {
-            log: EventLog::new(self.config.limits.unread_events),
+            log: EventLog::new(self.config.limits.unread_events, Arc::clone(&self.flights.budget)),
             meter: UsageMeter::new(plan.dialect),
             first_event: None,
-            client_talks: true,
-            revoked: Box::pin(caller.revoked.clone().cancelled_owned()),
+            revoked: Box::pin(registration.revoked.clone().cancelled_owned()),
             stop: Box::pin(self.stop.clone().cancelled_owned()),
             deadline: held.at + total,
             progress_noted: held.at,
             whole: BytesMut::new(),
             escalator: self,
-            caller,
             plan,
             held,
-            stream,
+            registration,
+            reader: Some(Reader::new(stream)),
+            away: None,
+            head: None,
             span,
         };
         flight.fly(call).await;
@@ -159,7 +168,7 @@ impl Flight<'_> {
                     return Poll::Ready(ending);
                 }
                 let was_full = !self.log.has_room();
-                if let Poll::Ready(ending) = self.poll_write(cx) {
+                if let Poll::Ready(ending) = self.poll_write(cx, &watch) {
                     return Poll::Ready(ending);
                 }
                 self.note_progress();
@@ -180,19 +189,64 @@ impl Flight<'_> {
         if self.stop.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ending::After(Outcome::DRAINED, "the relay was shut down".into()));
         }
-        while self.client_talks {
-            match self.stream.reader.poll_frame(cx) {
+        while let Poll::Ready(Some(attach)) = self.registration.readers.poll_recv(cx) {
+            self.attach(attach);
+        }
+        while let Some(reader) = &mut self.reader {
+            match reader.poll_heard(cx) {
                 Poll::Pending => break,
-                Poll::Ready(Ok(None)) => self.client_talks = false,
-                Poll::Ready(Ok(Some(frame))) => match heard(&frame) {
-                    Ok(Heard::Acknowledged(next)) => self.log.acknowledge(next),
-                    Ok(Heard::Cancelled(why)) => return Poll::Ready(Ending::After(Outcome::CANCELLED, why)),
-                    Err(error) => return Poll::Ready(left(&error.into())),
-                },
-                Poll::Ready(Err(error)) => return Poll::Ready(left(&error)),
+                Poll::Ready(Ok(Heard::Acknowledged(ack))) => self.log.acknowledge(ack.next),
+                Poll::Ready(Ok(Heard::Silence)) => {}
+                Poll::Ready(Ok(Heard::Cancelled(why))) => {
+                    return Poll::Ready(Ending::After(Outcome::CANCELLED, why));
+                }
+                Poll::Ready(Err(error)) => {
+                    if let Poll::Ready(ending) = self.left(&error) {
+                        return Poll::Ready(ending);
+                    }
+                }
             }
         }
-        self.stream.writer.poll_stopped(cx).map(|error| left(&error))
+        if let Some(reader) = &mut self.reader
+            && let Poll::Ready(error) = reader.stream.writer.poll_stopped(cx)
+            && let Poll::Ready(ending) = self.left(&error)
+        {
+            return Poll::Ready(ending);
+        }
+        if let Some(away) = &mut self.away {
+            ready!(away.as_mut().poll(cx));
+            let window = self.escalator.config.timeouts.resume_window.as_secs();
+            let why = format!("the connection was lost, and nobody came back for the answer within {window} s");
+            return Poll::Ready(Ending::After(Outcome::CANCELLED, why));
+        }
+        Poll::Pending
+    }
+
+    /// The reader's stream is over. Whoever ended it wants no more; a lost tunnel says nothing of
+    /// the kind, and its reader may come back. Ready in the first case.
+    fn left(&mut self, error: &StreamError) -> Poll<Ending> {
+        let StreamError::Lost(why) = error else {
+            return Poll::Ready(Ending::After(Outcome::CANCELLED, error.to_string()));
+        };
+        self.span.in_scope(|| info!(%why, events = self.log.next(), "the reader is away"));
+        self.reader = None;
+        self.away = Some(Box::pin(sleep(self.escalator.config.timeouts.resume_window)));
+        Poll::Pending
+    }
+
+    /// Another stream reads on, from a number that it names.
+    fn attach(&mut self, attach: Attach) {
+        if let Some(old) = self.reader.take() {
+            old.supersede();
+        }
+        self.span.in_scope(|| info!(next = attach.next, events = self.log.next(), "a reader is back"));
+        self.away = None;
+        self.log.acknowledge(attach.next);
+        let mut reader = Reader::new(attach.stream);
+        if let Some(head) = &self.head {
+            reader.replay(head, &self.log);
+        }
+        self.reader = Some(reader);
     }
 
     /// Takes in what the provider has sent, while there is room. Ready at the answer's end.
@@ -207,6 +261,9 @@ impl Flight<'_> {
         loop {
             patience.pause(!self.log.has_room());
             if patience.paused {
+                if self.log.is_short_of_budget() {
+                    self.escalator.flights.evict();
+                }
                 return Poll::Pending;
             }
             let chunk = ready!(answer.body.poll_chunk(cx));
@@ -225,13 +282,19 @@ impl Flight<'_> {
         }
     }
 
-    /// Writes what is queued. Ready when the client is gone.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
-        match self.stream.writer.poll_flush(cx) {
+    /// Writes what is queued. Ready when the client wants no more.
+    fn poll_write(&mut self, cx: &mut Context<'_>, watch: &Watch) -> Poll<Ending> {
+        let Some(reader) = &mut self.reader else { return Poll::Pending };
+        match reader.stream.writer.poll_flush(cx) {
             Poll::Pending => {}
-            Poll::Ready(Err(error)) => return Poll::Ready(left(&error)),
+            Poll::Ready(Err(error)) => {
+                let left = self.left(&error);
+                // How long it may stay away must be waited for.
+                watch.look_again();
+                return left;
+            }
             // A client that says nothing more cannot acknowledge: what it took counts as read.
-            Poll::Ready(Ok(())) if !self.client_talks => self.log.acknowledge(u64::MAX),
+            Poll::Ready(Ok(())) if !reader.talks => self.log.acknowledge(u64::MAX),
             Poll::Ready(Ok(())) => {}
         }
         Poll::Pending
@@ -251,7 +314,9 @@ impl Flight<'_> {
             content: Content::LIVE,
             first_event: 0,
         };
-        self.stream.writer.queue_raw(head.to_frame()?);
+        let frame = head.to_frame()?;
+        self.head = Some(head);
+        self.queue(frame);
         Ok(())
     }
 
@@ -298,9 +363,18 @@ impl Flight<'_> {
             .log
             .append(kind, &payload)
             .map_err(|error| Ending::After(Outcome::PROVIDER_FAILED, error.to_string()))?;
-        self.stream.writer.queue_raw(prefix);
-        self.stream.writer.queue_raw(payload);
+        if let Some(reader) = &mut self.reader {
+            reader.stream.writer.queue_raw(prefix);
+            reader.stream.writer.queue_raw(payload);
+        }
         Ok(())
+    }
+
+    /// For the reader that is there; one that comes later is given all from the log.
+    fn queue(&mut self, frame: Bytes) {
+        if let Some(reader) = &mut self.reader {
+            reader.stream.writer.queue_raw(frame);
+        }
     }
 
     /// The provider closed its answer.
@@ -364,25 +438,4 @@ impl Flight<'_> {
             }
         }
     }
-}
-
-/// What a client says while it is answered.
-enum Heard {
-    Acknowledged(u64),
-    Cancelled(String),
-}
-
-fn heard(frame: &Frame) -> Result<Heard, ProtocolError> {
-    match frame.kind {
-        FrameType::Ack => Ok(Heard::Acknowledged(Ack::from_frame(frame)?.next)),
-        FrameType::Cancel => {
-            let why: String = Cancel::from_frame(frame)?.reason.chars().take(200).collect();
-            Ok(Heard::Cancelled(if why.is_empty() { "cancelled by the caller".into() } else { why }))
-        }
-        kind => Err(ProtocolError::Unexpected { got: kind.name(), expected: "Ack or Cancel" }),
-    }
-}
-
-fn left(why: &StreamError) -> Ending {
-    Ending::After(Outcome::CANCELLED, why.to_string())
 }

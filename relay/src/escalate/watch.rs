@@ -47,6 +47,15 @@ impl Watch {
     }
 }
 
+impl Watch {
+    /// Makes the task poll everything again.
+    pub(super) fn look_again(&self) {
+        if let Some((_, waker)) = &self.0 {
+            waker.wake_by_ref();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,10 +2,11 @@
 
 use super::{fail, failure, refuse};
 use crate::escalate::{Caller, ClientStream, Escalator};
+use belay_protocol::codec::Message;
 use belay_protocol::error::{ProtocolError, StreamCode};
 use belay_protocol::frame::{FrameType, raw};
 use belay_protocol::id::RequestId;
-use belay_protocol::message::{EscalateRequest, FailureCode};
+use belay_protocol::message::{EscalateRequest, FailureCode, Resume};
 use belay_protocol::stream::StreamError;
 use belay_transport::params::PRIORITY_TOKENS;
 use bytes::{Bytes, BytesMut};
@@ -32,6 +33,12 @@ impl BodyBudget {
     }
 }
 
+/// What a stream asks for.
+enum Asked {
+    Run(EscalateRequest, Bytes, OwnedSemaphorePermit),
+    Resume(Resume),
+}
+
 /// Why no request came out of a stream.
 enum NoRequest {
     Stream(StreamError),
@@ -45,7 +52,11 @@ pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, 
     let deadline = escalator.config.timeouts.request_body;
     let read = timeout(deadline, read_request(escalator, budget, &mut stream)).instrument(span.clone()).await;
     let (request, body, _permit) = match read {
-        Ok(Ok(read)) => read,
+        Ok(Ok(Asked::Run(request, body, permit))) => (request, body, permit),
+        Ok(Ok(Asked::Resume(resume))) => {
+            let span = tracing::info_span!(parent: span, "resume", id = %resume.request_id, next = resume.next);
+            return escalator.resume(caller, resume, stream).instrument(span).await;
+        }
         Ok(Err(NoRequest::Stream(error))) => return refuse(&mut stream, &error).instrument(span.clone()).await,
         Ok(Err(NoRequest::TooLarge { id, len, max })) => {
             let message = format!("the request body has {len} bytes, at most {max} are allowed");
@@ -78,8 +89,15 @@ async fn read_request(
     escalator: &Escalator,
     budget: &BodyBudget,
     stream: &mut ClientStream,
-) -> Result<(EscalateRequest, Bytes, OwnedSemaphorePermit), NoRequest> {
-    let request: EscalateRequest = stream.reader.expect().await.map_err(NoRequest::Stream)?;
+) -> Result<Asked, NoRequest> {
+    let Some(first) = stream.reader.frame().await.map_err(NoRequest::Stream)? else {
+        return Err(NoRequest::Stream(ProtocolError::Truncated(FrameType::EscalateRequest.name()).into()));
+    };
+    let broken = |error: ProtocolError| NoRequest::Stream(error.into());
+    if first.kind == FrameType::Resume {
+        return Ok(Asked::Resume(Resume::from_frame(&first).map_err(broken)?));
+    }
+    let request = EscalateRequest::from_frame(&first).map_err(broken)?;
     let max = escalator.config.limits.request_body;
     if request.body_len > max {
         return Err(NoRequest::TooLarge { id: request.request_id, len: request.body_len, max });
@@ -87,7 +105,7 @@ async fn read_request(
     let permit = budget.take(request.body_len, escalator.config.timeouts.request_body / 2).await;
     let permit = permit.ok_or(NoRequest::NoMemory)?;
     let body = read_body(stream, request.body_len as usize).await.map_err(NoRequest::Stream)?;
-    Ok((request, body, permit))
+    Ok(Asked::Run(request, body, permit))
 }
 
 async fn read_body(stream: &mut ClientStream, len: usize) -> Result<Bytes, StreamError> {

@@ -8,7 +8,7 @@ use belay_client::state::StateDir;
 use belay_client::{Answer, Client, ClientError, Options, enrol};
 use belay_protocol::dialect::prompt::Prompt;
 use belay_protocol::id::RequestId;
-use belay_protocol::message::{Dialect, End};
+use belay_protocol::message::{Content, Dialect, End};
 use belay_protocol::money::NanoUsd;
 use belay_relay::store::ledger::verify::Report;
 use belay_relay::{Config, Overrides, Relay};
@@ -44,8 +44,10 @@ pub struct History {
     pub asked: u64,
     /// Ends seen by devices, by request.
     pub ends: BTreeMap<RequestId, End>,
-    /// Requests whose tunnel was lost before an end was seen.
+    /// Requests that were not sent, since there was no path for too long.
     pub lost: u64,
+    /// Times that an answer was interrupted and went on.
+    pub resumed: u64,
     /// Requests that the devices cancelled.
     pub cancelled: u64,
     /// Times a path was lost.
@@ -181,18 +183,20 @@ async fn ask(world: &World, client: &Client) -> String {
                 }
             }
             Ok(Some(Answer::End(end))) => {
+                assert_eq!(end.events, events, "every event is seen once");
                 let told = format!("{} {} {}", end.outcome, end.events, end.cost);
                 let before = world.history.lock().unwrap().ends.insert(id, end);
                 assert_eq!(before, None, "an end is seen once");
                 return told;
             }
             Ok(Some(Answer::Failed(failed))) => panic!("refused: {} {}", failed.code, failed.message),
+            Ok(Some(Answer::Resumed { content, .. })) => {
+                assert_eq!(content, Content::REPLAYED, "the relay has lived all the time");
+                world.history.lock().unwrap().resumed += 1;
+            }
             Ok(Some(_)) => {}
             Ok(None) => panic!("the answer ended without an end"),
-            Err(error) => {
-                world.history.lock().unwrap().lost += 1;
-                return format!("lost after {events}: {}", short(&error));
-            }
+            Err(error) => panic!("a path that came back within the resume window lost an answer: {error}"),
         }
     }
 }

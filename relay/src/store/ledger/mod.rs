@@ -9,6 +9,7 @@
 //! `tenant:held`; [`settle`](mod@settle) turns that into the charge and gives the rest back;
 //! `void` gives all of it back. [`recover`](mod@recover) resolves the holds of a dead process.
 
+pub mod find;
 pub mod hold;
 pub mod recover;
 pub mod settle;

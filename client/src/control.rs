@@ -1,0 +1,255 @@
+//! The control stream of a tunnel that is up: heartbeats, and whether the path still carries
+//! anything.
+//!
+//! A heartbeat leaves at once and then every interval, whatever else is sent. While requests wait
+//! for their answers, a path on which nothing arrives is probed at once, and suspected when the
+//! probe stays without an answer: the keeper then dials a second tunnel beside this one.
+
+use crate::tunnel::Tunnel;
+use belay_protocol::codec::Message;
+use belay_protocol::frame::{Frame, FrameType};
+use belay_protocol::message::{GoAway, Heartbeat, HeartbeatAck};
+use belay_protocol::stream::{FrameReader, FrameWriter};
+use belay_transport::env::Clock;
+use quinn::Connection;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+/// While requests wait, the path is looked at so often.
+const LOOK: Duration = Duration::from_millis(100);
+/// A path on which nothing has arrived for so long is probed, while requests wait.
+const QUIET: Duration = Duration::from_millis(300);
+/// A probe without an answer is suspicious after this, or three of the transport's own timeouts.
+const SUSPICIOUS: Duration = Duration::from_secs(1);
+/// A clock that jumps further than this means that the machine slept, or the process stood still.
+const JUMP: Duration = Duration::from_secs(2);
+/// How often the way to the relay is looked up, to learn of another network.
+const LOOK_AT_NETWORK: Duration = Duration::from_secs(2);
+/// So many heartbeats without an answer end the tunnel.
+const MISSED: u64 = 3;
+
+/// What happens on a control stream.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A heartbeat was answered.
+    Answered {
+        /// From sending to the answer, less the time that the relay held it.
+        round_trip: Duration,
+        /// As the relay's transport measures it.
+        relay_round_trip: Duration,
+    },
+    /// The path may be dead.
+    Suspect(&'static str),
+    /// Something has arrived after all.
+    Alive,
+    /// It is time to look whether the machine is on another network.
+    LookAtNetwork,
+    /// The relay takes no new streams.
+    GoingAway(GoAway),
+    /// It is over.
+    Ended(String),
+}
+
+/// The control stream, and what is known of the path.
+#[derive(Debug)]
+pub(crate) struct Control {
+    writer: FrameWriter,
+    reader: FrameReader,
+    connection: Connection,
+    outstanding: watch::Receiver<usize>,
+    clock: Arc<dyn Clock>,
+    interval: Duration,
+    start: Instant,
+    next_beat: Instant,
+    next_look_at_network: Instant,
+    sequence: u64,
+    answered: u64,
+    round_trip_us: Option<u32>,
+    /// When the oldest heartbeat without an answer left.
+    probed: Option<Instant>,
+    /// Datagrams that had arrived, and when that was seen.
+    arrived: (u64, Instant),
+    suspected: bool,
+    /// The two clocks at the last look.
+    looked: (Instant, u64),
+    /// When the last wait should have ended.
+    due: Instant,
+}
+
+impl Control {
+    pub(crate) fn new(
+        (writer, reader): (FrameWriter, FrameReader),
+        tunnel: &Tunnel,
+        outstanding: watch::Receiver<usize>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let now = Instant::now();
+        let interval = tunnel.hello().heartbeat_interval_ms.clamp(10, 3_600_000);
+        Self {
+            writer,
+            reader,
+            connection: tunnel.connection().clone(),
+            outstanding,
+            looked: (now, clock.now_ms()),
+            clock,
+            interval: Duration::from_millis(interval.into()),
+            start: now,
+            next_beat: now,
+            next_look_at_network: now,
+            sequence: 0,
+            answered: 0,
+            round_trip_us: None,
+            probed: None,
+            arrived: (0, now),
+            suspected: false,
+            due: now,
+        }
+    }
+
+    /// The next thing that happens. Dropping the future loses nothing.
+    pub(crate) async fn event(&mut self) -> Event {
+        loop {
+            if let Some(event) = self.look() {
+                return event;
+            }
+            let busy = *self.outstanding.borrow_and_update() > 0;
+            let mut wake = self.next_beat.min(self.next_look_at_network);
+            if busy {
+                wake = wake.min(Instant::now() + LOOK);
+            }
+            self.due = wake;
+            tokio::select! {
+                // What the relay says first: an answer that is here counts before a beat that is due.
+                biased;
+                frame = self.reader.frame() => match frame {
+                    Ok(Some(frame)) => match self.heard(&frame) {
+                        Ok(event) => return event,
+                        Err(error) => return Event::Ended(error.to_string()),
+                    },
+                    Ok(None) => return Event::Ended("the relay ended the control stream".into()),
+                    Err(error) => return Event::Ended(error.to_string()),
+                },
+                flushed = self.writer.flush(), if !self.writer.is_flushed() => {
+                    if let Err(error) = flushed {
+                        return Event::Ended(error.to_string());
+                    }
+                }
+                // A first request: the path must be looked at from now on. It ends with the client.
+                _ = self.outstanding.changed(), if !busy => {}
+                () = sleep_until(wake) => {}
+            }
+        }
+    }
+
+    /// What is due now.
+    fn look(&mut self) -> Option<Event> {
+        let now = Instant::now();
+        if now >= self.next_beat {
+            if self.sequence - self.answered >= MISSED {
+                return Some(Event::Ended("three heartbeats were not answered".into()));
+            }
+            if let Err(why) = self.beat(now) {
+                return Some(Event::Ended(why));
+            }
+        }
+        if self.has_jumped(now) {
+            // What was true before the jump says nothing of now.
+            self.suspected = true;
+            self.arrived = (self.datagrams(), now);
+            if self.probed.is_none_or(|at| at < now)
+                && let Err(why) = self.beat(now)
+            {
+                return Some(Event::Ended(why));
+            }
+            return Some(Event::Suspect("the machine has slept"));
+        }
+        if let Some(event) = self.look_at_path(now) {
+            return Some(event);
+        }
+        if now >= self.next_look_at_network {
+            self.next_look_at_network = now + LOOK_AT_NETWORK;
+            return Some(Event::LookAtNetwork);
+        }
+        None
+    }
+
+    fn look_at_path(&mut self, now: Instant) -> Option<Event> {
+        let datagrams = self.datagrams();
+        if datagrams != self.arrived.0 {
+            self.arrived = (datagrams, now);
+            return std::mem::take(&mut self.suspected).then_some(Event::Alive);
+        }
+        if self.suspected || *self.outstanding.borrow() == 0 {
+            return None;
+        }
+        let Some(probed) = self.probed else {
+            if now.duration_since(self.arrived.1) >= QUIET
+                && let Err(why) = self.beat(now)
+            {
+                return Some(Event::Ended(why));
+            }
+            return None;
+        };
+        // quinn tells the smoothed round trip and not its variance: in a new connection the variance
+        // is half of it, and the transport's timeout two of it and the longest acknowledgement delay.
+        let timeout = self.connection.rtt() * 2 + Duration::from_millis(25);
+        if now.duration_since(probed.max(self.arrived.1)) < SUSPICIOUS.max(timeout * 3) {
+            return None;
+        }
+        self.suspected = true;
+        Some(Event::Suspect("a heartbeat is not answered"))
+    }
+
+    /// Not answered so far: the keeper may try once more.
+    pub(crate) fn is_suspected(&self) -> bool {
+        self.suspected
+    }
+
+    fn has_jumped(&mut self, now: Instant) -> bool {
+        let wall_ms = self.clock.now_ms();
+        let (last, last_ms) = std::mem::replace(&mut self.looked, (now, wall_ms));
+        let wall = Duration::from_millis(wall_ms.saturating_sub(last_ms));
+        wall > now.duration_since(last) + JUMP || now > self.due + JUMP
+    }
+
+    fn datagrams(&self) -> u64 {
+        self.connection.stats().udp_rx.datagrams
+    }
+
+    fn beat(&mut self, now: Instant) -> Result<(), String> {
+        self.sequence += 1;
+        self.next_beat = now + self.interval;
+        self.probed.get_or_insert(now);
+        let heartbeat = Heartbeat {
+            sequence: self.sequence,
+            sent_at_us: self.since_start(),
+            round_trip_us: self.round_trip_us,
+            extensions: vec![],
+        };
+        // It leaves with the next flush; the queue is bounded by the heartbeats that may be missed.
+        self.writer.queue(&heartbeat).map_err(|error| error.to_string())
+    }
+
+    fn heard(&mut self, frame: &Frame) -> Result<Event, belay_protocol::error::ProtocolError> {
+        if frame.kind == FrameType::GoAway {
+            return Ok(Event::GoingAway(GoAway::from_frame(frame)?));
+        }
+        let ack = HeartbeatAck::from_frame(frame)?;
+        self.answered = self.answered.max(ack.sequence.min(self.sequence));
+        if self.answered == self.sequence {
+            self.probed = None;
+        }
+        let round_trip = self.since_start().saturating_sub(ack.echo_us).saturating_sub(ack.held_us.into());
+        self.round_trip_us = Some(u32::try_from(round_trip).unwrap_or(u32::MAX));
+        Ok(Event::Answered {
+            round_trip: Duration::from_micros(round_trip),
+            relay_round_trip: Duration::from_micros(ack.relay_round_trip_us.into()),
+        })
+    }
+
+    fn since_start(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}

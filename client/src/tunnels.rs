@@ -1,0 +1,119 @@
+//! Where a client finds its tunnel: the one that is up, or why there is none.
+//!
+//! The keeper (`reconnect`) puts tunnels in; calls and requests take them out. A request that lost
+//! its tunnel waits here for the next one.
+
+use crate::error::ClientError;
+use crate::reconnect::{Phase, TunnelStatus};
+use crate::tunnel::Tunnel;
+use belay_protocol::error::CloseCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+/// Shared by a client, its keeper and its requests.
+#[derive(Debug)]
+pub(crate) struct Tunnels {
+    pub(crate) status: watch::Sender<TunnelStatus>,
+    current: watch::Sender<Option<Arc<Tunnel>>>,
+    refused: Mutex<Option<CloseCode>>,
+    /// Requests that wait for an answer: while there are any, a silent path is soon suspected.
+    outstanding: watch::Sender<usize>,
+    /// Where the relay should be, for people.
+    addresses: String,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Tunnels {
+    pub(crate) fn new(status: TunnelStatus, addresses: String) -> Arc<Self> {
+        Arc::new(Self {
+            status: watch::Sender::new(status),
+            current: watch::Sender::new(None),
+            refused: Mutex::new(None),
+            outstanding: watch::Sender::new(0),
+            addresses,
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// A tunnel is up, or none is any more.
+    pub(crate) fn set(&self, tunnel: Option<Arc<Tunnel>>) {
+        self.current.send_replace(tunnel);
+    }
+
+    /// What callers are told instead of waiting for a tunnel, until there is one.
+    pub(crate) fn refuse(&self, code: Option<CloseCode>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = code;
+    }
+
+    /// The relay's refusal, if it stands.
+    fn refusal(&self) -> Option<ClientError> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).map(ClientError::Closed)
+    }
+
+    /// See [`crate::Client::tunnel`]. Dropping the future loses nothing.
+    pub(crate) async fn tunnel(&self, until: Instant) -> Result<Arc<Tunnel>, ClientError> {
+        let mut current = self.current.subscribe();
+        let mut status = self.status.subscribe();
+        let began = Instant::now();
+        let waited = timeout_at(until, async {
+            loop {
+                status.mark_unchanged();
+                // A relay that is going away takes no new streams: the next tunnel will.
+                if let Some(tunnel) = current.borrow_and_update().clone()
+                    && tunnel.takes_streams()
+                {
+                    return Ok(tunnel);
+                }
+                if let Some(refused) = self.refusal() {
+                    return Err(refused);
+                }
+                if self.stop.is_cancelled() || status.borrow().phase == Phase::Closed {
+                    return Err(ClientError::Stopped);
+                }
+                // Neither ends: `self` has the senders.
+                let _ = tokio::select! {
+                    // In order, so that a simulation repeats.
+                    biased;
+                    changed = current.changed() => changed,
+                    changed = status.changed() => changed,
+                };
+            }
+        });
+        waited.await.unwrap_or_else(|_| {
+            let why = match &self.status.borrow().phase {
+                Phase::Waiting { reason, .. } => reason.clone(),
+                _ => format!("no answer within {} s", began.elapsed().as_secs()),
+            };
+            Err(ClientError::Unreachable { addresses: self.addresses.clone(), why })
+        })
+    }
+
+    /// The same with a duration.
+    pub(crate) async fn tunnel_within(&self, within: Duration) -> Result<Arc<Tunnel>, ClientError> {
+        self.tunnel(Instant::now() + within).await
+    }
+
+    /// How many requests wait for an answer, to follow.
+    pub(crate) fn outstanding(&self) -> watch::Receiver<usize> {
+        self.outstanding.subscribe()
+    }
+
+    /// Another request waits, until the guard is dropped.
+    pub(crate) fn wait_for_answer(self: &Arc<Self>) -> Outstanding {
+        self.outstanding.send_modify(|count| *count += 1);
+        Outstanding(Arc::clone(self))
+    }
+}
+
+/// A request that waits for an answer.
+#[derive(Debug)]
+pub(crate) struct Outstanding(Arc<Tunnels>);
+
+impl Drop for Outstanding {
+    fn drop(&mut self) {
+        self.0.outstanding.send_modify(|count| *count -= 1);
+    }
+}
