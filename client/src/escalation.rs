@@ -4,25 +4,30 @@
 //! once the head has come, before that with the whole request, which is the same request for ever.
 //! The caller is told (`Interrupted`, `Resumed`) and sees no error as long as the resume window lasts.
 
+mod answer;
+mod line;
+mod request;
+
+pub use answer::{Answer, Collected, raw_frame};
+pub use request::EscalationRequest;
+
 use crate::error::ClientError;
 use crate::pending::Record;
 use crate::tunnel::Tunnel;
 use crate::tunnels::{Outstanding, Tunnels};
 use belay_protocol::codec::Message;
-use belay_protocol::dialect::answer;
+use belay_protocol::dialect::answer::event_text;
 use belay_protocol::error::{ProtocolError, StreamCode};
-use belay_protocol::frame::{Frame, FrameType, MAX_CHUNK, frame, raw};
+use belay_protocol::frame::{Frame, FrameType, raw};
 use belay_protocol::id::RequestId;
 use belay_protocol::kind::StreamKind;
-use belay_protocol::message::{
-    Ack, Cancel, Content, Dialect, End, EscalateRequest, Failed, FailureCode, Operation, ResponseHead, Resume,
-};
-use belay_protocol::money::NanoUsd;
-use belay_protocol::stream::{FrameReader, FrameWriter, StreamError};
-use bytes::{BufMut, Bytes, BytesMut};
+use belay_protocol::message::{Ack, Cancel, Content, Dialect, End, Failed, FailureCode, ResponseHead, Resume};
+use belay_protocol::stream::StreamError;
+use line::{Broken, Interruption, Line, Open};
+use request::queue_whole;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
@@ -31,98 +36,6 @@ const ACK_EVERY_BYTES: usize = 64 << 10;
 const ACK_EVERY_EVENTS: u64 = 64;
 /// After an attempt to go on that has failed at once, the next one comes after this at the earliest.
 const RETRY: Duration = Duration::from_millis(50);
-
-/// What is asked.
-#[derive(Debug, Clone)]
-pub struct EscalationRequest {
-    /// Names the request for ever; a retry carries the same.
-    pub request_id: RequestId,
-    /// The body's format.
-    pub dialect: Dialect,
-    /// A model alias or an exact model; empty means `auto`.
-    pub model: String,
-    /// Answer with events.
-    pub stream: bool,
-    /// The most output tokens wanted.
-    pub max_output_tokens: Option<u32>,
-    /// With too little money, a smaller cap is better than a refusal.
-    pub may_reduce_output: bool,
-    /// Never cost more than this.
-    pub cost_cap: Option<NanoUsd>,
-    /// End the request after this long, in milliseconds.
-    pub deadline_ms: Option<u32>,
-    /// Headers for the provider.
-    pub headers: Vec<(String, String)>,
-    /// The body.
-    pub body: Bytes,
-}
-
-impl EscalationRequest {
-    /// A streamed request with a body of that dialect.
-    #[must_use]
-    pub fn new(request_id: RequestId, dialect: Dialect, model: impl Into<String>, body: impl Into<Bytes>) -> Self {
-        Self {
-            request_id,
-            dialect,
-            model: model.into(),
-            stream: true,
-            max_output_tokens: None,
-            may_reduce_output: false,
-            cost_cap: None,
-            deadline_ms: None,
-            headers: vec![],
-            body: body.into(),
-        }
-    }
-
-    fn message(&self) -> EscalateRequest {
-        let operation = if self.dialect == Dialect::ANTHROPIC { Operation::MESSAGES } else { Operation::CHAT };
-        EscalateRequest {
-            request_id: self.request_id,
-            session_id: None,
-            operation,
-            dialect: self.dialect,
-            model: self.model.clone(),
-            stream: self.stream,
-            max_output_tokens: self.max_output_tokens,
-            may_reduce_output: self.may_reduce_output,
-            cost_cap: self.cost_cap,
-            deadline_ms: self.deadline_ms,
-            headers: self.headers.clone(),
-            body_len: u32::try_from(self.body.len()).unwrap_or(u32::MAX),
-            extensions: vec![],
-        }
-    }
-}
-
-/// What comes back, in order: `Head`, then events or chunks, then `End`; or `Failed`. In between,
-/// `Interrupted` and `Resumed` tell of a lost connection.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Answer {
-    /// The provider has answered.
-    Head(ResponseHead),
-    /// One server-sent event, exactly as the provider sent it.
-    Event(Bytes),
-    /// A piece of an answer that is not streamed.
-    Chunk(Bytes),
-    /// The connection is lost; the answer goes on by itself as soon as there is another.
-    Interrupted {
-        /// What happened, for people.
-        why: String,
-    },
-    /// It goes on, with nothing missing and nothing twice; unless the content is `GONE`: then only
-    /// `End` follows.
-    Resumed {
-        /// How long it was interrupted.
-        after: Duration,
-        /// Where the rest comes from.
-        content: Content,
-    },
-    /// Over and settled; the last answer.
-    End(End),
-    /// Failed with nothing charged; the last answer.
-    Failed(Failed),
-}
 
 /// A running request. Dropping it cancels the request.
 #[derive(Debug)]
@@ -146,37 +59,6 @@ pub struct Escalation {
     record: Option<Record>,
     /// While it waits for answers.
     outstanding: Option<Outstanding>,
-}
-
-/// What carries the answer at the moment.
-#[derive(Debug)]
-enum Line {
-    Open(Open),
-    Broken(Broken),
-    Over,
-}
-
-#[derive(Debug)]
-struct Open {
-    writer: FrameWriter,
-    reader: FrameReader,
-    /// Since when the answer is interrupted, until the relay's first word on this stream.
-    resuming: Option<Interruption>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Interruption {
-    since: Instant,
-    /// The caller knows.
-    told: bool,
-}
-
-#[derive(Debug)]
-struct Broken {
-    interruption: Interruption,
-    /// No attempt before this.
-    not_before: Instant,
-    why: String,
 }
 
 impl Escalation {
@@ -455,32 +337,14 @@ impl Escalation {
     #[must_use]
     pub fn text(&self, answer: &Answer) -> String {
         match answer {
-            Answer::Event(event) => answer::event_text(self.dialect, event),
+            Answer::Event(event) => event_text(self.dialect, event),
             _ => String::new(),
         }
     }
 
     /// Reads to the end and gathers everything.
-    pub async fn collect(mut self) -> Result<Collected, ClientError> {
-        let mut collected = Collected::default();
-        let mut body = BytesMut::new();
-        while let Some(answer) = self.next().await? {
-            collected.text += &self.text(&answer);
-            match answer {
-                Answer::Head(head) => collected.head = Some(head),
-                Answer::Event(event) => collected.events.push(event),
-                Answer::Chunk(chunk) => body.put(chunk),
-                Answer::Interrupted { .. } => {}
-                Answer::Resumed { .. } => collected.resumed += 1,
-                Answer::End(end) => collected.end = Some(end),
-                Answer::Failed(failed) => collected.failed = Some(failed),
-            }
-        }
-        collected.body = body.freeze();
-        if collected.head.as_ref().is_some_and(|head| !head.stream && head.content != Content::GONE) {
-            collected.text = answer::body_text(self.dialect, &collected.body);
-        }
-        Ok(collected)
+    pub async fn collect(self) -> Result<Collected, ClientError> {
+        Collected::of(self).await
     }
 
     /// The last answer has come.
@@ -506,63 +370,7 @@ impl Escalation {
     }
 }
 
-impl Open {
-    /// The next frame; what is queued is written meanwhile.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, StreamError>> {
-        if !self.writer.is_flushed() {
-            match self.writer.poll_flush(cx) {
-                // A relay that has finished no longer listens; what it sent is still to come.
-                Poll::Ready(Ok(()) | Err(StreamError::Peer(_))) | Poll::Pending => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-            }
-        }
-        self.reader.poll_frame(cx)
-    }
-}
-
-fn queue_whole(writer: &mut FrameWriter, request: &EscalationRequest) -> Result<(), ClientError> {
-    writer.queue(&request.message())?;
-    let mut prefixes = raw::PrefixPool::default();
-    let mut offset = 0;
-    let mut body = request.body.clone();
-    while !body.is_empty() {
-        let chunk = body.split_to(body.len().min(MAX_CHUNK));
-        writer.queue_raw(prefixes.prefix(FrameType::BodyChunk, offset, chunk.len())?);
-        offset += chunk.len() as u64;
-        writer.queue_raw(chunk);
-    }
-    Ok(())
-}
-
 fn out_of_order(number: u64, expected: u64) -> ClientError {
     let why = format!("number {number}, expected {expected}");
     ProtocolError::Malformed { kind: FrameType::Event.name(), why }.into()
-}
-
-/// A whole answer.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Collected {
-    /// The head, if the provider answered.
-    pub head: Option<ResponseHead>,
-    /// The events of a streamed answer.
-    pub events: Vec<Bytes>,
-    /// The body of an answer that was not streamed, or of the provider's own refusal.
-    pub body: Bytes,
-    /// The text in either.
-    pub text: String,
-    /// How often it was interrupted and went on.
-    pub resumed: u32,
-    /// How it ended, if it was settled.
-    pub end: Option<End>,
-    /// Why it failed, if nothing was charged.
-    pub failed: Option<Failed>,
-}
-
-/// A frame with a raw body, for tests that speak the protocol by hand.
-#[doc(hidden)]
-pub fn raw_frame(kind: FrameType, number: u64, payload: &[u8]) -> Result<Bytes, ProtocolError> {
-    let mut body = BytesMut::with_capacity(8 + payload.len());
-    body.put_u64_le(number);
-    body.put_slice(payload);
-    frame(kind, &body)
 }

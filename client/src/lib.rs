@@ -1,23 +1,26 @@
 //! The belay client: one persistent tunnel to a relay, and typed calls through it.
 //!
 //! [`state`] is where keys and certificates lie on disk, [`enrol`] gets them, [`tunnel`] is one live
-//! connection, [`reconnect`] keeps one alive and tells its state, [`escalation`] is one LLM request
+//! connection, `reconnect` keeps one alive, [`status`] is what it tells of it, [`escalation`] is one LLM request
 //! as a stream of answers that survives a lost tunnel, [`pending`] what a restarted client needs to
 //! go on with it. [`Client`] puts them together.
 #![warn(missing_docs)]
 
+pub mod client;
 mod control;
 mod dial;
 pub mod enrol;
 pub mod error;
 pub mod escalation;
 pub mod pending;
-pub mod reconnect;
+mod reconnect;
 pub mod state;
+pub mod status;
 pub mod tunnel;
 mod tunnels;
 
+pub use client::{Client, Options};
 pub use error::ClientError;
 pub use escalation::{Answer, Escalation};
-pub use reconnect::{Client, Options, Phase, TunnelStatus};
 pub use state::Identity;
+pub use status::{Phase, TunnelStatus};

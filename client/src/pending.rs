@@ -99,12 +99,7 @@ fn read(path: &Path) -> Option<PendingRequest> {
     let text = fs::read_to_string(path).ok()?;
     let (next, header) = text.split_once('\n')?;
     let header: Header = serde_json::from_str(header).ok()?;
-    Some(PendingRequest {
-        request_id,
-        model: header.model,
-        started_ms: header.started_ms,
-        next: next.parse().ok()?,
-    })
+    Some(PendingRequest { request_id, model: header.model, started_ms: header.started_ms, next: next.parse().ok()? })
 }
 
 fn unusable(path: &Path, error: &dyn std::fmt::Display) -> ClientError {
@@ -131,10 +126,8 @@ impl Record {
             return Ok(());
         }
         self.next = next;
-        let written = self
-            .file
-            .seek(SeekFrom::Start(0))
-            .and_then(|_| self.file.write_all(format!("{next:0DIGITS$}").as_bytes()));
+        let written =
+            self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.write_all(format!("{next:0DIGITS$}").as_bytes()));
         written.map_err(|error| unusable(&self.path, &error))
     }
 

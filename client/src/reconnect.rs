@@ -8,25 +8,20 @@
 use crate::control::{Control, Event};
 use crate::dial::Dialer;
 use crate::error::ClientError;
-use crate::escalation::{Escalation, EscalationRequest};
-use crate::pending::Pending;
-use crate::state::{Identity, StateDir};
+use crate::state::StateDir;
+use crate::status::Phase;
 use crate::tunnel::Tunnel;
 use crate::tunnels::Tunnels;
-use belay_certs::issue::DeviceKey;
 use belay_protocol::error::CloseCode;
-use belay_protocol::id::{InstanceId, RequestId};
-use belay_protocol::kind::StreamKind;
-use belay_protocol::message::{Balance, BalanceRequest, GoAway, LeaveAnswer, LeaveRequest};
+use belay_protocol::id::InstanceId;
+use belay_protocol::message::GoAway;
 use belay_transport::env::Env;
-use serde::Serialize;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info};
 
@@ -35,204 +30,11 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// How long an attempt beside a suspected tunnel may take before it is begun anew: a handshake whose
 /// packets were lost for long waits longer and longer before it sends again.
 const BESIDE: Duration = Duration::from_secs(3);
-/// How long a request waits for its connection to come back, by default as long as the relay does.
-const RESUME_WINDOW: Duration = Duration::from_secs(300);
 /// While no tunnel is up, another network ends the wait; it is looked for so often.
 const LOOK_AT_NETWORK: Duration = Duration::from_secs(1);
 
-/// Where the tunnel is in its life.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "phase", rename_all = "snake_case")]
-pub enum Phase {
-    /// A handshake is under way.
-    Connecting,
-    /// Streams can be opened.
-    Up,
-    /// The next attempt comes after a while.
-    Waiting {
-        /// Why the last one ended.
-        reason: String,
-        /// How long the wait is, in milliseconds.
-        for_ms: u64,
-    },
-    /// The relay refuses; there will be no further attempt.
-    Refused {
-        /// With which code.
-        code: String,
-    },
-    /// The client was closed.
-    Closed,
-}
-
-/// What a program can follow.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct TunnelStatus {
-    /// Where the tunnel is in its life.
-    #[serde(flatten)]
-    pub phase: Phase,
-    /// What carries it.
-    pub path: &'static str,
-    /// The relay's address, while up.
-    pub remote: Option<SocketAddr>,
-    /// The relay's name, as it said.
-    pub relay: Option<String>,
-    /// Since when the phase lasts, milliseconds since 1970.
-    pub since_ms: u64,
-    /// How often the tunnel came up after the first time.
-    pub reconnects: u64,
-    /// Round trip of the last answered heartbeat, in microseconds.
-    pub round_trip_us: Option<u64>,
-    /// The same as the relay's transport measures it, in microseconds.
-    pub relay_round_trip_us: Option<u64>,
-    /// UDP bytes sent, all tunnels together.
-    pub bytes_sent: u64,
-    /// UDP bytes received, all tunnels together.
-    pub bytes_received: u64,
-}
-
-/// What may be set for a client.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// Used instead of the addresses that the identity names.
-    pub addresses: Option<Vec<String>>,
-    /// Where running requests and the last good address are remembered, so that a restarted client
-    /// can go on. `None`: they are forgotten with the process.
-    pub state: Option<StateDir>,
-    /// How long a request waits for its connection to come back. `None`: five minutes.
-    pub resume_window: Option<Duration>,
-}
-
-/// A client with a tunnel that is kept alive by its own task.
-#[derive(Debug)]
-pub struct Client {
-    env: Env,
-    identity: Identity,
-    tunnels: Arc<Tunnels>,
-    pending: Option<Pending>,
-    resume_window: Duration,
-    network: Arc<Notify>,
-    task: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl Client {
-    /// Starts to keep a tunnel alive. Errors: the identity is not usable.
-    pub fn start(env: Env, identity: Identity, key: &DeviceKey, options: Options) -> Result<Self, ClientError> {
-        let dialer = Dialer::enrolled(&env, &identity, key)?;
-        let status = TunnelStatus {
-            phase: Phase::Connecting,
-            path: "quic",
-            remote: None,
-            relay: None,
-            since_ms: env.clock.now_ms(),
-            reconnects: 0,
-            round_trip_us: None,
-            relay_round_trip_us: None,
-            bytes_sent: 0,
-            bytes_received: 0,
-        };
-        let addresses = options.addresses.unwrap_or_else(|| identity.addresses.clone());
-        let tunnels = Tunnels::new(status, addresses.join(", "));
-        let network = Arc::new(Notify::new());
-        let keeper = Keeper {
-            instance: InstanceId(env.random.bytes()),
-            last_good: options.state.as_ref().and_then(StateDir::last_good),
-            state: options.state.clone(),
-            addresses,
-            env: env.clone(),
-            dialer,
-            tunnels: Arc::clone(&tunnels),
-            network: Arc::clone(&network),
-            local_ip: None,
-            generation: 0,
-            backoff: FIRST_BACKOFF,
-            sent_before: 0,
-            received_before: 0,
-        };
-        let task = Mutex::new(Some(tokio::spawn(keeper.run())));
-        let resume_window = options.resume_window.unwrap_or(RESUME_WINDOW);
-        let pending = options.state.map(|state| state.pending());
-        Ok(Self { env, identity, tunnels, pending, resume_window, network, task })
-    }
-
-    /// The tunnel's state, to follow.
-    #[must_use]
-    pub fn status(&self) -> watch::Receiver<TunnelStatus> {
-        self.tunnels.status.subscribe()
-    }
-
-    /// Who this client is.
-    #[must_use]
-    pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// The tunnel, as soon as one is up. Errors: `Closed` if the relay refuses for good, or until
-    /// its operator or another instance of this device does something (the keeper tries on);
-    /// `Unreachable` after `within`.
-    pub async fn tunnel(&self, within: Duration) -> Result<Arc<Tunnel>, ClientError> {
-        self.tunnels.tunnel_within(within).await
-    }
-
-    /// Says that the machine is on another network, sooner than the client would notice: the tunnel
-    /// moves to a new socket, or an attempt is made at once.
-    pub fn network_changed(&self) {
-        self.network.notify_one();
-    }
-
-    /// A new name for a request.
-    #[must_use]
-    pub fn request_id(&self) -> RequestId {
-        RequestId(self.env.random.bytes())
-    }
-
-    /// Sends an LLM request; answers come from the returned stream, over another tunnel if this one
-    /// is lost.
-    pub async fn escalate(&self, request: EscalationRequest, within: Duration) -> Result<Escalation, ClientError> {
-        let tunnel = self.tunnel(within).await?;
-        let record = match &self.pending {
-            Some(pending) => Some(pending.begin(request.request_id, &request.model, self.env.clock.now_ms())?),
-            None => None,
-        };
-        Escalation::begin(Arc::clone(&self.tunnels), tunnel, request, self.resume_window, record).await
-    }
-
-    /// Goes on with a request that was sent before, by this client or one that is gone. The answer
-    /// begins where the other left off, if its state tells that, or where the relay's memory does.
-    pub async fn resume(&self, id: RequestId, within: Duration) -> Result<Escalation, ClientError> {
-        let tunnel = self.tunnel(within).await?;
-        let record = self.pending.as_ref().map(|pending| pending.open(id)).transpose()?.flatten();
-        Escalation::resume(Arc::clone(&self.tunnels), tunnel, id, self.resume_window, record).await
-    }
-
-    /// The tenant's balance.
-    pub async fn balance(&self, within: Duration) -> Result<Balance, ClientError> {
-        self.tunnel(within).await?.call(StreamKind::Billing, &BalanceRequest { reserved: 0 }).await
-    }
-
-    /// Asks the relay to revoke this device.
-    pub async fn leave(&self, reason: &str, within: Duration) -> Result<LeaveAnswer, ClientError> {
-        self.tunnel(within).await?.call(StreamKind::Enrol, &LeaveRequest { reason: reason.into() }).await
-    }
-
-    /// Closes the tunnel and ends the client's task.
-    pub async fn close(&self) {
-        self.tunnels.stop.cancel();
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(task) = task {
-            // It can only fail by a panic, which has been reported where it happened.
-            let _ = task.await;
-        }
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.tunnels.stop.cancel();
-    }
-}
-
 /// The task that keeps the tunnel.
-struct Keeper {
+pub(crate) struct Keeper {
     env: Env,
     dialer: Dialer,
     addresses: Vec<String>,
@@ -275,7 +77,32 @@ enum Down {
 }
 
 impl Keeper {
-    async fn run(mut self) {
+    pub(crate) fn new(
+        env: Env,
+        dialer: Dialer,
+        addresses: Vec<String>,
+        state: Option<StateDir>,
+        tunnels: Arc<Tunnels>,
+        network: Arc<Notify>,
+    ) -> Self {
+        Self {
+            instance: InstanceId(env.random.bytes()),
+            last_good: state.as_ref().and_then(StateDir::last_good),
+            state,
+            addresses,
+            env,
+            dialer,
+            tunnels,
+            network,
+            local_ip: None,
+            generation: 0,
+            backoff: FIRST_BACKOFF,
+            sent_before: 0,
+            received_before: 0,
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
         let mut next = Next::Connect;
         loop {
             next = match next {

@@ -4,7 +4,7 @@
 //! its tunnel waits here for the next one.
 
 use crate::error::ClientError;
-use crate::reconnect::{Phase, TunnelStatus};
+use crate::status::{Phase, TunnelStatus};
 use crate::tunnel::Tunnel;
 use belay_protocol::error::CloseCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,9 +27,9 @@ pub(crate) struct Tunnels {
 }
 
 impl Tunnels {
-    pub(crate) fn new(status: TunnelStatus, addresses: String) -> Arc<Self> {
+    pub(crate) fn new(now_ms: u64, addresses: String) -> Arc<Self> {
         Arc::new(Self {
-            status: watch::Sender::new(status),
+            status: watch::Sender::new(TunnelStatus::starting(now_ms)),
             current: watch::Sender::new(None),
             refused: Mutex::new(None),
             outstanding: watch::Sender::new(0),

@@ -164,8 +164,7 @@ impl Relay {
         background.spawn(async move { listener.serve(endpoint, local).await });
         let (sweeper, stop) = (Arc::clone(&escalator), shared.stop.clone());
         background.spawn(async move { sweeper.sweep(stop).await });
-        let admin =
-            Arc::new(AdminService::new(local, Arc::clone(&escalator), enrolment, registry));
+        let admin = Arc::new(AdminService::new(local, Arc::clone(&escalator), enrolment, registry));
         info!(%local, "belayd is listening");
         Ok(Self { local, admin, escalator, shared, connections, background, store, _lock: lock })
     }

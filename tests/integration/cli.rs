@@ -595,9 +595,12 @@ fn keys_are_for_their_owner_alone() {
     assert_eq!(mode(&home), 0o700);
     let mut files: Vec<_> = fs::read_dir(&home).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     files.sort();
-    assert_eq!(files, ["device.key", "identity.json"], "something is left of joining");
+    // The request was read to its end: nothing of it is left.
+    assert_eq!(files, ["device.key", "identity.json", "last-good", "requests"], "something is left of joining");
+    assert_eq!(fs::read_dir(home.join("requests")).unwrap().count(), 0);
     for file in files {
-        assert_eq!(mode(&home.join(&file)), 0o600, "{file:?}");
+        let wanted = if file == "requests" { 0o700 } else { 0o600 };
+        assert_eq!(mode(&home.join(&file)), wanted, "{file:?}");
     }
     // A refused invite leaves no key behind either.
     let (used, other) = (site.invite("acme"), site.home("other"));

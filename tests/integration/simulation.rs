@@ -16,11 +16,12 @@ fn plan(seed: u64, hours: u64) -> Plan {
 fn check(plan: Plan, outcome: &Outcome) {
     let history = &outcome.history;
     eprintln!(
-        "seed {}: {} asked, {} ends seen, {} not sent, {} resumed, {} cancelled, {} path losses, {} packets, book: {:?}",
+        "seed {}: {} asked, {} ends seen, {} not sent, {} interrupted, {} resumed, {} cancelled, {} path losses, {} packets, book: {:?}",
         plan.seed,
         history.asked,
         history.ends.len(),
         history.lost,
+        history.interrupted,
         history.resumed,
         history.cancelled,
         history.path_losses,
@@ -45,7 +46,13 @@ fn a_hundred_hours_of_twenty_devices_leave_the_books_clean() {
     let outcome = run(plan);
     check(plan, &outcome);
     // The history has to have something to tell.
-    assert!(outcome.history.ends.len() > 5_000 && outcome.history.resumed > 10 && outcome.history.lost < 10 && outcome.history.path_losses > 1_000);
+    assert!(
+        outcome.history.ends.len() > 5_000
+            && outcome.history.interrupted > 50
+            && outcome.history.resumed > 0
+            && outcome.history.lost < 10
+            && outcome.history.path_losses > 1_000
+    );
     assert!(outcome.history.cancelled > 100);
 }
 

@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "a command line prints")]
 
 mod account;
+mod answer;
 mod ask;
 #[cfg(all(feature = "dev", unix))]
 mod dev;

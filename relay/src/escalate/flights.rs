@@ -28,11 +28,11 @@ pub(super) struct Attach {
 #[derive(Debug)]
 pub(super) enum NotAttached {
     /// There is no such request here.
-    Unknown(ClientStream),
+    Unknown(Box<ClientStream>),
     /// It is another device's.
-    OtherDevice(ClientStream),
+    OtherDevice(Box<ClientStream>),
     /// Too many readers at once, or it is just ending.
-    Busy(ClientStream),
+    Busy(Box<ClientStream>),
 }
 
 type Key = (TenantId, RequestId);
@@ -138,12 +138,12 @@ impl Flights {
     ) -> Result<(), NotAttached> {
         let inner = self.lock();
         let Some(entry) = inner.entries.get(&(tenant.clone(), id)) else {
-            return Err(NotAttached::Unknown(attach.stream));
+            return Err(NotAttached::Unknown(Box::new(attach.stream)));
         };
         if entry.device != *device {
-            return Err(NotAttached::OtherDevice(attach.stream));
+            return Err(NotAttached::OtherDevice(Box::new(attach.stream)));
         }
-        entry.readers.try_send(attach).map_err(|error| NotAttached::Busy(error.into_inner().stream))
+        entry.readers.try_send(attach).map_err(|error| NotAttached::Busy(Box::new(error.into_inner().stream)))
     }
 
     /// Lets the answers go that have waited longest for their readers, until the budget is kept or

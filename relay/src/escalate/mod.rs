@@ -13,6 +13,7 @@
 mod delivery;
 mod finish;
 mod flights;
+mod guard;
 mod log;
 mod packed;
 mod patience;
@@ -27,7 +28,7 @@ pub use flights::Flights;
 pub use sweeper::Unresolved;
 
 use flights::{Entered, Registration};
-use sweeper::{How, Lost};
+use guard::{HoldGuard, Stage};
 
 use crate::config::Config;
 use crate::providers::{Call, CallFuture, Providers};
@@ -148,45 +149,6 @@ pub(crate) struct Held {
     pub(crate) amount: NanoUsd,
     pub(crate) output_cap: u32,
     pub(crate) at: tokio::time::Instant,
-}
-
-/// The obligation to settle or void a hold. Dropped without either, it tells the sweeper.
-pub(crate) struct HoldGuard {
-    tenant: TenantId,
-    pub(crate) request_id: RequestId,
-    pub(crate) input_bytes: u64,
-    pub(crate) progress: Progress,
-    unresolved: Unresolved,
-    stage: Stage,
-}
-
-/// What is known of a hold.
-enum Stage {
-    /// Its transaction is on the way; nobody knows how it ended.
-    Queued {
-        made_ms: u64,
-    },
-    Held,
-    /// There is none, or no more.
-    Resolved,
-}
-
-impl HoldGuard {
-    /// The hold is resolved.
-    pub(crate) fn disarm(&mut self) {
-        self.stage = Stage::Resolved;
-    }
-}
-
-impl Drop for HoldGuard {
-    fn drop(&mut self) {
-        let how = match self.stage {
-            Stage::Queued { made_ms } => How::Unknown { made_ms },
-            Stage::Held => How::Held { input_bytes: self.input_bytes, progress: self.progress },
-            Stage::Resolved => return,
-        };
-        self.unresolved.push(Lost { tenant: self.tenant.clone(), request_id: self.request_id, how });
-    }
 }
 
 impl Escalator {

@@ -75,7 +75,11 @@ impl Reader {
     /// Writes what is queued, ends the stream, and waits until the client has said that it has all
     /// of it; if it cannot say so, until all of it has arrived. Ready with an error if the tunnel is
     /// lost before. `log` forgets what is acknowledged.
-    pub(super) fn poll_end(&mut self, log: Option<&mut EventLog>, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+    pub(super) fn poll_end(
+        &mut self,
+        log: Option<&mut EventLog>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), StreamError>> {
         let mut log = log;
         while let Poll::Ready(heard) = self.poll_heard(cx) {
             match heard {
@@ -88,8 +92,8 @@ impl Reader {
                 // There is nothing to cancel any more.
                 Ok(Heard::Cancelled(_) | Heard::Silence) => {}
                 Err(error @ StreamError::Lost(_)) => return Poll::Ready(Err(error)),
-                // It has reset its side, or makes no sense: it wants no more.
-                Err(_) => return Poll::Ready(Ok(())),
+                // It has reset its side, or makes no sense: it is not listened to any more.
+                Err(_) => self.talks = false,
             }
         }
         match ready!(self.stream.writer.poll_flush(cx)) {

@@ -4,12 +4,12 @@
 //! as there is room, for the resume window.
 
 use super::finish::Ending;
+use super::flights::{Attach, Registration};
 use super::log::EventLog;
 use super::patience::Patience;
 use super::plan::Plan;
-use super::watch::Watch;
-use super::flights::{Attach, Registration};
 use super::reader::{Heard, Reader};
+use super::watch::Watch;
 use super::{Begun, ClientStream, Escalator, Held};
 use crate::providers::{Answer, CallFuture, ProviderError};
 use crate::store::journal::Progress;
@@ -60,13 +60,7 @@ pub(super) struct Flight<'a> {
 }
 
 impl Escalator {
-    pub(super) async fn run_held(
-        &self,
-        request: &EscalateRequest,
-        begun: Begun,
-        stream: ClientStream,
-        span: &Span,
-    ) {
+    pub(super) async fn run_held(&self, request: &EscalateRequest, begun: Begun, stream: ClientStream, span: &Span) {
         let Begun { plan, held, call, registration } = begun;
         let total = self.config.timeouts.total;
         let total = request.deadline_ms.map_or(total, |ms| total.min(Duration::from_millis(ms.into())));

@@ -46,7 +46,9 @@ pub struct History {
     pub ends: BTreeMap<RequestId, End>,
     /// Requests that were not sent, since there was no path for too long.
     pub lost: u64,
-    /// Times that an answer was interrupted and went on.
+    /// Times that an answer was interrupted.
+    pub interrupted: u64,
+    /// Times that one went on in its middle, and not from the beginning.
     pub resumed: u64,
     /// Requests that the devices cancelled.
     pub cancelled: u64,
@@ -194,6 +196,7 @@ async fn ask(world: &World, client: &Client) -> String {
                 assert_eq!(content, Content::REPLAYED, "the relay has lived all the time");
                 world.history.lock().unwrap().resumed += 1;
             }
+            Ok(Some(Answer::Interrupted { .. })) => world.history.lock().unwrap().interrupted += 1,
             Ok(Some(_)) => {}
             Ok(None) => panic!("the answer ended without an end"),
             Err(error) => panic!("a path that came back within the resume window lost an answer: {error}"),

@@ -1,0 +1,144 @@
+//! The client: a tunnel that is kept alive, and the calls through it.
+
+use crate::dial::Dialer;
+use crate::error::ClientError;
+use crate::escalation::{Escalation, EscalationRequest};
+use crate::pending::Pending;
+use crate::reconnect::Keeper;
+use crate::state::{Identity, StateDir};
+use crate::status::TunnelStatus;
+use crate::tunnel::Tunnel;
+use crate::tunnels::Tunnels;
+use belay_certs::issue::DeviceKey;
+use belay_protocol::id::RequestId;
+use belay_protocol::kind::StreamKind;
+use belay_protocol::message::{Balance, BalanceRequest, LeaveAnswer, LeaveRequest};
+use belay_transport::env::Env;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+/// How long a request waits for its connection to come back, by default as long as the relay does.
+const RESUME_WINDOW: Duration = Duration::from_secs(300);
+
+/// What may be set for a client.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Used instead of the addresses that the identity names.
+    pub addresses: Option<Vec<String>>,
+    /// Where running requests and the last good address are remembered, so that a restarted client
+    /// can go on. `None`: they are forgotten with the process.
+    pub state: Option<StateDir>,
+    /// How long a request waits for its connection to come back. `None`: five minutes.
+    pub resume_window: Option<Duration>,
+}
+
+/// A client with a tunnel that is kept alive by its own task.
+#[derive(Debug)]
+pub struct Client {
+    env: Env,
+    identity: Identity,
+    tunnels: Arc<Tunnels>,
+    pending: Option<Pending>,
+    resume_window: Duration,
+    network: Arc<Notify>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Client {
+    /// Starts to keep a tunnel alive. Errors: the identity is not usable.
+    pub fn start(env: Env, identity: Identity, key: &DeviceKey, options: Options) -> Result<Self, ClientError> {
+        let addresses = options.addresses.unwrap_or_else(|| identity.addresses.clone());
+        let (tunnels, network) = (Tunnels::new(env.clock.now_ms(), addresses.join(", ")), Arc::new(Notify::new()));
+        let dialer = Dialer::enrolled(&env, &identity, key)?;
+        let keeper = Keeper::new(
+            env.clone(),
+            dialer,
+            addresses,
+            options.state.clone(),
+            Arc::clone(&tunnels),
+            Arc::clone(&network),
+        );
+        let task = Mutex::new(Some(tokio::spawn(keeper.run())));
+        let resume_window = options.resume_window.unwrap_or(RESUME_WINDOW);
+        let pending = options.state.map(|state| state.pending());
+        Ok(Self { env, identity, tunnels, pending, resume_window, network, task })
+    }
+
+    /// The tunnel's state, to follow.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<TunnelStatus> {
+        self.tunnels.status.subscribe()
+    }
+
+    /// Who this client is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The tunnel, as soon as one is up. Errors: `Closed` if the relay refuses for good, or until
+    /// its operator or another instance of this device does something (the keeper tries on);
+    /// `Unreachable` after `within`.
+    pub async fn tunnel(&self, within: Duration) -> Result<Arc<Tunnel>, ClientError> {
+        self.tunnels.tunnel_within(within).await
+    }
+
+    /// Says that the machine is on another network, sooner than the client would notice: the tunnel
+    /// moves to a new socket, or an attempt is made at once.
+    pub fn network_changed(&self) {
+        self.network.notify_one();
+    }
+
+    /// A new name for a request.
+    #[must_use]
+    pub fn request_id(&self) -> RequestId {
+        RequestId(self.env.random.bytes())
+    }
+
+    /// Sends an LLM request; answers come from the returned stream, over another tunnel if this one
+    /// is lost.
+    pub async fn escalate(&self, request: EscalationRequest, within: Duration) -> Result<Escalation, ClientError> {
+        let tunnel = self.tunnel(within).await?;
+        let record = match &self.pending {
+            Some(pending) => Some(pending.begin(request.request_id, &request.model, self.env.clock.now_ms())?),
+            None => None,
+        };
+        Escalation::begin(Arc::clone(&self.tunnels), tunnel, request, self.resume_window, record).await
+    }
+
+    /// Goes on with a request that was sent before, by this client or one that is gone. The answer
+    /// begins where the other left off, if its state tells that, or where the relay's memory does.
+    pub async fn resume(&self, id: RequestId, within: Duration) -> Result<Escalation, ClientError> {
+        let tunnel = self.tunnel(within).await?;
+        let record = self.pending.as_ref().map(|pending| pending.open(id)).transpose()?.flatten();
+        Escalation::resume(Arc::clone(&self.tunnels), tunnel, id, self.resume_window, record).await
+    }
+
+    /// The tenant's balance.
+    pub async fn balance(&self, within: Duration) -> Result<Balance, ClientError> {
+        self.tunnel(within).await?.call(StreamKind::Billing, &BalanceRequest { reserved: 0 }).await
+    }
+
+    /// Asks the relay to revoke this device.
+    pub async fn leave(&self, reason: &str, within: Duration) -> Result<LeaveAnswer, ClientError> {
+        self.tunnel(within).await?.call(StreamKind::Enrol, &LeaveRequest { reason: reason.into() }).await
+    }
+
+    /// Closes the tunnel and ends the client's task.
+    pub async fn close(&self) {
+        self.tunnels.stop.cancel();
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            // It can only fail by a panic, which has been reported where it happened.
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.tunnels.stop.cancel();
+    }
+}

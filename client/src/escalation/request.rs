@@ -1,0 +1,87 @@
+//! What is asked, and how it stands on a stream.
+
+use crate::error::ClientError;
+use belay_protocol::frame::{FrameType, MAX_CHUNK, raw};
+use belay_protocol::id::RequestId;
+use belay_protocol::message::{Dialect, EscalateRequest, Operation};
+use belay_protocol::money::NanoUsd;
+use belay_protocol::stream::FrameWriter;
+use bytes::Bytes;
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub struct EscalationRequest {
+    /// Names the request for ever; a retry carries the same.
+    pub request_id: RequestId,
+    /// The body's format.
+    pub dialect: Dialect,
+    /// A model alias or an exact model; empty means `auto`.
+    pub model: String,
+    /// Answer with events.
+    pub stream: bool,
+    /// The most output tokens wanted.
+    pub max_output_tokens: Option<u32>,
+    /// With too little money, a smaller cap is better than a refusal.
+    pub may_reduce_output: bool,
+    /// Never cost more than this.
+    pub cost_cap: Option<NanoUsd>,
+    /// End the request after this long, in milliseconds.
+    pub deadline_ms: Option<u32>,
+    /// Headers for the provider.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl EscalationRequest {
+    /// A streamed request with a body of that dialect.
+    #[must_use]
+    pub fn new(request_id: RequestId, dialect: Dialect, model: impl Into<String>, body: impl Into<Bytes>) -> Self {
+        Self {
+            request_id,
+            dialect,
+            model: model.into(),
+            stream: true,
+            max_output_tokens: None,
+            may_reduce_output: false,
+            cost_cap: None,
+            deadline_ms: None,
+            headers: vec![],
+            body: body.into(),
+        }
+    }
+
+    pub(super) fn message(&self) -> EscalateRequest {
+        let operation = if self.dialect == Dialect::ANTHROPIC { Operation::MESSAGES } else { Operation::CHAT };
+        EscalateRequest {
+            request_id: self.request_id,
+            session_id: None,
+            operation,
+            dialect: self.dialect,
+            model: self.model.clone(),
+            stream: self.stream,
+            max_output_tokens: self.max_output_tokens,
+            may_reduce_output: self.may_reduce_output,
+            cost_cap: self.cost_cap,
+            deadline_ms: self.deadline_ms,
+            headers: self.headers.clone(),
+            body_len: u32::try_from(self.body.len()).unwrap_or(u32::MAX),
+            extensions: vec![],
+        }
+    }
+}
+
+/// Queues a request with its body.
+pub(super) fn queue_whole(writer: &mut FrameWriter, request: &EscalationRequest) -> Result<(), ClientError> {
+    writer.queue(&request.message())?;
+    let mut prefixes = raw::PrefixPool::default();
+    let mut offset = 0;
+    let mut body = request.body.clone();
+    while !body.is_empty() {
+        let chunk = body.split_to(body.len().min(MAX_CHUNK));
+        writer.queue_raw(prefixes.prefix(FrameType::BodyChunk, offset, chunk.len())?);
+        offset += chunk.len() as u64;
+        writer.queue_raw(chunk);
+    }
+    Ok(())
+}

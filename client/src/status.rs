@@ -1,0 +1,72 @@
+//! What a program can follow of its tunnel.
+
+use serde::Serialize;
+use std::net::SocketAddr;
+
+/// Where the tunnel is in its life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "phase", rename_all = "snake_case")]
+pub enum Phase {
+    /// A handshake is under way.
+    Connecting,
+    /// Streams can be opened.
+    Up,
+    /// The next attempt comes after a while.
+    Waiting {
+        /// Why the last one ended.
+        reason: String,
+        /// How long the wait is, in milliseconds.
+        for_ms: u64,
+    },
+    /// The relay refuses; there will be no further attempt.
+    Refused {
+        /// With which code.
+        code: String,
+    },
+    /// The client was closed.
+    Closed,
+}
+
+/// What a program can follow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TunnelStatus {
+    /// Where the tunnel is in its life.
+    #[serde(flatten)]
+    pub phase: Phase,
+    /// What carries it.
+    pub path: &'static str,
+    /// The relay's address, while up.
+    pub remote: Option<SocketAddr>,
+    /// The relay's name, as it said.
+    pub relay: Option<String>,
+    /// Since when the phase lasts, milliseconds since 1970.
+    pub since_ms: u64,
+    /// How often the tunnel came up after the first time.
+    pub reconnects: u64,
+    /// Round trip of the last answered heartbeat, in microseconds.
+    pub round_trip_us: Option<u64>,
+    /// The same as the relay's transport measures it, in microseconds.
+    pub relay_round_trip_us: Option<u64>,
+    /// UDP bytes sent, all tunnels together.
+    pub bytes_sent: u64,
+    /// UDP bytes received, all tunnels together.
+    pub bytes_received: u64,
+}
+
+impl TunnelStatus {
+    /// Before the first attempt.
+    pub(crate) fn starting(now_ms: u64) -> Self {
+        Self {
+            phase: Phase::Connecting,
+            path: "quic",
+            remote: None,
+            relay: None,
+            since_ms: now_ms,
+            reconnects: 0,
+            round_trip_us: None,
+            relay_round_trip_us: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+        }
+    }
+}
