@@ -23,7 +23,7 @@ use belay_protocol::id::RequestId;
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::{Ack, Cancel, Content, Dialect, End, Failed, FailureCode, ResponseHead, Resume};
 use belay_protocol::stream::StreamError;
-use line::{Broken, Interruption, Line, Open};
+use line::{Broken, Heard, Interruption, Line, Open};
 use request::queue_whole;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -144,7 +144,7 @@ impl Escalation {
         }
         self.acknowledged = self.next;
         self.unacknowledged = 0;
-        self.line = Line::Open(Open { writer, reader, resuming });
+        self.line = Line::Open(Box::new(Open::new(writer, reader, tunnel.silent(), resuming)));
         Ok(())
     }
 
@@ -179,7 +179,13 @@ impl Escalation {
             match &mut self.line {
                 Line::Over => return Ok(None),
                 Line::Open(open) => {
-                    let frame = poll_fn(|cx| open.poll(cx)).await;
+                    let frame = match poll_fn(|cx| open.poll(cx)).await {
+                        Heard::Frame(frame) => frame,
+                        Heard::Silence => {
+                            return Ok(Some(Answer::Interrupted { why: "nothing comes from the relay".into() }));
+                        }
+                        Heard::Sound(after) => return Ok(Some(Answer::Resumed { after, content: Content::LIVE })),
+                    };
                     if let Some(answer) = self.take(frame)? {
                         return Ok(Some(answer));
                     }
@@ -224,7 +230,7 @@ impl Escalation {
     /// What a frame, or the lack of one, means to the caller.
     fn take(&mut self, frame: Result<Option<Frame>, StreamError>) -> Result<Option<Answer>, ClientError> {
         let Line::Open(open) = &mut self.line else { return Ok(None) };
-        let resuming = open.resuming;
+        let resuming = open.interruption();
         let frame = match frame {
             Ok(Some(frame)) => frame,
             Ok(None) => return Err(ProtocolError::Truncated("the answer").into()),

@@ -27,6 +27,8 @@ use tracing::{debug, info};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+/// No wait is longer than this while requests wait for the tunnel.
+const LONGEST_WHILE_WAITED_FOR: Duration = Duration::from_secs(5);
 /// How long an attempt beside a suspected tunnel may take before it is begun anew: a handshake whose
 /// packets were lost for long waits longer and longer before it sends again.
 const BESIDE: Duration = Duration::from_secs(3);
@@ -217,9 +219,13 @@ impl Keeper {
                 }
                 Event::Suspect(why) => {
                     info!(why, "the path may be dead; dialling beside it");
+                    tunnel.set_silent(true);
                     beside.get_or_insert_with(|| self.beside());
                 }
-                Event::Alive => beside = None,
+                Event::Alive => {
+                    beside = None;
+                    tunnel.set_silent(false);
+                }
                 Event::LookAtNetwork => {
                     let local_ip = self.env.net.local_ip(tunnel.connection().remote_address());
                     // Without a way to the relay there is nothing to move to.
@@ -293,8 +299,8 @@ impl Keeper {
             ) => return Next::Refused(code),
             // Only the operator can change these, so there is no hurry.
             ClientError::Closed(code @ (CloseCode::SUSPENDED | CloseCode::TOO_MANY_INSTANCES)) => {
-                self.backoff = LONGEST_BACKOFF;
                 self.tunnels.refuse(Some(code));
+                return Next::Wait(error.to_string(), self.env.random.part_of(LONGEST_BACKOFF));
             }
             _ => {}
         }
@@ -303,7 +309,9 @@ impl Keeper {
             let wait = Duration::from_millis(go_away.reconnect_after_ms.into()) + spread;
             return Next::Wait(error.to_string(), wait.min(LONGEST_BACKOFF));
         }
-        let wait = self.env.random.part_of(self.backoff);
+        let waited_for = *self.tunnels.outstanding().borrow() > 0;
+        let longest = if waited_for { LONGEST_WHILE_WAITED_FOR } else { LONGEST_BACKOFF };
+        let wait = self.env.random.part_of(self.backoff.min(longest));
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
         Next::Wait(error.to_string(), wait)
     }

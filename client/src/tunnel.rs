@@ -16,6 +16,7 @@ use belay_transport::quic;
 use quinn::{Connection, Endpoint};
 use std::net::SocketAddr;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +33,8 @@ pub struct Tunnel {
     hello: HelloAck,
     /// Set by the relay's `GoAway`.
     pub(crate) going_away: CancellationToken,
+    /// True while the path may be dead.
+    silent: watch::Sender<bool>,
 }
 
 impl Tunnel {
@@ -56,7 +59,10 @@ impl Tunnel {
         match timeout(HELLO, say_hello(&connection, &hello)).await {
             Ok(Ok((writer, reader, hello))) => {
                 let going_away = CancellationToken::new();
-                Ok((Self { endpoint, connection, hello, going_away }, (writer, reader)))
+                Ok((
+                    Self { endpoint, connection, hello, going_away, silent: watch::Sender::new(false) },
+                    (writer, reader),
+                ))
             }
             Ok(Err(error)) => Err(closed(&connection).unwrap_or(error)),
             Err(_) => {
@@ -118,6 +124,16 @@ impl Tunnel {
     /// False once the relay is going away or the connection has ended.
     pub(crate) fn takes_streams(&self) -> bool {
         !self.going_away.is_cancelled() && self.connection.close_reason().is_none()
+    }
+
+    /// The path may be dead, or is not after all.
+    pub(crate) fn set_silent(&self, silent: bool) {
+        self.silent.send_if_modified(|was| std::mem::replace(was, silent) != silent);
+    }
+
+    /// Whether the path may be dead, to follow.
+    pub(crate) fn silent(&self) -> watch::Receiver<bool> {
+        self.silent.subscribe()
     }
 
     /// Goes on over a new socket: the machine is on another network. The relay follows by itself.

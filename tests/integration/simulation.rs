@@ -1,5 +1,8 @@
 //! Whole histories under virtual time.
 
+use belay_tests::counting::Counting;
+use belay_tests::sim::faults;
+use belay_tests::sim::net::Path;
 use belay_tests::sim::world::{Outcome, Plan, run};
 use std::time::Duration;
 
@@ -63,4 +66,57 @@ fn a_seed_repeats_its_history() {
     check(plan, &first);
     assert_eq!(first.history.log, second.history.log, "seed {}", plan.seed);
     assert_ne!(first.history.log, run(Plan { seed: 8, ..plan }).history.log, "another seed, another history");
+}
+
+/// A minute of every fault, a thousand times.
+#[test]
+fn paths_that_are_lost_a_thousand_times_cost_no_event_and_no_cent() {
+    let plan = faults::Plan {
+        seed: 20_261_124,
+        devices: 10,
+        streams: 2,
+        rounds: 110,
+        answer: Counting { events: 100, pace: Duration::from_millis(200) },
+        path: Path::default(),
+        blackholes: 100,
+        holes: [1, 10, 60].map(Duration::from_secs).into(),
+    };
+    let left = faults::run(&plan);
+    check_faults(&plan, &left);
+    assert!(left.interrupted > 800, "{left:?}");
+}
+
+#[test]
+fn a_million_tokens_over_a_bad_line_arrive_once_and_in_order() {
+    let plan = faults::Plan {
+        seed: 20_261_125,
+        devices: 4,
+        streams: 50,
+        rounds: 1,
+        answer: Counting { events: 5000, pace: Duration::from_millis(20) },
+        // 5 % of the packets lost in each direction, a round trip of 100 ms and up to 60 ms more: packets overtake.
+        path: Path {
+            delay: Duration::from_millis(50),
+            jitter: Duration::from_millis(60),
+            loss: 500,
+            duplicate: 200,
+            up: true,
+        },
+        blackholes: 0,
+        holes: vec![],
+    };
+    let left = faults::run(&plan);
+    check_faults(&plan, &left);
+    assert_eq!((left.events, left.reconnects), (1_000_000, 0), "{left:?}");
+}
+
+fn check_faults(plan: &faults::Plan, left: &faults::Left) {
+    eprintln!("seed {}: {left:?}", plan.seed);
+    let requests = u64::from(plan.devices) * plan.streams as u64 * plan.rounds as u64;
+    assert_eq!(left.ends, requests, "seed {}", plan.seed);
+    assert_eq!(left.events, requests * plan.answer.events, "seed {}", plan.seed);
+    assert_eq!(left.book.problems, Vec::<String>::new(), "seed {}", plan.seed);
+    // Every request is charged, and once.
+    assert_eq!((left.book.settled, left.book.open), (requests, 0), "seed {}", plan.seed);
+    assert_eq!(left.charged, left.spent, "seed {}", plan.seed);
 }

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test harness fails by panicking")]
 
 pub mod clock;
+pub mod counting;
 pub mod fake_provider;
 pub mod link;
 pub mod procs;

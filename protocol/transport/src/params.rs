@@ -4,6 +4,7 @@
 //! `streams × stream window ≤ the client's connection window`, so that stalled readers can never
 //! use up the credit that the heartbeat needs.
 
+use quinn::congestion::BbrConfig;
 use quinn::crypto::HandshakeTokenKey;
 use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
@@ -38,9 +39,14 @@ pub const PRIORITY_TOKENS: i32 = 5;
 
 const _: () = assert!(STREAMS_AFTER_HELLO as u64 * STREAM_WINDOW as u64 <= CLIENT_CONNECTION_WINDOW as u64);
 
+/// Both sides send by BBR: packets that are lost on a radio link are no sign of a full line. Over a
+/// line with 5 % loss and a round trip of 100 to 220 ms, 200 streams of tokens ran at their own pace
+/// with it (1,000,000 tokens in 101 s of 100, no reader waited above 0.4 s); with CUBIC they took
+/// 537 s and a reader waited for 14 s, with NewReno 627 s and 11 s (`a_million_tokens_…`).
 fn common() -> TransportConfig {
     let mut config = TransportConfig::default();
     config
+        .congestion_controller_factory(Arc::new(BbrConfig::default()))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)

