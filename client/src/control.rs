@@ -124,6 +124,8 @@ impl Control {
                 // What the relay says first: an answer that is here counts before a beat that is due.
                 biased;
                 frame = self.reader.frame() => match frame {
+                    // The acknowledgement of the packet is the answer.
+                    Ok(Some(frame)) if frame.kind == FrameType::Probe => {}
                     Ok(Some(frame)) => match self.heard(&frame) {
                         Ok(event) => return event,
                         Err(error) => return Event::Ended(error.to_string()),
@@ -211,7 +213,10 @@ impl Control {
         let wall_ms = self.clock.now_ms();
         let (last, last_ms) = std::mem::replace(&mut self.looked, (now, wall_ms));
         let wall = Duration::from_millis(wall_ms.saturating_sub(last_ms));
-        wall > now.duration_since(last) + JUMP || now > self.due + JUMP
+        let late = now > self.due + JUMP;
+        // Once is enough: what was due is looked at now.
+        self.due = self.due.max(now);
+        wall > now.duration_since(last) + JUMP || late
     }
 
     fn datagrams(&self) -> u64 {

@@ -85,6 +85,7 @@ messages!(
     Heartbeat,
     HeartbeatAck,
     GoAway,
+    Probe,
     EnrolRequest,
     EnrolAnswer,
     LeaveRequest,

@@ -67,6 +67,8 @@ frame_types! {
     HeartbeatAck = 0x0004, CONTROL;
     /// Relay: no new streams here, come back later.
     GoAway = 0x0005, SMALL;
+    /// Relay: is anybody there? Optional and empty; that its packet is acknowledged is the answer.
+    Probe = 0x0006, SMALL;
     /// Client without a certificate: an invite and a CSR.
     EnrolRequest = 0x0010, CONTROL;
     /// Relay: the certificate.
@@ -106,6 +108,12 @@ impl FrameType {
     #[must_use]
     pub const fn to_wire(self) -> u16 {
         self as u16
+    }
+
+    /// Sent without the required bit: who does not know it, skips it.
+    #[must_use]
+    pub const fn is_optional(self) -> bool {
+        matches!(self, Self::Probe)
     }
 }
 
@@ -298,7 +306,7 @@ pub fn put_header(out: &mut BytesMut, kind: FrameType, len: usize) -> Result<(),
     }
     out.put_u32_le(len);
     out.put_u16_le(kind.to_wire());
-    out.put_u8(FLAG_REQUIRED);
+    out.put_u8(if kind.is_optional() { 0 } else { FLAG_REQUIRED });
     out.put_u8(0);
     Ok(())
 }

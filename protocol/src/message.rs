@@ -104,6 +104,13 @@ pub struct GoAway {
     pub reason: String,
 }
 
+/// Relay to client: is anybody there? Nothing is to be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Reserved, 0.
+    pub reserved: u8,
+}
+
 /// Enrol with an invite.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrolRequest {

@@ -145,6 +145,7 @@ fn control() -> Vec<Golden> {
             m::GoAway { reconnect_after_ms: 2000, spread_ms: 5000, reason: "restart".into() },
             "0e000000 0500 0100  fbd007 fb8813 0772657374617274",
         ),
+        message("Probe", m::Probe { reserved: 0 }, "01000000 0600 0000  00"),
     ]
 }
 
@@ -446,6 +447,7 @@ fn the_number_and_maximum_of_every_frame_type() {
         (0x0003, "Heartbeat", CONTROL),
         (0x0004, "HeartbeatAck", CONTROL),
         (0x0005, "GoAway", SMALL),
+        (0x0006, "Probe", SMALL),
         (0x0010, "EnrolRequest", CONTROL),
         (0x0011, "EnrolAnswer", CONTROL),
         (0x0012, "LeaveRequest", SMALL),

@@ -50,6 +50,7 @@ fn decode(kind: FrameType, body: &[u8]) -> Result<(), ProtocolError> {
         FrameType::Heartbeat => read::<m::Heartbeat>(body),
         FrameType::HeartbeatAck => read::<m::HeartbeatAck>(body),
         FrameType::GoAway => read::<m::GoAway>(body),
+        FrameType::Probe => read::<m::Probe>(body),
         FrameType::EnrolRequest => read::<m::EnrolRequest>(body),
         FrameType::EnrolAnswer => read::<m::EnrolAnswer>(body),
         FrameType::LeaveRequest => read::<m::LeaveRequest>(body),
@@ -295,6 +296,7 @@ fn any_frame() -> BoxedStrategy<Bytes> {
                 reason,
             }))
         }
+        FrameType::Probe => whole(any::<u8>().prop_map(|reserved| m::Probe { reserved })),
         FrameType::EnrolRequest => whole(enrol_request()),
         FrameType::EnrolAnswer => whole(enrol_answer()),
         FrameType::LeaveRequest => whole(text().prop_map(|reason| m::LeaveRequest { reason })),

@@ -5,7 +5,7 @@
 
 use crate::enrolment::Enrolment;
 use crate::escalate::{Caller, ClientStream, Escalator};
-use crate::registry::{Arrival, Live, Registration, Registry};
+use crate::registry::{Arrival, Arrived, Live, Registration, Registry};
 use crate::store::central::{self, Standing};
 use crate::store::executor::Db;
 use crate::streams;
@@ -31,6 +31,9 @@ use tracing::{Instrument, Span, debug, info, warn};
 
 /// How long an unused connection without a certificate may stay.
 const ENROL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a client may take to acknowledge a packet when its place is wanted by another.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// What every connection shares.
 #[derive(Debug)]
@@ -140,7 +143,7 @@ async fn tunnel(
         remote: connection.remote_address(),
         now_ms: shared.escalator.env.clock.now_ms(),
     };
-    let mut registration = shared.registry.register(arrival, config.limits.instances_per_device)?;
+    let mut registration = register(shared, connection, arrival).await?;
     // A revocation between the first look and the registration has closed nothing yet.
     admit(shared, &tenant, &device).await?;
     let ack = HelloAck {
@@ -161,6 +164,22 @@ async fn tunnel(
     let code = streams_until_end(shared, connection, identity, control, &mut registration).await;
     info!(reason = %code, "tunnel down");
     Ok(code)
+}
+
+/// Takes the tunnel in. Where the device has too many, those of clients that have died go first.
+async fn register(shared: &Shared, connection: &Connection, arrival: Arrival) -> Result<Registration, CloseCode> {
+    let most = shared.escalator.config.limits.instances_per_device;
+    let arrived = || {
+        let connection = connection.clone();
+        Arrived(Box::new(move || connection.stats().udp_rx.datagrams))
+    };
+    match shared.registry.register(arrival.clone(), arrived(), most) {
+        Err(CloseCode::TOO_MANY_INSTANCES) => {
+            shared.registry.close_dead(&arrival.device, SIGN_OF_LIFE).await;
+            shared.registry.register(arrival, arrived(), most)
+        }
+        other => other,
+    }
 }
 
 async fn admit(shared: &Shared, tenant: &TenantId, device: &DeviceId) -> Result<(), CloseCode> {
@@ -210,6 +229,10 @@ impl Link for ConnectionLink<'_> {
 
     fn heard(&self, client_round_trip_us: Option<u32>) {
         self.live.heard(client_round_trip_us);
+    }
+
+    fn probed(&self) -> impl Future<Output = ()> + Send {
+        self.live.probe.notified()
     }
 }
 

@@ -3,10 +3,13 @@
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::{DeviceId, InstanceId, TenantId};
 use std::collections::HashMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::watch;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// One live tunnel, as others may see it.
@@ -30,6 +33,9 @@ pub struct Live {
     pub round_trip_us: AtomicU64,
     /// Cancelled when the device loses its access: running requests end at once.
     pub revoked: CancellationToken,
+    /// Asks the client for a sign of life.
+    pub(crate) probe: Notify,
+    arrived: Arrived,
     close: watch::Sender<Option<CloseCode>>,
 }
 
@@ -70,6 +76,15 @@ pub struct Arrival {
     pub remote: SocketAddr,
     /// The wall clock.
     pub now_ms: u64,
+}
+
+/// Tells how many packets have arrived in a tunnel.
+pub(crate) struct Arrived(pub(crate) Box<dyn Fn() -> u64 + Send + Sync>);
+
+impl fmt::Debug for Arrived {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Arrived({})", (self.0)())
+    }
 }
 
 type Instances = HashMap<InstanceId, Arc<Live>>;
@@ -117,7 +132,12 @@ impl Drop for Registration {
 impl Registry {
     /// Registers a tunnel. A tunnel of the same instance with a lower or equal generation is closed
     /// with `REPLACED`. Errors: `REPLACED` if a newer one is there, `TOO_MANY_INSTANCES`.
-    pub fn register(self: &Arc<Self>, arrival: Arrival, max_instances: u32) -> Result<Registration, CloseCode> {
+    pub(crate) fn register(
+        self: &Arc<Self>,
+        arrival: Arrival,
+        arrived: Arrived,
+        max_instances: u32,
+    ) -> Result<Registration, CloseCode> {
         let mut devices = self.lock();
         let instances = devices.entry(arrival.device.clone()).or_default();
         if let Some(old) = instances.get(&arrival.instance) {
@@ -139,10 +159,34 @@ impl Registry {
             heartbeats: AtomicU64::new(0),
             round_trip_us: AtomicU64::new(0),
             revoked: CancellationToken::new(),
+            probe: Notify::new(),
+            arrived,
             close,
         });
         instances.insert(live.instance, Arc::clone(&live));
         Ok(Registration { registry: Arc::clone(self), live, closed })
+    }
+
+    /// Closes the tunnels of a device whose clients give no sign of life within `patience`. A client
+    /// that was killed says nothing, and must not keep the next one out until it is missed.
+    pub(crate) async fn close_dead(&self, device: &DeviceId, patience: Duration) {
+        let instances: Vec<_> = self.lock().get(device).into_iter().flat_map(HashMap::values).cloned().collect();
+        let before: Vec<_> = instances.iter().map(|live| (live.arrived.0)()).collect();
+        instances.iter().for_each(|live| live.probe.notify_one());
+        let deadline = Instant::now() + patience;
+        let silent = || instances.iter().zip(&before).filter(|(live, before)| (live.arrived.0)() == **before);
+        while silent().next().is_some() && Instant::now() < deadline {
+            sleep(patience / 20).await;
+        }
+        let mut devices = self.lock();
+        for (live, _) in silent() {
+            live.close(CloseCode::DEAD);
+            if let Some(instances) = devices.get_mut(device)
+                && instances.get(&live.instance).is_some_and(|there| Arc::ptr_eq(there, live))
+            {
+                instances.remove(&live.instance);
+            }
+        }
     }
 
     /// Closes all tunnels of a device.
@@ -187,15 +231,37 @@ mod tests {
         }
     }
 
+    /// A tunnel from which packets keep coming.
+    fn alive() -> Arrived {
+        let packets = AtomicU64::new(0);
+        Arrived(Box::new(move || packets.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tunnel_that_gives_no_sign_of_life_makes_room() {
+        let registry = Arc::new(Registry::default());
+        let living = registry.register(arrival(1, 1), alive(), 2).expect("room");
+        let mut dead = registry.register(arrival(2, 1), Arrived(Box::new(|| 7)), 2).expect("room");
+        let device = "laptop".parse().expect("name");
+        registry.close_dead(&device, Duration::from_secs(1)).await;
+        assert_eq!(dead.closed().await, CloseCode::DEAD);
+        let next = registry.register(arrival(3, 1), alive(), 2).expect("room again");
+        drop(dead);
+        assert_eq!(registry.list().len(), 2);
+        registry.close_dead(&device, Duration::from_secs(1)).await;
+        assert_eq!(registry.register(arrival(4, 1), alive(), 2).err(), Some(CloseCode::TOO_MANY_INSTANCES));
+        drop((living, next));
+    }
+
     #[tokio::test]
     async fn a_newer_tunnel_takes_the_place_of_an_older_one_of_the_same_instance_only() {
         let registry = Arc::new(Registry::default());
-        let mut first = registry.register(arrival(1, 1), 2).expect("room");
-        let other = registry.register(arrival(2, 1), 2).expect("room");
-        assert_eq!(registry.register(arrival(3, 1), 2).err(), Some(CloseCode::TOO_MANY_INSTANCES));
-        let second = registry.register(arrival(1, 2), 2).expect("replaces");
+        let mut first = registry.register(arrival(1, 1), alive(), 2).expect("room");
+        let other = registry.register(arrival(2, 1), alive(), 2).expect("room");
+        assert_eq!(registry.register(arrival(3, 1), alive(), 2).err(), Some(CloseCode::TOO_MANY_INSTANCES));
+        let second = registry.register(arrival(1, 2), alive(), 2).expect("replaces");
         assert_eq!(first.closed().await, CloseCode::REPLACED);
-        assert_eq!(registry.register(arrival(1, 1), 2).err(), Some(CloseCode::REPLACED));
+        assert_eq!(registry.register(arrival(1, 1), alive(), 2).err(), Some(CloseCode::REPLACED));
         // The old one leaving takes nothing from the new one.
         drop(first);
         assert_eq!(registry.list().len(), 2);
@@ -206,7 +272,7 @@ mod tests {
     #[tokio::test]
     async fn revocation_reaches_running_requests() {
         let registry = Arc::new(Registry::default());
-        let mut registration = registry.register(arrival(1, 1), 4).expect("room");
+        let mut registration = registry.register(arrival(1, 1), alive(), 4).expect("room");
         registry.close_device(&"laptop".parse().expect("name"), CloseCode::REVOKED);
         assert!(registration.live.revoked.is_cancelled());
         assert_eq!(registration.closed().await, CloseCode::REVOKED);

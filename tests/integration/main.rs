@@ -5,6 +5,7 @@ mod access;
 mod cli;
 mod crash;
 mod dial;
+mod faults;
 mod foreign;
 mod foreign_server;
 mod hostile;

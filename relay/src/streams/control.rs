@@ -4,8 +4,10 @@ use crate::escalate::ClientStream;
 use belay_protocol::codec::Message;
 use belay_protocol::error::{CloseCode, ProtocolError};
 use belay_protocol::frame::FrameType;
-use belay_protocol::message::{GoAway, Heartbeat, HeartbeatAck};
+use belay_protocol::message::{GoAway, Heartbeat, HeartbeatAck, Probe};
 use belay_protocol::stream::StreamError;
+use std::future::Future;
+use std::task::{Context, Waker};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +19,8 @@ pub trait Link: Send + Sync {
     fn round_trip(&self) -> Duration;
     /// A heartbeat has come; the client's own round trip, if it has told one.
     fn heard(&self, client_round_trip_us: Option<u32>);
+    /// Ready when somebody wants a sign of life from the client.
+    fn probed(&self) -> impl Future<Output = ()> + Send;
 }
 
 /// Serves the control stream; returns the code with which the connection is to be closed.
@@ -42,6 +46,14 @@ pub async fn serve<L: Link>(
                 continue;
             }
             () = sleep_until(dead_at) => return CloseCode::DEAD,
+            () = link.probed() => {
+                if stream.writer.queue(&Probe { reserved: 0 }).is_err() {
+                    return CloseCode::INTERNAL;
+                }
+                // A client that takes nothing any more does not hold the answer up: it is silent.
+                let _ = stream.writer.poll_flush(&mut Context::from_waker(Waker::noop()));
+                continue;
+            }
             frame = stream.reader.frame() => frame,
         };
         let arrived = Instant::now();
