@@ -5,6 +5,7 @@
 
 use crate::enrolment::Enrolment;
 use crate::escalate::{Caller, ClientStream, Escalator};
+use crate::ops::memory;
 use crate::registry::{Arrival, Arrived, Live, Registration, Registry};
 use crate::store::central::{self, Standing};
 use crate::store::executor::Db;
@@ -132,6 +133,7 @@ async fn tunnel(
     device: DeviceId,
 ) -> Result<CloseCode, CloseCode> {
     let config = &shared.escalator.config;
+    let _charge = shared.escalator.memory.charge(memory::TUNNEL).ok_or(CloseCode::OVERLOADED)?;
     admit(shared, &tenant, &device).await?;
     let hello = timeout(config.timeouts.hello, hello(connection)).await.map_err(|_| CloseCode::TIMEOUT)?;
     let (mut control, hello) = hello?;
@@ -289,6 +291,14 @@ async fn serve_stream(shared: &Shared, caller: Option<&Caller>, mut stream: Clie
         }
     };
     span.record("kind", kind.name());
+    let most = shared.escalator.config.limits.streams_per_tenant;
+    let permit = caller.map(|caller| shared.registry.stream(&caller.tenant, most));
+    if let Some(None) = permit {
+        let message = format!("{most} streams of this tenant are open");
+        let mut failure = streams::failure(FailureCode::LIMIT, message, "wait until one has ended");
+        failure.retry_after_ms = Some(1000);
+        return streams::fail(&mut stream, failure, StreamCode::LIMIT).instrument(span).await;
+    }
     if let (StreamKind::Escalate, Some(caller)) = (kind, caller) {
         // Large: kept off the stack of the task that dispatches. It enters its own spans, one at a
         // time: every poll of the token path pays for each span that it is in.

@@ -93,6 +93,27 @@ type Instances = HashMap<InstanceId, Arc<Live>>;
 #[derive(Debug, Default)]
 pub struct Registry {
     devices: Mutex<HashMap<DeviceId, Instances>>,
+    /// Streams at once by tenant.
+    streams: Mutex<HashMap<TenantId, u32>>,
+}
+
+/// A stream of a tenant, counted for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct StreamPermit {
+    registry: Arc<Registry>,
+    tenant: TenantId,
+}
+
+impl Drop for StreamPermit {
+    fn drop(&mut self) {
+        let mut streams = self.registry.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = streams.get_mut(&self.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                streams.remove(&self.tenant);
+            }
+        }
+    }
 }
 
 /// A registered tunnel; dropping it takes the tunnel out.
@@ -165,6 +186,17 @@ impl Registry {
         });
         instances.insert(live.instance, Arc::clone(&live));
         Ok(Registration { registry: Arc::clone(self), live, closed })
+    }
+
+    /// Counts a stream of a tenant. `None`: it has `most` already.
+    pub(crate) fn stream(self: &Arc<Self>, tenant: &TenantId, most: u32) -> Option<StreamPermit> {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = streams.entry(tenant.clone()).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(StreamPermit { registry: Arc::clone(self), tenant: tenant.clone() })
     }
 
     /// Closes the tunnels of a device whose clients give no sign of life within `patience`. A client

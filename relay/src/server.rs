@@ -7,6 +7,7 @@ use crate::connection::Shared;
 use crate::enrolment::Enrolment;
 use crate::escalate::{Escalator, Flights, Unresolved};
 use crate::listener::Listener;
+use crate::ops::memory::Memory;
 use crate::providers::{self, Providers};
 use crate::registry::Registry;
 use crate::store::executor::{Db, Store, StoreConfig};
@@ -115,7 +116,8 @@ impl Relay {
         let tenants = Arc::new(Tenants::new(store.clone(), boot.clone(), Arc::clone(&env.clock)));
         let mut providers = providers::from_config(&config).map_err(StartError::Setup)?;
         providers.extend(overrides.providers);
-        let flights = Flights::new(config.limits.event_logs);
+        let memory = Memory::new(config.limits.memory);
+        let flights = Flights::new(config.limits.event_logs, Arc::clone(&memory));
         let escalator = Arc::new(Escalator {
             config: Arc::clone(&config),
             env: env.clone(),
@@ -128,6 +130,7 @@ impl Relay {
             draining: CancellationToken::new(),
             unresolved: Unresolved::default(),
             running: AtomicUsize::new(0),
+            memory: Arc::clone(&memory),
             flights: Arc::clone(&flights),
             deliveries: TaskTracker::new(),
             stop_deliveries: CancellationToken::new(),
@@ -144,7 +147,7 @@ impl Relay {
             escalator: Arc::clone(&escalator),
             enrolment: Arc::clone(&enrolment),
             registry: Arc::clone(&registry),
-            bodies: BodyBudget::new(config.limits.bodies_in_memory),
+            bodies: BodyBudget::new(config.limits.bodies_in_memory, memory),
             streams: TaskTracker::new(),
             stop: CancellationToken::new(),
         });

@@ -162,6 +162,8 @@ fn the_defaults_are_the_documented_ones() {
         bodies_in_memory: 256 << 20,
         unread_events: 8 << 20,
         event_logs: 256 << 20,
+        memory: 1 << 30,
+        streams_per_tenant: 1024,
     };
     let times = Timeouts {
         handshake: Duration::from_secs(10),

@@ -348,3 +348,61 @@ async fn answers_that_wait_give_way_to_those_that_run() {
     relay.verify().await;
     relay.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn above_the_memory_new_work_is_overloaded_and_running_work_goes_on() {
+    // A megabyte: one tunnel and fifteen requests, as they are counted.
+    let provider = Scripted::events(&[r#"{"choices":[{"index":0,"delta":{"content":"hi"}}]}"#, "[DONE]"]);
+    let limits = "[limits]\nmemory_mib = 1\nrequests_per_minute = 1000\nrequests_at_once = 1000\n";
+    let relay = TestRelay::with(limits, overrides(&provider)).await;
+    let client = relay.client().await;
+    provider.pause();
+    let mut running = vec![];
+    for _ in 0..14 {
+        running.push(client.client.escalate(openai(&client), PATIENCE).await.unwrap());
+    }
+    provider.called(14).await;
+    let refused = async || client.send(openai(&client)).await.failed;
+    eventually("there is room for no more", async || refused().await.is_some()).await;
+    let failed = refused().await.expect("refused");
+    assert_eq!((failed.code, failed.retry_after_ms), (FailureCode::OVERLOADED, Some(1000)));
+    let other = restarted(&client);
+    let mut status = other.status();
+    let waiting = status.wait_for(
+        |status| matches!(&status.phase, belay_client::Phase::Waiting { reason, .. } if reason.contains("overloaded")),
+    );
+    timeout(PATIENCE, waiting).await.expect("told").unwrap();
+
+    provider.resume();
+    for one in running {
+        assert!(rest(one).await.end.is_some());
+    }
+    assert!(rest(other.escalate(openai(&client), PATIENCE).await.unwrap()).await.end.is_some(), "let in again");
+    client.client.close().await;
+    other.close().await;
+    eventually("all is given back", async || relay.relay().admin().status().memory_bytes == 0).await;
+    relay.verify().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_has_so_many_streams_and_no_more() {
+    let provider = Scripted::events(&[r#"{"choices":[{"index":0,"delta":{"content":"hi"}}]}"#, "[DONE]"]);
+    let relay = TestRelay::with("[limits]\nstreams_per_tenant = 3\n", overrides(&provider)).await;
+    let (client, other) = (relay.client().await, relay.client().await);
+    provider.pause();
+    let mut running = vec![];
+    for one in [&client, &client, &other] {
+        running.push(one.client.escalate(openai(one), PATIENCE).await.unwrap());
+    }
+    provider.called(3).await;
+    let failed = client.send(openai(&client)).await.failed.expect("refused");
+    assert_eq!((failed.code, failed.retry_after_ms), (FailureCode::LIMIT, Some(1000)));
+    provider.resume();
+    for one in running {
+        assert!(rest(one).await.end.is_some());
+    }
+    eventually("there is room again", async || client.send(openai(&client)).await.end.is_some()).await;
+    relay.verify().await;
+    relay.stop().await;
+}

@@ -95,6 +95,8 @@ pub struct Status {
     pub running_requests: usize,
     /// Finished answers that wait for their reader.
     pub waiting_answers: usize,
+    /// Bytes that clients make the relay use, as it counts them.
+    pub memory_bytes: usize,
     /// Bytes of events that no reader has acknowledged, all requests together.
     pub event_log_bytes: usize,
     /// SHA-256 of the authority's certificate, hex.
@@ -321,6 +323,7 @@ impl AdminService {
             running_requests: self.escalator.running(),
             waiting_answers: self.escalator.flights.waiting(),
             event_log_bytes: self.escalator.flights.log_bytes(),
+            memory_bytes: self.escalator.memory.used(),
             authority: data_encoding::HEXLOWER.encode(&self.enrolment.fingerprint()),
         }
     }

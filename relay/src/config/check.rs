@@ -115,6 +115,10 @@ pub struct Limits {
     pub bodies_in_memory: u32,
     /// Bytes of events that a reader has not acknowledged.
     pub unread_events: usize,
+    /// Bytes that clients may make the relay use, all together.
+    pub memory: usize,
+    /// Streams at once of a tenant, all its tunnels together.
+    pub streams_per_tenant: u32,
     /// Bytes of the events of all requests together.
     pub event_logs: usize,
 }
@@ -308,6 +312,10 @@ fn limits(raw: &super::raw::RawLimits) -> Result<Limits, Wrong> {
         let why = format!("{streams} is not from 1 to {most}: more would let stalled readers block the heartbeat");
         return Err(("limits.streams_per_tunnel", why));
     }
+    let memory_mib = raw.memory_mib.unwrap_or(1024);
+    if !(1..=1 << 20).contains(&memory_mib) {
+        return Err(("limits.memory_mib", format!("{memory_mib} is not from 1 to {}", 1 << 20)));
+    }
     Ok(Limits {
         requests_per_minute: raw.requests_per_minute.unwrap_or(100),
         requests_at_once: raw.requests_at_once.unwrap_or(50),
@@ -319,7 +327,10 @@ fn limits(raw: &super::raw::RawLimits) -> Result<Limits, Wrong> {
         answer_body: mib("limits.answer_body_mib", raw.answer_body_mib, 32, 1024)?,
         bodies_in_memory: mib("limits.bodies_in_memory_mib", raw.bodies_in_memory_mib, 256, 4095)?,
         unread_events: mib("limits.unread_events_mib", raw.unread_events_mib, 8, 1024)? as usize,
-        event_logs: mib("limits.event_logs_mib", raw.event_logs_mib, 256, 4095)? as usize,
+        memory: (memory_mib as usize) << 20,
+        streams_per_tenant: raw.streams_per_tenant.unwrap_or(1024),
+        // A quarter of it all.
+        event_logs: mib("limits.event_logs_mib", raw.event_logs_mib, (memory_mib / 4).clamp(1, 4095), 4095)? as usize,
     })
 }
 

@@ -64,6 +64,8 @@ pub(super) struct RawLimits {
     pub(super) answer_body_mib: Option<u32>,
     pub(super) bodies_in_memory_mib: Option<u32>,
     pub(super) unread_events_mib: Option<u32>,
+    pub(super) memory_mib: Option<u32>,
+    pub(super) streams_per_tenant: Option<u32>,
     pub(super) event_logs_mib: Option<u32>,
 }
 

@@ -39,6 +39,7 @@ default_max_output_tokens = 4096
 requests_per_minute = 100
 requests_at_once = 50
 streams_per_tunnel = 128
+streams_per_tenant = 1024
 instances_per_device = 4
 handshakes_per_second = 20
 pending_handshakes = 1024
@@ -49,6 +50,10 @@ bodies_in_memory_mib = 256
 # first limit, the answer's provider is not read; at the second, those that wait for a reader go first.
 unread_events_mib = 8
 event_logs_mib = 256
+# What clients may make the relay use in all: tunnels, requests, bodies, events. Above it, new tunnels
+# and requests are refused as overloaded; those that run go on. event_logs_mib is a quarter of it unless
+# it is named.
+memory_mib = 1024
 
 [timeouts]
 handshake_ms = 10000

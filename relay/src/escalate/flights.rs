@@ -6,6 +6,7 @@
 
 use super::log::LogBudget;
 use super::{ClientStream, failed, send_failed};
+use crate::ops::memory::Memory;
 use belay_protocol::id::{DeviceId, RequestId, TenantId};
 use belay_protocol::message::FailureCode;
 use std::collections::HashMap;
@@ -79,10 +80,10 @@ pub(super) enum Entered {
 }
 
 impl Flights {
-    /// None yet. All event logs together may hold `max_bytes`.
+    /// None yet. All event logs together may hold `max_bytes` of the process's memory.
     #[must_use]
-    pub fn new(max_bytes: usize) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), budget: LogBudget::new(max_bytes) })
+    pub fn new(max_bytes: usize, memory: Arc<Memory>) -> Arc<Self> {
+        Arc::new(Self { inner: Mutex::default(), budget: LogBudget::new(max_bytes, memory) })
     }
 
     /// Cuts off everything that a device runs or has waiting.

@@ -4,6 +4,7 @@
 //! process together by a [`LogBudget`]: while there is no room, the provider is not read. A reader
 //! that comes back is served from it.
 
+use crate::ops::memory::Memory;
 use belay_protocol::error::ProtocolError;
 use belay_protocol::frame::FrameType;
 use belay_protocol::frame::raw::PrefixPool;
@@ -16,25 +17,28 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// that keeps up is never stopped by those that do not.
 const ALWAYS: usize = 256 << 10;
 
-/// Memory for the event logs of the whole process.
+/// Memory for the event logs of the whole process; a part of what the process may use.
 #[derive(Debug)]
 pub(crate) struct LogBudget {
     used: AtomicUsize,
     max: usize,
+    memory: Arc<Memory>,
 }
 
 impl LogBudget {
     /// A budget of `max` bytes.
-    pub(crate) fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), max })
+    pub(crate) fn new(max: usize, memory: Arc<Memory>) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), max, memory })
     }
 
     pub(super) fn take(&self, bytes: usize) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.memory.add(bytes);
     }
 
     pub(super) fn give_back(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.memory.give_back(bytes);
     }
 
     /// Bytes that all logs hold.
@@ -150,7 +154,7 @@ mod tests {
 
     #[test]
     fn it_is_full_until_the_reader_acknowledges() {
-        let mut log = EventLog::new(2000, LogBudget::new(1 << 20));
+        let mut log = EventLog::new(2000, LogBudget::new(1 << 20, Memory::new(1 << 30)));
         log.append(FrameType::Event, &event(940)).expect("fits");
         assert!(log.has_room());
         log.append(FrameType::Event, &event(940)).expect("fits");
@@ -167,7 +171,7 @@ mod tests {
 
     #[test]
     fn all_logs_share_a_budget_and_none_is_starved_by_the_others() {
-        let budget = LogBudget::new(1 << 20);
+        let budget = LogBudget::new(1 << 20, Memory::new(1 << 30));
         let mut hoarder = EventLog::new(8 << 20, Arc::clone(&budget));
         while hoarder.has_room() {
             hoarder.append(FrameType::Event, &event(100_000)).expect("fits");

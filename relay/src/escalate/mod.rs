@@ -31,6 +31,7 @@ use flights::{Entered, Registration};
 use guard::{HoldGuard, Stage};
 
 use crate::config::Config;
+use crate::ops::memory::{self, Charge, Memory};
 use crate::providers::{Call, CallFuture, Providers};
 use crate::store::StoreError;
 use crate::store::executor::{Db, Store};
@@ -96,6 +97,8 @@ pub struct Escalator {
     pub(crate) draining: CancellationToken,
     pub(crate) unresolved: Unresolved,
     pub(crate) running: AtomicUsize,
+    /// What clients make the process use.
+    pub(crate) memory: Arc<Memory>,
     /// Requests that a reader can come back to.
     pub(crate) flights: Arc<Flights>,
     /// Tasks of answers that wait for their reader.
@@ -149,6 +152,7 @@ pub(crate) struct Held {
     pub(crate) amount: NanoUsd,
     pub(crate) output_cap: u32,
     pub(crate) at: tokio::time::Instant,
+    _charge: Charge,
 }
 
 impl Escalator {
@@ -212,6 +216,12 @@ impl Escalator {
         if self.draining.is_cancelled() {
             return Err(failed(id, FailureCode::DRAINING, "the relay is going down", "try again in a moment"));
         }
+        let Some(charge) = self.memory.charge(memory::REQUEST) else {
+            let message = "the relay has no memory left for new requests";
+            let mut busy = failed(id, FailureCode::OVERLOADED, message, "try again after retry_after_ms");
+            busy.retry_after_ms = Some(1000);
+            return Err(busy);
+        };
         // A revocation that came before the registration could not reach it.
         if caller.revoked.is_cancelled() {
             return Err(failed(id, FailureCode::REVOKED, "access was revoked", "ask the operator of the relay"));
@@ -234,7 +244,8 @@ impl Escalator {
         match outcome.map_err(|error| store_failed(id, &error))? {
             HoldOutcome::Held { amount, output_cap } => {
                 guard.stage = Stage::Held;
-                let held = Held { guard, tenant, amount, output_cap, at: tokio::time::Instant::now() };
+                let at = tokio::time::Instant::now();
+                let held = Held { guard, tenant, amount, output_cap, at, _charge: charge };
                 debug!(held = %amount, output_cap, provider = %plan.provider, model = %plan.model.name, "money held");
                 let call =
                     if output_cap == expected { prepared } else { self.prepare(&plan, request, body, output_cap) };

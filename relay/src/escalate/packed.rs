@@ -82,11 +82,12 @@ impl Drop for Packed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::memory::Memory;
     use belay_protocol::frame::{FrameDecoder, FrameType, raw};
 
     #[tokio::test]
     async fn what_is_packed_comes_out_from_any_number_on() {
-        let budget = LogBudget::new(1 << 30);
+        let budget = LogBudget::new(1 << 30, Memory::new(1 << 30));
         let mut log = EventLog::new(64 << 20, Arc::clone(&budget));
         let event = |number: u64| Bytes::from(format!("data: {{\"n\":{number}}}\n\n").repeat(1 + number as usize % 50));
         for number in 0..2000 {

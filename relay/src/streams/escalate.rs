@@ -2,6 +2,7 @@
 
 use super::{fail, failure, refuse};
 use crate::escalate::{Caller, ClientStream, Escalator};
+use crate::ops::memory::{Charge, Memory};
 use belay_protocol::codec::Message;
 use belay_protocol::error::{ProtocolError, StreamCode};
 use belay_protocol::frame::{FrameType, raw};
@@ -16,26 +17,38 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tracing::{Instrument, Span};
 
-/// Memory for request bodies of the whole process, in KiB.
+/// Memory for request bodies of the whole process; a part of what it may use in all.
 #[derive(Debug, Clone)]
-pub struct BodyBudget(Arc<Semaphore>);
+pub struct BodyBudget {
+    /// In KiB.
+    room: Arc<Semaphore>,
+    memory: Arc<Memory>,
+}
+
+/// Room for one body.
+struct BodyPermit(
+    #[expect(dead_code, reason = "held")] OwnedSemaphorePermit,
+    #[expect(dead_code, reason = "held")] Charge,
+);
 
 impl BodyBudget {
-    /// A budget of `bytes`.
+    /// A budget of `bytes` of `memory`.
     #[must_use]
-    pub fn new(bytes: u32) -> Self {
-        Self(Arc::new(Semaphore::new(bytes as usize / 1024)))
+    pub fn new(bytes: u32, memory: Arc<Memory>) -> Self {
+        Self { room: Arc::new(Semaphore::new(bytes as usize / 1024)), memory }
     }
 
-    async fn take(&self, bytes: u32, wait: Duration) -> Option<OwnedSemaphorePermit> {
-        let taken = Arc::clone(&self.0).acquire_many_owned(bytes.div_ceil(1024));
-        timeout(wait, taken).await.ok()?.ok()
+    /// Waits for room in the budget, and takes it from the memory if there is any.
+    async fn take(&self, bytes: u32, wait: Duration) -> Option<BodyPermit> {
+        let taken = Arc::clone(&self.room).acquire_many_owned(bytes.div_ceil(1024));
+        let room = timeout(wait, taken).await.ok()?.ok()?;
+        Some(BodyPermit(room, self.memory.charge(bytes as usize)?))
     }
 }
 
 /// What a stream asks for.
 enum Asked {
-    Run(EscalateRequest, Bytes, OwnedSemaphorePermit),
+    Run(Box<EscalateRequest>, Bytes, BodyPermit),
     Resume(Resume),
 }
 
@@ -77,7 +90,7 @@ pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, 
         }
     };
     let span = tracing::info_span!(parent: span, "request", id = %request.request_id, model = %shown(&request.model));
-    escalator.run(caller, request, body, stream, &span).await;
+    escalator.run(caller, *request, body, stream, &span).await;
 }
 
 /// A model name as a log may show it: short and without control characters.
@@ -105,7 +118,7 @@ async fn read_request(
     let permit = budget.take(request.body_len, escalator.config.timeouts.request_body / 2).await;
     let permit = permit.ok_or(NoRequest::NoMemory)?;
     let body = read_body(stream, request.body_len as usize).await.map_err(NoRequest::Stream)?;
-    Ok(Asked::Run(request, body, permit))
+    Ok(Asked::Run(Box::new(request), body, permit))
 }
 
 async fn read_body(stream: &mut ClientStream, len: usize) -> Result<Bytes, StreamError> {
