@@ -8,7 +8,8 @@ use crate::reconnect::Keeper;
 use crate::state::{Identity, StateDir};
 use crate::status::TunnelStatus;
 use crate::tunnel::Tunnel;
-use crate::tunnels::Tunnels;
+use crate::tunnels::{Signs, Tunnels};
+use crate::vitals::Sensors;
 use belay_certs::issue::DeviceKey;
 use belay_protocol::id::RequestId;
 use belay_protocol::kind::StreamKind;
@@ -32,6 +33,12 @@ pub struct Options {
     pub state: Option<StateDir>,
     /// How long a request waits for its connection to come back. `None`: five minutes.
     pub resume_window: Option<Duration>,
+    /// Tells how this computer is; heartbeats carry it.
+    pub sensors: Option<Arc<dyn Sensors>>,
+    /// The model that this computer has loaded itself; heartbeats carry it.
+    pub loaded_model: Option<String>,
+    /// The model that this computer will ask the relay for when its own GPU is busy. Empty: `auto`.
+    pub prewarm_model: String,
 }
 
 /// A client with a tunnel that is kept alive by its own task.
@@ -50,7 +57,14 @@ impl Client {
     /// Starts to keep a tunnel alive. Errors: the identity is not usable.
     pub fn start(env: Env, identity: Identity, key: &DeviceKey, options: Options) -> Result<Self, ClientError> {
         let addresses = options.addresses.unwrap_or_else(|| identity.addresses.clone());
-        let (tunnels, network) = (Tunnels::new(env.clock.now_ms(), addresses.join(", ")), Arc::new(Notify::new()));
+        let signs = Signs {
+            sensors: options.sensors,
+            loaded_model: options.loaded_model,
+            prewarm_model: options.prewarm_model,
+            prewarm: Notify::new(),
+        };
+        let tunnels = Tunnels::new(env.clock.now_ms(), addresses.join(", "), signs);
+        let network = Arc::new(Notify::new());
         let dialer = Dialer::enrolled(&env, &identity, key)?;
         let keeper = Keeper::new(
             env.clone(),
@@ -89,6 +103,12 @@ impl Client {
     /// moves to a new socket, or an attempt is made at once.
     pub fn network_changed(&self) {
         self.network.notify_one();
+    }
+
+    /// Asks the relay to make ready for requests: to open the provider's connection and the tenant's
+    /// book. Done by itself when the computer's GPU is near its limit.
+    pub fn prewarm(&self) {
+        self.tunnels.signs.prewarm.notify_one();
     }
 
     /// A new name for a request.

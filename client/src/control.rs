@@ -6,10 +6,12 @@
 //! probe stays without an answer: the keeper then dials a second tunnel beside this one.
 
 use crate::tunnel::Tunnel;
+use crate::tunnels::Tunnels;
 use belay_protocol::codec::Message;
 use belay_protocol::frame::{Frame, FrameType};
-use belay_protocol::message::{GoAway, Heartbeat, HeartbeatAck};
+use belay_protocol::message::{Extension, GoAway, Heartbeat, HeartbeatAck};
 use belay_protocol::stream::{FrameReader, FrameWriter};
+use belay_protocol::vitals::{self, RelayState, Vitals};
 use belay_transport::env::Clock;
 use quinn::Connection;
 use std::sync::Arc;
@@ -27,6 +29,8 @@ const SUSPICIOUS: Duration = Duration::from_secs(1);
 const JUMP: Duration = Duration::from_secs(2);
 /// How often the way to the relay is looked up, to learn of another network.
 const LOOK_AT_NETWORK: Duration = Duration::from_secs(2);
+/// A computer that stays hot asks again for what it will need.
+const STILL_HOT: Duration = Duration::from_secs(60);
 /// So many heartbeats without an answer end the tunnel.
 const MISSED: u64 = 3;
 
@@ -39,6 +43,8 @@ pub(crate) enum Event {
         round_trip: Duration,
         /// As the relay's transport measures it.
         relay_round_trip: Duration,
+        /// How the relay is, if it tells.
+        state: Option<RelayState>,
     },
     /// The path may be dead.
     Suspect(&'static str),
@@ -58,7 +64,10 @@ pub(crate) struct Control {
     writer: FrameWriter,
     reader: FrameReader,
     connection: Connection,
+    tunnels: Arc<Tunnels>,
     outstanding: watch::Receiver<usize>,
+    /// When the computer was last found to be hot.
+    hot: Option<Instant>,
     clock: Arc<dyn Clock>,
     interval: Duration,
     start: Instant,
@@ -82,7 +91,7 @@ impl Control {
     pub(crate) fn new(
         (writer, reader): (FrameWriter, FrameReader),
         tunnel: &Tunnel,
-        outstanding: watch::Receiver<usize>,
+        tunnels: Arc<Tunnels>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let now = Instant::now();
@@ -91,7 +100,9 @@ impl Control {
             writer,
             reader,
             connection: tunnel.connection().clone(),
-            outstanding,
+            outstanding: tunnels.outstanding(),
+            tunnels,
+            hot: None,
             looked: (now, clock.now_ms()),
             clock,
             interval: Duration::from_millis(interval.into()),
@@ -120,6 +131,7 @@ impl Control {
                 wake = wake.min(Instant::now() + LOOK);
             }
             self.due = wake;
+            let tunnels = Arc::clone(&self.tunnels);
             tokio::select! {
                 // What the relay says first: an answer that is here counts before a beat that is due.
                 biased;
@@ -140,6 +152,11 @@ impl Control {
                 }
                 // A first request: the path must be looked at from now on. It ends with the client.
                 _ = self.outstanding.changed(), if !busy => {}
+                () = tunnels.signs.prewarm.notified() => {
+                    if let Err(why) = self.beat(Instant::now(), true) {
+                        return Event::Ended(why);
+                    }
+                }
                 () = sleep_until(wake) => {}
             }
         }
@@ -152,7 +169,7 @@ impl Control {
             if self.sequence - self.answered >= MISSED {
                 return Some(Event::Ended("three heartbeats were not answered".into()));
             }
-            if let Err(why) = self.beat(now) {
+            if let Err(why) = self.beat(now, false) {
                 return Some(Event::Ended(why));
             }
         }
@@ -161,7 +178,7 @@ impl Control {
             self.suspected = true;
             self.arrived = (self.datagrams(), now);
             if self.probed.is_none_or(|at| at < now)
-                && let Err(why) = self.beat(now)
+                && let Err(why) = self.beat(now, false)
             {
                 return Some(Event::Ended(why));
             }
@@ -172,6 +189,11 @@ impl Control {
         }
         if now >= self.next_look_at_network {
             self.next_look_at_network = now + LOOK_AT_NETWORK;
+            if self.turns_hot(now)
+                && let Err(why) = self.beat(now, true)
+            {
+                return Some(Event::Ended(why));
+            }
             return Some(Event::LookAtNetwork);
         }
         None
@@ -188,7 +210,7 @@ impl Control {
         }
         let Some(probed) = self.probed else {
             if now.duration_since(self.arrived.1) >= QUIET
-                && let Err(why) = self.beat(now)
+                && let Err(why) = self.beat(now, false)
             {
                 return Some(Event::Ended(why));
             }
@@ -223,7 +245,7 @@ impl Control {
         self.connection.stats().udp_rx.datagrams
     }
 
-    fn beat(&mut self, now: Instant) -> Result<(), String> {
+    fn beat(&mut self, now: Instant, prewarm: bool) -> Result<(), String> {
         self.sequence += 1;
         self.next_beat = now + self.interval;
         self.probed.get_or_insert(now);
@@ -231,10 +253,41 @@ impl Control {
             sequence: self.sequence,
             sent_at_us: self.since_start(),
             round_trip_us: self.round_trip_us,
-            extensions: vec![],
+            extensions: self.extensions(prewarm),
         };
         // It leaves with the next flush; the queue is bounded by the heartbeats that may be missed.
         self.writer.queue(&heartbeat).map_err(|error| error.to_string())
+    }
+
+    /// The computer's own GPU has come near its limit: once, until it has cooled down or is hot for long.
+    fn turns_hot(&mut self, now: Instant) -> bool {
+        if !self.tunnels.signs.sensors.as_ref().is_some_and(|sensors| sensors.vitals().is_hot()) {
+            self.hot = None;
+            return false;
+        }
+        let again = self.hot.is_none_or(|since| now.duration_since(since) >= STILL_HOT);
+        if again {
+            self.hot = Some(now);
+        }
+        again
+    }
+
+    fn extensions(&self, prewarm: bool) -> Vec<Extension> {
+        let signs = &self.tunnels.signs;
+        let mut extensions = vec![];
+        if let Some(sensors) = &signs.sensors {
+            let count = |count: usize| Some(u32::try_from(count).unwrap_or(u32::MAX));
+            let active_requests = count(*self.outstanding.borrow());
+            let queued_requests = count(self.tunnels.queued());
+            extensions.push(Vitals { active_requests, queued_requests, ..sensors.vitals() }.to_extension());
+        }
+        if let Some(model) = &signs.loaded_model {
+            extensions.push(vitals::text(vitals::heartbeat::LOADED_MODEL, model));
+        }
+        if prewarm {
+            extensions.push(vitals::text(vitals::heartbeat::PREWARM, &signs.prewarm_model));
+        }
+        extensions
     }
 
     fn heard(&mut self, frame: &Frame) -> Result<Event, belay_protocol::error::ProtocolError> {
@@ -251,6 +304,7 @@ impl Control {
         Ok(Event::Answered {
             round_trip: Duration::from_micros(round_trip),
             relay_round_trip: Duration::from_micros(ack.relay_round_trip_us.into()),
+            state: RelayState::among(&ack.extensions),
         })
     }
 

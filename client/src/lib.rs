@@ -18,6 +18,7 @@ pub mod state;
 pub mod status;
 pub mod tunnel;
 mod tunnels;
+pub mod vitals;
 
 pub use client::{Client, Options};
 pub use error::ClientError;

@@ -15,6 +15,7 @@ use crate::tunnels::Tunnels;
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::InstanceId;
 use belay_protocol::message::GoAway;
+use belay_protocol::vitals::RelayState;
 use belay_transport::env::Env;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -142,7 +143,7 @@ impl Keeper {
         let (tunnels, clock) = (Arc::clone(&self.tunnels), Arc::clone(&self.env.clock));
         Box::pin(async move {
             let (tunnel, streams) = Tunnel::open(&dialer, &addresses, last_good, instance, generation).await?;
-            let control = Control::new(streams, &tunnel, tunnels.outstanding(), clock);
+            let control = Control::new(streams, &tunnel, tunnels, clock);
             Ok((Arc::new(tunnel), Box::new(control)))
         })
     }
@@ -214,8 +215,8 @@ impl Keeper {
                 }
             };
             match event {
-                Event::Answered { round_trip, relay_round_trip } => {
-                    self.answered(tunnel, round_trip, relay_round_trip);
+                Event::Answered { round_trip, relay_round_trip, state } => {
+                    self.answered(tunnel, round_trip, relay_round_trip, state);
                 }
                 Event::Suspect(why) => {
                     info!(why, "the path may be dead; dialling beside it");
@@ -251,13 +252,20 @@ impl Keeper {
         })
     }
 
-    fn answered(&mut self, tunnel: &Tunnel, round_trip: Duration, relay_round_trip: Duration) {
+    fn answered(
+        &mut self,
+        tunnel: &Tunnel,
+        round_trip: Duration,
+        relay_round_trip: Duration,
+        state: Option<RelayState>,
+    ) {
         self.backoff = FIRST_BACKOFF;
         let stats = tunnel.connection().stats();
         let (sent, received) = (self.sent_before, self.received_before);
         self.tunnels.status.send_modify(|status| {
             status.round_trip_us = u64::try_from(round_trip.as_micros()).ok();
             status.relay_round_trip_us = u64::try_from(relay_round_trip.as_micros()).ok();
+            status.relay_state = state;
             status.bytes_sent = sent + stats.udp_tx.bytes;
             status.bytes_received = received + stats.udp_rx.bytes;
         });

@@ -1,5 +1,6 @@
 //! What a program can follow of its tunnel.
 
+use belay_protocol::vitals::RelayState;
 use serde::Serialize;
 use std::net::SocketAddr;
 
@@ -39,6 +40,8 @@ pub struct TunnelStatus {
     pub remote: Option<SocketAddr>,
     /// The relay's name, as it said.
     pub relay: Option<String>,
+    /// How the relay is, as it said last.
+    pub relay_state: Option<RelayState>,
     /// Since when the phase lasts, milliseconds since 1970.
     pub since_ms: u64,
     /// How often the tunnel came up after the first time.
@@ -61,6 +64,7 @@ impl TunnelStatus {
             path: "quic",
             remote: None,
             relay: None,
+            relay_state: None,
             since_ms: now_ms,
             reconnects: 0,
             round_trip_us: None,

@@ -6,10 +6,12 @@
 use crate::error::ClientError;
 use crate::status::{Phase, TunnelStatus};
 use crate::tunnel::Tunnel;
+use crate::vitals::Sensors;
 use belay_protocol::error::CloseCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -21,18 +23,24 @@ pub(crate) struct Tunnels {
     refused: Mutex<Option<CloseCode>>,
     /// Requests that wait for an answer: while there are any, a silent path is soon suspected.
     outstanding: watch::Sender<usize>,
+    /// Of these, those that wait for a tunnel.
+    queued: AtomicUsize,
+    /// What heartbeats say beside being heard.
+    pub(crate) signs: Signs,
     /// Where the relay should be, for people.
     addresses: String,
     pub(crate) stop: CancellationToken,
 }
 
 impl Tunnels {
-    pub(crate) fn new(now_ms: u64, addresses: String) -> Arc<Self> {
+    pub(crate) fn new(now_ms: u64, addresses: String, signs: Signs) -> Arc<Self> {
         Arc::new(Self {
             status: watch::Sender::new(TunnelStatus::starting(now_ms)),
             current: watch::Sender::new(None),
             refused: Mutex::new(None),
             outstanding: watch::Sender::new(0),
+            queued: AtomicUsize::new(0),
+            signs,
             addresses,
             stop: CancellationToken::new(),
         })
@@ -53,8 +61,15 @@ impl Tunnels {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).map(ClientError::Closed)
     }
 
+    /// How many requests wait for a tunnel.
+    pub(crate) fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
+    }
+
     /// See [`crate::Client::tunnel`]. Dropping the future loses nothing.
     pub(crate) async fn tunnel(&self, until: Instant) -> Result<Arc<Tunnel>, ClientError> {
+        self.queued.fetch_add(1, Ordering::Relaxed);
+        let _queued = Queued(&self.queued);
         let mut current = self.current.subscribe();
         let mut status = self.status.subscribe();
         let began = Instant::now();
@@ -106,6 +121,26 @@ impl Tunnels {
         self.outstanding.send_modify(|count| *count += 1);
         Outstanding(Arc::clone(self))
     }
+}
+
+struct Queued<'a>(&'a AtomicUsize);
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What heartbeats say beside being heard.
+#[derive(Debug, Default)]
+pub(crate) struct Signs {
+    pub(crate) sensors: Option<Arc<dyn Sensors>>,
+    /// The model that the computer has loaded itself.
+    pub(crate) loaded_model: Option<String>,
+    /// The model that requests will probably ask for.
+    pub(crate) prewarm_model: String,
+    /// Somebody wants the relay to be pre-warmed.
+    pub(crate) prewarm: Notify,
 }
 
 /// A request that waits for an answer.

@@ -19,6 +19,7 @@ pub mod kind;
 pub mod message;
 pub mod money;
 pub mod stream;
+pub mod vitals;
 
 /// The ALPN name of the protocol; its number is the major version.
 pub const ALPN: &[u8] = b"belay/1";

@@ -17,7 +17,8 @@ use belay_protocol::MINOR;
 use belay_protocol::error::{CloseCode, StreamCode};
 use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::kind::StreamKind;
-use belay_protocol::message::{FailureCode, GoAway, Hello, HelloAck};
+use belay_protocol::message::{FailureCode, GoAway, Heartbeat, Hello, HelloAck};
+use belay_protocol::vitals::{self, RelayState};
 use belay_transport::params::PRIORITY_CONTROL;
 use belay_transport::quic;
 use quinn::{Connection, VarInt};
@@ -220,8 +221,9 @@ async fn hello(connection: &Connection) -> Result<(ClientStream, Hello), CloseCo
 }
 
 struct ConnectionLink<'a> {
+    shared: &'a Arc<Shared>,
     connection: &'a Connection,
-    live: &'a Live,
+    live: &'a Arc<Live>,
 }
 
 impl Link for ConnectionLink<'_> {
@@ -229,8 +231,20 @@ impl Link for ConnectionLink<'_> {
         self.connection.rtt()
     }
 
-    fn heard(&self, client_round_trip_us: Option<u32>) {
-        self.live.heard(client_round_trip_us);
+    fn heard(&self, heartbeat: &Heartbeat) {
+        self.live.heard(heartbeat);
+        let wanted = vitals::text_among(vitals::heartbeat::PREWARM, &heartbeat.extensions);
+        let escalator = &self.shared.escalator;
+        if let Some(model) = wanted
+            && self.live.may_prewarm(escalator.env.clock.now_ms())
+        {
+            let (escalator, tenant) = (Arc::clone(escalator), self.live.tenant.clone());
+            self.shared.streams.spawn(async move { escalator.prewarm(&tenant, &model).await }.in_current_span());
+        }
+    }
+
+    fn state(&self) -> RelayState {
+        self.shared.escalator.state()
     }
 
     fn probed(&self) -> impl Future<Output = ()> + Send {
@@ -248,7 +262,7 @@ async fn streams_until_end(
     let timeouts = &shared.escalator.config.timeouts;
     let live = Arc::clone(&registration.live);
     let caller = Caller { tenant: live.tenant.clone(), device: live.device.clone(), revoked: live.revoked.clone() };
-    let link = ConnectionLink { connection, live: &live };
+    let link = ConnectionLink { shared, connection, live: &live };
     let go_away = GoAway { reconnect_after_ms: 500, spread_ms: 2000, reason: "the relay is shutting down".into() };
     let draining = shared.escalator.draining.clone();
     let control = streams::control::serve(control, &link, timeouts.heartbeat, draining, &go_away);

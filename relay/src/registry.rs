@@ -2,6 +2,8 @@
 
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::{DeviceId, InstanceId, TenantId};
+use belay_protocol::message::Heartbeat;
+use belay_protocol::vitals::{self, Vitals};
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,6 +13,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+
+/// A tunnel may have something pre-warmed so often.
+const PREWARM_EVERY_MS: u64 = 5000;
 
 /// One live tunnel, as others may see it.
 #[derive(Debug)]
@@ -33,6 +38,12 @@ pub struct Live {
     pub round_trip_us: AtomicU64,
     /// Cancelled when the device loses its access: running requests end at once.
     pub revoked: CancellationToken,
+    /// How the client's computer is, as it said last.
+    pub vitals: Mutex<Option<Vitals>>,
+    /// The model that the client's computer has loaded itself.
+    pub loaded_model: Mutex<Option<String>>,
+    /// When the client last had something pre-warmed, milliseconds since 1970.
+    prewarmed_ms: AtomicU64,
     /// Asks the client for a sign of life.
     pub(crate) probe: Notify,
     arrived: Arrived,
@@ -53,11 +64,24 @@ impl Live {
     }
 
     /// Notes a heartbeat.
-    pub fn heard(&self, round_trip_us: Option<u32>) {
+    pub fn heard(&self, heartbeat: &Heartbeat) {
         self.heartbeats.fetch_add(1, Ordering::Relaxed);
-        if let Some(us) = round_trip_us {
+        if let Some(us) = heartbeat.round_trip_us {
             self.round_trip_us.store(us.into(), Ordering::Relaxed);
         }
+        let set = |what: &Mutex<Option<String>>, value| *what.lock().unwrap_or_else(PoisonError::into_inner) = value;
+        set(&self.loaded_model, vitals::text_among(vitals::heartbeat::LOADED_MODEL, &heartbeat.extensions));
+        *self.vitals.lock().unwrap_or_else(PoisonError::into_inner) = Vitals::among(&heartbeat.extensions);
+    }
+
+    /// Whether the client may have something pre-warmed now: it costs the provider a connection.
+    pub(crate) fn may_prewarm(&self, now_ms: u64) -> bool {
+        let last = self.prewarmed_ms.load(Ordering::Relaxed);
+        let may = last == 0 || now_ms.saturating_sub(last) >= PREWARM_EVERY_MS;
+        if may {
+            self.prewarmed_ms.store(now_ms, Ordering::Relaxed);
+        }
+        may
     }
 }
 
@@ -180,6 +204,9 @@ impl Registry {
             heartbeats: AtomicU64::new(0),
             round_trip_us: AtomicU64::new(0),
             revoked: CancellationToken::new(),
+            vitals: Mutex::default(),
+            loaded_model: Mutex::default(),
+            prewarmed_ms: AtomicU64::new(0),
             probe: Notify::new(),
             arrived,
             close,

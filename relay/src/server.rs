@@ -29,8 +29,8 @@ use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::time::timeout;
@@ -130,6 +130,7 @@ impl Relay {
             draining: CancellationToken::new(),
             unresolved: Unresolved::default(),
             running: AtomicUsize::new(0),
+            maintenance: Mutex::new(None),
             memory: Arc::clone(&memory),
             flights: Arc::clone(&flights),
             deliveries: TaskTracker::new(),

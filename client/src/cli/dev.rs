@@ -6,6 +6,7 @@ use super::{Global, print_json};
 use anyhow::Context;
 use belay_certs::invite::Invite;
 use belay_client::state::StateDir;
+use belay_client::vitals::{Computer, Sensors};
 use belay_client::{Client, Options, enrol};
 use belay_protocol::dialect::prompt::Prompt;
 use belay_protocol::message::Dialect;
@@ -17,6 +18,7 @@ use belay_transport::env::Env;
 use clap::Args;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -131,7 +133,9 @@ async fn asked(global: &Global, args: &DevArgs, relay: &Relay, home: &Path) -> a
     let state_dir = StateDir::at(home);
     enrol::join(&Env::system(), &state_dir, &invite, "dev").await?;
     let (identity, key) = state_dir.load()?;
-    let client = Client::start(Env::system(), identity, &key, Options::default())?;
+    let sensors: Option<Arc<dyn Sensors>> = if args.once { None } else { Some(Arc::new(Computer::watch()?)) };
+    let options = Options { state: Some(state_dir), sensors, ..Options::default() };
+    let client = Client::start(Env::system(), identity, &key, options)?;
     let body = serde_json::to_vec(&Prompt::new(&args.prompt))?;
     let asked = ask(global, &client, &args.request, Dialect::PROMPT, body).await?;
     if global.json {

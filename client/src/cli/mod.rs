@@ -134,9 +134,16 @@ impl Global {
     }
 
     fn client(&self) -> anyhow::Result<Client> {
-        let state = self.state()?;
-        let (identity, key) = state.load()?;
-        Ok(Client::start(Env::system(), identity, &key, Options { state: Some(state), ..Options::default() })?)
+        self.client_with(self.options()?)
+    }
+
+    fn options(&self) -> anyhow::Result<Options> {
+        Ok(Options { state: Some(self.state()?), ..Options::default() })
+    }
+
+    fn client_with(&self, options: Options) -> anyhow::Result<Client> {
+        let (identity, key) = self.state()?.load()?;
+        Ok(Client::start(Env::system(), identity, &key, options)?)
     }
 }
 

@@ -1,7 +1,9 @@
 //! `belay status`.
 
 use super::{Global, print_json};
+use belay_client::vitals::Computer;
 use belay_client::{Client, ClientError, Phase, TunnelStatus};
+use belay_transport::env::{Clock, SystemClock};
 use clap::Args;
 use std::pin::pin;
 use std::time::Duration;
@@ -15,10 +17,19 @@ pub(super) struct StatusArgs {
     /// Hold the tunnel and print every change until interrupted
     #[arg(long)]
     watch: bool,
+    /// A model that this computer has loaded itself; the relay is told, for its operator to see
+    #[arg(long, value_name = "NAME", requires = "watch")]
+    loaded_model: Option<String>,
 }
 
 pub(super) async fn run(global: &Global, args: &StatusArgs) -> anyhow::Result<()> {
-    let client = global.client()?;
+    let mut options = global.options()?;
+    if args.watch {
+        // A tunnel that stays also tells the relay how this computer is.
+        options.sensors = Some(std::sync::Arc::new(Computer::watch()?));
+        options.loaded_model = args.loaded_model.clone();
+    }
+    let client = global.client_with(options)?;
     let result = if args.watch { watch(global, &client).await } else { once(global, &client).await };
     client.close().await;
     result
@@ -78,6 +89,9 @@ fn show(client: &Client, status: &TunnelStatus) {
         println!("path         {} to {remote} ({})", status.path, status.relay.as_deref().unwrap_or("unknown relay"));
     }
     println!("round trip   {} (the relay measures {})", trip(status.round_trip_us), trip(status.relay_round_trip_us));
+    if let Some(state) = &status.relay_state {
+        println!("relay        {}", state.describe(SystemClock.now_ms()));
+    }
     println!("reconnects   {}", status.reconnects);
     println!("bytes        {} sent, {} received", status.bytes_sent, status.bytes_received);
 }
@@ -95,7 +109,7 @@ fn line(status: &TunnelStatus) -> String {
 }
 
 fn phase(status: &TunnelStatus) -> String {
-    let now_ms = belay_transport::env::Clock::now_ms(&belay_transport::env::SystemClock);
+    let now_ms = SystemClock.now_ms();
     let seconds = now_ms.saturating_sub(status.since_ms) / 1000;
     match &status.phase {
         Phase::Connecting => "connecting".into(),

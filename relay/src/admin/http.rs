@@ -60,6 +60,18 @@ pub struct Revoke {
     pub why: String,
 }
 
+/// Says that the relay is being worked on, or no longer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Maintenance {
+    /// Which of the two.
+    pub on: bool,
+    /// Until then, milliseconds since 1970; 0: unknown.
+    pub until_ms: u64,
+    /// Why, for people.
+    pub reason: String,
+}
+
 /// Chooses a tenant, or all.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -107,6 +119,7 @@ pub async fn run(listener: UnixListener, service: Arc<AdminService>, stop: Cance
 fn router(service: Arc<AdminService>) -> Router {
     Router::new()
         .route("/status", get(status))
+        .route("/maintenance", post(maintenance))
         .route("/tenants", get(tenants).post(create_tenant))
         .route("/tenants/{id}/credit", post(credit))
         .route("/tenants/{id}/suspended", post(suspend))
@@ -119,6 +132,16 @@ fn router(service: Arc<AdminService>) -> Router {
 
 async fn status(State(service): Service) -> Response {
     Json(service.status()).into_response()
+}
+
+async fn maintenance(State(service): Service, body: Body<Maintenance>) -> Response {
+    match body {
+        Ok(Json(body)) => {
+            service.set_maintenance(body.on.then_some((body.until_ms, body.reason)));
+            Json(service.status()).into_response()
+        }
+        Err(error) => bad_request(&error),
+    }
 }
 
 async fn tenants(State(service): Service) -> Result<Response, AdminError> {

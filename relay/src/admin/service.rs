@@ -13,11 +13,12 @@ use belay_certs::invite::Invite;
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::money::NanoUsd;
+use belay_protocol::vitals::{RelayState, Vitals};
 use belay_transport::env::Env;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use thiserror::Error;
 
 /// Why an operation was not done.
@@ -91,6 +92,8 @@ pub struct Status {
     pub tunnels: Vec<TunnelInfo>,
     /// Open tenants.
     pub open_tenants: usize,
+    /// What clients are told with their heartbeats.
+    pub state: RelayState,
     /// Requests that run.
     pub running_requests: usize,
     /// Finished answers that wait for their reader.
@@ -120,6 +123,10 @@ pub struct TunnelInfo {
     pub heartbeats: u64,
     /// The client's last measured round trip in microseconds; 0 before the first.
     pub round_trip_us: u64,
+    /// How the client's computer is, as it said last.
+    pub vitals: Option<Vitals>,
+    /// The model that it has loaded itself.
+    pub loaded_model: Option<String>,
 }
 
 /// A book's check.
@@ -302,6 +309,12 @@ impl AdminService {
         Ok(verified)
     }
 
+    /// Tells clients that the relay is being worked on, until then (milliseconds since 1970; 0:
+    /// unknown), or no longer. Requests are served all the same.
+    pub fn set_maintenance(&self, maintenance: Option<(u64, String)>) {
+        *self.escalator.maintenance.lock().unwrap_or_else(PoisonError::into_inner) = maintenance;
+    }
+
     /// The node at a glance.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -314,12 +327,15 @@ impl AdminService {
             since_ms: live.since_ms,
             heartbeats: live.heartbeats.load(Ordering::Relaxed),
             round_trip_us: live.round_trip_us.load(Ordering::Relaxed),
+            vitals: *live.vitals.lock().unwrap_or_else(PoisonError::into_inner),
+            loaded_model: live.loaded_model.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         });
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             listen: self.local,
             tunnels: tunnels.collect(),
             open_tenants: self.tenants.open_count(),
+            state: self.escalator.state(),
             running_requests: self.escalator.running(),
             waiting_answers: self.escalator.flights.waiting(),
             event_log_bytes: self.escalator.flights.log_bytes(),

@@ -5,7 +5,7 @@ use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::money::NanoUsd;
 use belay_relay::Config;
 use belay_relay::admin::client::{AdminClient, ClientError};
-use belay_relay::admin::http::{CreateTenant, Credit, Revoke, Suspend};
+use belay_relay::admin::http::{CreateTenant, Credit, Maintenance, Revoke, Suspend};
 use belay_relay::admin::service::{DeviceInfo, InviteInfo, Status, TenantInfo};
 use clap::{Args, Subcommand};
 
@@ -73,6 +73,32 @@ pub(super) enum DeviceCommand {
         #[arg(long, default_value = "revoked by the operator")]
         why: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MaintenanceArgs {
+    /// How long it will take, in minutes; without it, nobody knows
+    #[arg(long = "for", value_name = "MINUTES")]
+    minutes: Option<u64>,
+    /// Why, for the people at the clients
+    #[arg(long, default_value = "maintenance")]
+    reason: String,
+    /// It is over
+    #[arg(long, conflicts_with_all = ["minutes", "reason"])]
+    off: bool,
+}
+
+/// Tells clients, with their next heartbeat, that the relay is being worked on.
+pub(super) async fn maintenance(global: &Global, args: MaintenanceArgs) -> anyhow::Result<()> {
+    let now_ms = belay_transport::env::Clock::now_ms(&belay_transport::env::SystemClock);
+    let until_ms = args.minutes.map_or(0, |minutes| now_ms.saturating_add(minutes.saturating_mul(60_000)));
+    let body = Maintenance { on: !args.off, until_ms, reason: args.reason };
+    let status: Status = connect(global)?.post("/maintenance", &body).await?;
+    if global.json {
+        return print_json(&status.state);
+    }
+    println!("{}", status.state.describe(now_ms));
+    Ok(())
 }
 
 fn connect(global: &Global) -> anyhow::Result<AdminClient> {

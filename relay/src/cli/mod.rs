@@ -61,6 +61,11 @@ enum Command {
     /// Check the books
     #[command(subcommand, after_help = "Example:\n  belayd ledger verify")]
     Ledger(ledger::Command),
+    /// Tell clients that the relay is being worked on; requests are served all the same
+    #[command(
+        after_help = "Examples:\n  belayd maintenance --for 30 --reason \"new disk\"\n  belayd maintenance --off"
+    )]
+    Maintenance(admin::MaintenanceArgs),
     /// Show the running relay
     #[command(after_help = "Example:\n  belayd status --json")]
     Status,
@@ -86,6 +91,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Invite(args) => runtime()?.block_on(admin::invite(&global, &args)),
         Command::Device(command) => runtime()?.block_on(admin::device(&global, command)),
         Command::Ledger(command) => runtime()?.block_on(ledger::run(&global, command)),
+        Command::Maintenance(args) => runtime()?.block_on(admin::maintenance(&global, args)),
         Command::Status => runtime()?.block_on(admin::status(&global)),
     }
 }

@@ -18,6 +18,7 @@ mod log;
 mod packed;
 mod patience;
 mod plan;
+mod prewarm;
 mod reader;
 mod resume;
 mod runner;
@@ -46,11 +47,12 @@ use belay_protocol::id::{DeviceId, RequestId, TenantId};
 use belay_protocol::message::{Content, Dialect, EscalateRequest, Failed, FailureCode, ResponseHead};
 use belay_protocol::money::NanoUsd;
 use belay_protocol::stream::{FrameReader, FrameWriter};
+use belay_protocol::vitals::RelayState;
 use belay_transport::env::Env;
 use bytes::Bytes;
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -97,6 +99,8 @@ pub struct Escalator {
     pub(crate) draining: CancellationToken,
     pub(crate) unresolved: Unresolved,
     pub(crate) running: AtomicUsize,
+    /// Set by the operator: until when (milliseconds since 1970, 0: unknown), and why.
+    pub(crate) maintenance: Mutex<Option<(u64, String)>>,
     /// What clients make the process use.
     pub(crate) memory: Arc<Memory>,
     /// Requests that a reader can come back to.
@@ -160,6 +164,27 @@ impl Escalator {
     #[must_use]
     pub fn running(&self) -> usize {
         self.running.load(Ordering::Relaxed)
+    }
+
+    /// How the relay is, as clients are told with their heartbeats.
+    #[must_use]
+    pub fn state(&self) -> RelayState {
+        if self.draining.is_cancelled() {
+            return RelayState::Maintenance { until_ms: 0, reason: "the relay is shutting down".into() };
+        }
+        let maintenance = self.maintenance.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((until_ms, reason)) = maintenance
+            && (until_ms == 0 || until_ms > self.env.clock.now_ms())
+        {
+            return RelayState::Maintenance { until_ms, reason };
+        }
+        if self.memory.is_nearly_full() {
+            return RelayState::Degraded { reason: "memory is nearly used up; new requests may be refused".into() };
+        }
+        if self.unresolved.has_some() {
+            return RelayState::Degraded { reason: "a book could not be written; it is tried again".into() };
+        }
+        RelayState::Healthy
     }
 
     /// Runs one request to its end and answers on its stream. `body` is the whole request body.

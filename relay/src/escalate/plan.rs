@@ -89,7 +89,7 @@ pub(crate) fn plan(
 }
 
 /// Finds a model by name, alias, or the provider's own name.
-fn resolve<'a>(config: &'a Config, name: &str) -> Result<&'a Model, String> {
+pub(super) fn resolve<'a>(config: &'a Config, name: &str) -> Result<&'a Model, String> {
     let name = if name.is_empty() { "auto" } else { name };
     let key = config.aliases.get(name).map_or(name, String::as_str);
     config.models.get(key).or_else(|| config.models.values().find(|model| model.name == name)).ok_or_else(|| {

@@ -42,6 +42,11 @@ impl Unresolved {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(lost);
     }
 
+    /// Some wait.
+    pub(super) fn has_some(&self) -> bool {
+        !self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     fn take(&self) -> Vec<Lost> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -33,6 +33,11 @@ impl Memory {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Above nine tenths.
+    pub(crate) fn is_nearly_full(&self) -> bool {
+        self.used() > self.max / 10 * 9
+    }
+
     /// Counts `bytes` until the charge is dropped. `None`: there is no room for new work.
     pub(crate) fn charge(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {

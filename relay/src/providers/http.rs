@@ -1,6 +1,6 @@
 //! Providers over HTTP: Anthropic Messages, OpenAI Chat Completions and everything compatible.
 
-use super::{Answer, AnswerBody, Call, CallFuture, Provider, ProviderError};
+use super::{Answer, AnswerBody, Call, CallFuture, Provider, ProviderError, WarmFuture};
 use crate::config::{ProviderConfig, ProviderKind, Timeouts};
 use axum::body::HttpBody;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, header};
@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// The Anthropic API version where the caller names none.
 const ANTHROPIC_VERSION: &str = "2023-06-01";
+/// How long a provider may take to answer ahead of a request.
+const WARM: Duration = Duration::from_secs(10);
 /// Caller's headers that a provider gets to see.
 const REQUEST_HEADERS: [&str; 3] = ["anthropic-version", "anthropic-beta", "openai-beta"];
 /// Provider's headers that a caller gets to see, and prefixes of more.
@@ -101,6 +103,18 @@ impl Http {
 impl Provider for Http {
     fn dialect(&self) -> Dialect {
         self.kind.dialect()
+    }
+
+    fn warm(&self) -> WarmFuture {
+        // Whatever it answers, to this method at this place it is not an LLM request. The connection
+        // goes back to the pool once the answer is read.
+        let request = self.client.head(&self.url).timeout(WARM);
+        Box::pin(async move {
+            match request.send().await {
+                Ok(answer) => answer.bytes().await.is_ok(),
+                Err(_) => false,
+            }
+        })
     }
 
     fn call(&self, call: Call) -> CallFuture {

@@ -71,6 +71,9 @@ impl Answer {
     }
 }
 
+/// Ready when a provider is reached, or not: true if it answered.
+pub type WarmFuture = Pin<Box<dyn Future<Output = bool> + Send>>;
+
 /// What a call comes to.
 pub type CallFuture = Pin<Box<dyn Future<Output = Result<Answer, ProviderError>> + Send>>;
 
@@ -80,6 +83,10 @@ pub trait Provider: Send + Sync + fmt::Debug {
     fn dialect(&self) -> Dialect;
     /// Sends a request once it is polled, not before. Dropping the future gives it up.
     fn call(&self, call: Call) -> CallFuture;
+    /// Sees to it that a connection stands when a request comes. Costs nothing at the provider.
+    fn warm(&self) -> WarmFuture {
+        Box::pin(std::future::ready(true))
+    }
 }
 
 /// The providers of a configuration, by name.

@@ -6,6 +6,7 @@ use belay_protocol::error::{CloseCode, ProtocolError};
 use belay_protocol::frame::FrameType;
 use belay_protocol::message::{GoAway, Heartbeat, HeartbeatAck, Probe};
 use belay_protocol::stream::StreamError;
+use belay_protocol::vitals::RelayState;
 use std::future::Future;
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -17,8 +18,10 @@ use tracing::{debug, trace};
 pub trait Link: Send + Sync {
     /// The round trip as the transport measures it.
     fn round_trip(&self) -> Duration;
-    /// A heartbeat has come; the client's own round trip, if it has told one.
-    fn heard(&self, client_round_trip_us: Option<u32>);
+    /// A heartbeat has come.
+    fn heard(&self, heartbeat: &Heartbeat);
+    /// How the relay is.
+    fn state(&self) -> RelayState;
     /// Ready when somebody wants a sign of life from the client.
     fn probed(&self) -> impl Future<Output = ()> + Send;
 }
@@ -75,14 +78,14 @@ pub async fn serve<L: Link>(
             }
         };
         dead_at = arrived + patience;
-        link.heard(heartbeat.round_trip_us);
+        link.heard(&heartbeat);
         trace!(sequence = heartbeat.sequence, "heartbeat");
         let ack = HeartbeatAck {
             sequence: heartbeat.sequence,
             echo_us: heartbeat.sent_at_us,
             held_us: u32::try_from(arrived.elapsed().as_micros()).unwrap_or(u32::MAX),
             relay_round_trip_us: u32::try_from(link.round_trip().as_micros()).unwrap_or(u32::MAX),
-            extensions: vec![],
+            extensions: vec![link.state().to_extension()],
         };
         // A client that does not read its acknowledgements is as good as dead.
         match tokio::time::timeout(patience, stream.writer.send(&ack)).await {
