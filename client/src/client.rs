@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
+use tracing::warn;
 
 /// How long a request waits for its connection to come back, by default as long as the relay does.
 const RESUME_WINDOW: Duration = Duration::from_secs(300);
@@ -121,9 +122,14 @@ impl Client {
     /// is lost.
     pub async fn escalate(&self, request: EscalationRequest, within: Duration) -> Result<Escalation, ClientError> {
         let tunnel = self.tunnel(within).await?;
-        let record = match &self.pending {
-            Some(pending) => Some(pending.begin(request.request_id, &request.model, self.env.clock.now_ms())?),
-            None => None,
+        let begin = |pending: &Pending| pending.begin(request.request_id, &request.model, self.env.clock.now_ms());
+        let record = match self.pending.as_ref().map(begin) {
+            Some(Err(error)) => {
+                // It runs all the same; only a restarted client could not go on with it.
+                warn!(%error, "cannot remember a request");
+                None
+            }
+            other => other.transpose()?,
         };
         Escalation::begin(Arc::clone(&self.tunnels), tunnel, request, self.resume_window, record).await
     }

@@ -60,6 +60,25 @@ pub enum ClientError {
     Stopped,
 }
 
+impl ClientError {
+    /// The tunnel is gone, and another one may do: nothing that the relay would say again.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Lost(_) => true,
+            Self::Closed(code) => !matches!(
+                *code,
+                CloseCode::REVOKED
+                    | CloseCode::SUSPENDED
+                    | CloseCode::UNKNOWN_DEVICE
+                    | CloseCode::EXPIRED
+                    | CloseCode::VERSION
+                    | CloseCode::TOO_MANY_INSTANCES
+            ),
+            _ => false,
+        }
+    }
+}
+
 impl From<StreamError> for ClientError {
     fn from(error: StreamError) -> Self {
         match error {

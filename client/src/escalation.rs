@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
+use tracing::warn;
 
 /// So many bytes, or events, of answer are acknowledged together.
 const ACK_EVERY_BYTES: usize = 64 << 10;
@@ -37,7 +38,8 @@ const ACK_EVERY_EVENTS: u64 = 64;
 /// After an attempt to go on that has failed at once, the next one comes after this at the earliest.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// A running request. Dropping it cancels the request.
+/// A running request. Dropping it cancels the request; while it is interrupted there is nobody to
+/// tell, and the relay reads on for its resume window.
 #[derive(Debug)]
 pub struct Escalation {
     tunnels: Arc<Tunnels>,
@@ -113,10 +115,12 @@ impl Escalation {
     }
 
     async fn start(mut self, tunnel: Arc<Tunnel>) -> Result<Self, ClientError> {
-        match self.open(tunnel, None).await {
+        // Somebody who asks for the rest knows of the interruption.
+        let resuming = self.request.is_none().then(|| Interruption { since: Instant::now(), told: true });
+        match self.open(tunnel, resuming).await {
             Ok(()) => {}
             // It was up a moment ago: the next one will do.
-            Err(ClientError::Lost(why)) => self.break_off(why, None, Duration::ZERO),
+            Err(error) if error.is_passing() => self.break_off(error.to_string(), resuming, Duration::ZERO),
             Err(error) => return Err(error),
         }
         let Line::Open(open) = &mut self.line else { return Ok(self) };
@@ -124,7 +128,7 @@ impl Escalation {
             // A relay that refuses a body in the middle stops the stream and says why on the other half.
             Ok(()) | Err(StreamError::Peer(_)) => Ok(self),
             Err(StreamError::Lost(why)) => {
-                self.break_off(why, None, Duration::ZERO);
+                self.break_off(why, resuming, Duration::ZERO);
                 Ok(self)
             }
             Err(error) => Err(error.into()),
@@ -184,7 +188,9 @@ impl Escalation {
                         Heard::Silence => {
                             return Ok(Some(Answer::Interrupted { why: "nothing comes from the relay".into() }));
                         }
-                        Heard::Sound(after) => return Ok(Some(Answer::Resumed { after, content: Content::LIVE })),
+                        Heard::Sound(after) => {
+                            return Ok(Some(Answer::Resumed { after, content: Content::LIVE, missed: 0 }));
+                        }
                     };
                     if let Some(answer) = self.take(frame)? {
                         return Ok(Some(answer));
@@ -204,15 +210,19 @@ impl Escalation {
         let Line::Broken(broken) = &self.line else { return Ok(()) };
         let (interruption, why) = (broken.interruption, broken.why.clone());
         let until = interruption.since + self.resume_window;
-        sleep_until(broken.not_before.min(until)).await;
+        let not_before = broken.not_before;
+        sleep_until(not_before.min(until)).await;
         let lost = |why: String| ClientError::Lost(format!("{why}; it did not come back in time"));
+        if not_before >= until {
+            return Err(lost(why));
+        }
         let tunnel = match self.tunnels.tunnel(until).await {
             Ok(tunnel) => tunnel,
             Err(ClientError::Unreachable { .. }) => return Err(lost(why)),
             Err(error) => return Err(error),
         };
         match self.open(tunnel, Some(interruption)).await {
-            Err(ClientError::Lost(_)) if Instant::now() < until => {
+            Err(error) if error.is_passing() => {
                 self.break_off(why, Some(interruption), RETRY);
                 Ok(())
             }
@@ -277,35 +287,37 @@ impl Escalation {
             self.next = if gone { self.next } else { head.first_event };
             return Ok(Some(Answer::Head(head)));
         }
-        if !gone && head.first_event != self.next {
+        if !gone && head.first_event < self.next {
             return Err(out_of_order(head.first_event, self.next));
         }
+        // Another reader has read on meanwhile: what it has read is not kept.
+        let missed = if gone { 0 } else { head.first_event - self.next };
+        self.next += missed;
         // Told even if the caller knows of no interruption: it has seen a head already.
         let after = resuming.map_or(Duration::ZERO, |interruption| interruption.since.elapsed());
-        Ok(Some(Answer::Resumed { after, content: head.content }))
+        Ok(Some(Answer::Resumed { after, content: head.content, missed }))
     }
 
     fn failed(&mut self, failed: Failed) -> Result<Option<Answer>, ClientError> {
-        let Line::Open(open) = &mut self.line else { return Ok(None) };
-        let transient = matches!(
-            failed.code,
-            FailureCode::IN_PROGRESS
-                | FailureCode::STORE_UNAVAILABLE
-                | FailureCode::OVERLOADED
-                | FailureCode::DRAINING
-                | FailureCode::RATE_LIMITED
-        );
-        if let Some(interruption) = open.resuming.filter(|_| transient) {
+        let Line::Open(open) = &self.line else { return Ok(None) };
+        let resuming = open.interruption();
+        // What has a time for another attempt, passes. A refused request is tried again only where an
+        // answer was begun already: otherwise the caller decides.
+        let passes = failed.retry_after_ms.is_some() || failed.code == FailureCode::DRAINING;
+        if let Some(interruption) = resuming.filter(|_| passes) {
             let wait = failed.retry_after_ms.map_or(RETRY * 4, Duration::from_millis);
             self.break_off(failed.message, Some(interruption), wait.clamp(RETRY, RETRY * 100));
             return Ok(None);
         }
-        if failed.code == FailureCode::UNKNOWN_REQUEST && self.next == 0 && self.request.is_some() && self.has_head {
+        if failed.code == FailureCode::UNKNOWN_REQUEST && self.next == 0 && self.request.is_some() {
             // Nothing of it was charged or read: it may run again.
             self.has_head = false;
-            let interruption = open.resuming;
-            self.break_off(failed.message, interruption, Duration::ZERO);
+            self.break_off(failed.message, resuming, RETRY);
             return Ok(None);
+        }
+        if passes {
+            // What became of it may not be known: it can still be resumed.
+            self.record = None;
         }
         self.finish(false);
         Ok(Some(Answer::Failed(failed)))
@@ -313,8 +325,12 @@ impl Escalation {
 
     /// Everything that was returned has been read: notes it, and tells the relay now and then.
     fn acknowledge(&mut self) -> Result<(), ClientError> {
-        if let Some(record) = &mut self.record {
-            record.note(self.next)?;
+        if let Some(record) = &mut self.record
+            && let Err(error) = record.note(self.next)
+        {
+            // The answer goes on; a restarted client would read a part of it again.
+            warn!(%error, "cannot note how far an answer was read");
+            self.record = None;
         }
         if let Line::Open(open) = &mut self.line
             && (self.next - self.acknowledged >= ACK_EVERY_EVENTS || self.unacknowledged >= ACK_EVERY_BYTES)

@@ -3,7 +3,7 @@
 //! One file a request, named by its id, in `requests/` of the client's state: the number of the next
 //! event that is wanted, in twenty digits, then a line of JSON. The number is written over before the
 //! relay is told, so it is never behind what the relay has forgotten. It survives the death of the
-//! process, not of the machine: nothing is synced for it. No word of a question or an answer is in
+//! process, not of the machine: it is not synced. No word of a question or an answer is in
 //! these files.
 
 use crate::error::ClientError;
@@ -58,6 +58,10 @@ impl Pending {
             Err(error) => return Err(unusable(&self.dir, &error)),
         };
         for entry in entries.flatten() {
+            // A name that is no id is a file that is just being written.
+            if entry.file_name().to_str().is_none_or(|name| name.parse::<RequestId>().is_err()) {
+                continue;
+            }
             match read(&entry.path()) {
                 Some(request) if request.started_ms.saturating_add(KEPT_MS) > now_ms => found.push(request),
                 // Another client may have removed it meanwhile.
@@ -125,10 +129,11 @@ impl Record {
         if next == self.next {
             return Ok(());
         }
-        self.next = next;
         let written =
             self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.write_all(format!("{next:0DIGITS$}").as_bytes()));
-        written.map_err(|error| unusable(&self.path, &error))
+        written.map_err(|error| unusable(&self.path, &error))?;
+        self.next = next;
+        Ok(())
     }
 
     /// The end was seen.

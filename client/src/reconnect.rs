@@ -33,6 +33,8 @@ const LONGEST_WHILE_WAITED_FOR: Duration = Duration::from_secs(5);
 /// How long an attempt beside a suspected tunnel may take before it is begun anew: a handshake whose
 /// packets were lost for long waits longer and longer before it sends again.
 const BESIDE: Duration = Duration::from_secs(3);
+/// And the longest pause before the next one: a relay that refuses at once is not hammered.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(1);
 /// While no tunnel is up, another network ends the wait; it is looked for so often.
 const LOOK_AT_NETWORK: Duration = Duration::from_secs(1);
 
@@ -210,7 +212,7 @@ impl Keeper {
                         Ok((second, control)) => return Down::Replaced(second, control),
                         Err(error) => debug!(%error, "an attempt beside a silent tunnel ended"),
                     }
-                    beside = control.is_suspected().then(|| self.beside());
+                    beside = control.is_suspected().then(|| self.beside(BETWEEN_ATTEMPTS));
                     continue;
                 }
             };
@@ -221,7 +223,7 @@ impl Keeper {
                 Event::Suspect(why) => {
                     info!(why, "the path may be dead; dialling beside it");
                     tunnel.set_silent(true);
-                    beside.get_or_insert_with(|| self.beside());
+                    beside.get_or_insert_with(|| self.beside(Duration::ZERO));
                 }
                 Event::Alive => {
                     beside = None;
@@ -245,9 +247,11 @@ impl Keeper {
     }
 
     /// An attempt beside a tunnel that is suspected to be dead.
-    fn beside(&mut self) -> Attempt {
+    fn beside(&mut self, at_most_after: Duration) -> Attempt {
         let attempt = self.attempt();
+        let pause = self.env.random.part_of(at_most_after);
         Box::pin(async move {
+            sleep(pause).await;
             timeout(BESIDE, attempt).await.unwrap_or_else(|_| Err(ClientError::Lost("no answer yet".into())))
         })
     }
@@ -326,23 +330,27 @@ impl Keeper {
 
     async fn waiting(&mut self, reason: String, wait: Duration) -> Next {
         self.enter(Phase::Waiting { reason, for_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) });
+        self.local_ip = self.local_ip.or_else(|| self.env.net.local_ip(self.last_good?));
         tokio::select! {
             biased;
             () = self.tunnels.stop.cancelled() => Next::Stop,
             () = self.network.notified() => Next::Connect,
-            () = self.another_network() => Next::Connect,
+            local_ip = self.another_network() => {
+                self.local_ip = Some(local_ip);
+                Next::Connect
+            }
             () = sleep(wait) => Next::Connect,
         }
     }
 
     /// Waits until the machine has another address on the way to where the relay last was.
-    async fn another_network(&self) {
+    async fn another_network(&self) -> IpAddr {
         let Some(remote) = self.last_good else { return std::future::pending().await };
         loop {
             sleep(LOOK_AT_NETWORK).await;
             let local_ip = self.env.net.local_ip(remote);
-            if local_ip.is_some() && local_ip != self.local_ip {
-                return;
+            if let Some(local_ip) = local_ip.filter(|_| local_ip != self.local_ip) {
+                return local_ip;
             }
         }
     }

@@ -58,29 +58,32 @@ pub struct FrameWriter {
     /// Bytes accepted and not written yet. Bounded by the callers: they stop adding while
     /// `poll_flush` is pending.
     queue: VecDeque<Bytes>,
+    /// Bytes in it.
+    queued: usize,
 }
 
 impl FrameWriter {
     /// Wraps a sending half.
     #[must_use]
     pub fn new(half: Box<dyn SendHalf>) -> Self {
-        Self { half, queue: VecDeque::new() }
+        Self { half, queue: VecDeque::new(), queued: 0 }
     }
 
     /// Queues the preface; it leaves with the first frame.
     pub fn preface(&mut self, kind: StreamKind) {
-        self.queue.push_back(Bytes::copy_from_slice(&[kind.to_wire()]));
+        self.queue_raw(Bytes::copy_from_slice(&[kind.to_wire()]));
     }
 
     /// Queues a message. Errors: `Unencodable`, `FrameTooLarge`.
     pub fn queue<M: Message>(&mut self, message: &M) -> Result<(), ProtocolError> {
-        self.queue.push_back(message.to_frame()?);
+        self.queue_raw(message.to_frame()?);
         Ok(())
     }
 
     /// Queues bytes that are a frame, or a part of one, already.
     pub fn queue_raw(&mut self, bytes: Bytes) {
         if bytes.has_remaining() {
+            self.queued += bytes.len();
             self.queue.push_back(bytes);
         }
     }
@@ -91,14 +94,24 @@ impl FrameWriter {
         self.queue.is_empty()
     }
 
+    /// Bytes that wait to be written.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+
     /// Writes what is queued, all that fits at once.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         while !self.queue.is_empty() {
             match self.half.poll_write(cx, &mut self.queue) {
                 Poll::Ready(Ok(())) => {}
-                other => return other,
+                other => {
+                    self.queued = self.queue.iter().map(Bytes::len).sum();
+                    return other;
+                }
             }
         }
+        self.queued = 0;
         Poll::Ready(Ok(()))
     }
 
@@ -126,6 +139,7 @@ impl FrameWriter {
     /// Abandons the stream with a code.
     pub fn reset(&mut self, code: StreamCode) {
         self.queue.clear();
+        self.queued = 0;
         self.half.reset(code);
     }
 

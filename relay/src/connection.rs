@@ -5,13 +5,12 @@
 
 use crate::enrolment::Enrolment;
 use crate::escalate::{Caller, ClientStream, Escalator};
-use crate::ops::memory;
+use crate::ops::memory::{self, BodyBudget};
 use crate::registry::{Arrival, Arrived, Live, Registration, Registry};
 use crate::store::central::{self, Standing};
 use crate::store::executor::Db;
 use crate::streams;
 use crate::streams::control::Link;
-use crate::streams::escalate::BodyBudget;
 use belay_certs::identity::DeviceIdentity;
 use belay_protocol::MINOR;
 use belay_protocol::error::{CloseCode, StreamCode};
@@ -261,7 +260,12 @@ async fn streams_until_end(
 ) -> CloseCode {
     let timeouts = &shared.escalator.config.timeouts;
     let live = Arc::clone(&registration.live);
-    let caller = Caller { tenant: live.tenant.clone(), device: live.device.clone(), revoked: live.revoked.clone() };
+    let caller = Caller {
+        tenant: live.tenant.clone(),
+        device: live.device.clone(),
+        revoked: live.revoked.clone(),
+        gone: live.gone.clone(),
+    };
     let link = ConnectionLink { shared, connection, live: &live };
     let go_away = GoAway { reconnect_after_ms: 500, spread_ms: 2000, reason: "the relay is shutting down".into() };
     let draining = shared.escalator.draining.clone();

@@ -38,6 +38,8 @@ pub struct Live {
     pub round_trip_us: AtomicU64,
     /// Cancelled when the device loses its access: running requests end at once.
     pub revoked: CancellationToken,
+    /// Cancelled when the tunnel is gone.
+    pub gone: CancellationToken,
     /// How the client's computer is, as it said last.
     pub vitals: Mutex<Option<Vitals>>,
     /// The model that the client's computer has loaded itself.
@@ -161,6 +163,7 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
+        self.live.gone.cancel();
         let mut devices = self.registry.lock();
         if let Some(instances) = devices.get_mut(&self.live.device) {
             // A newer tunnel of the same instance may have taken the place already.
@@ -204,6 +207,7 @@ impl Registry {
             heartbeats: AtomicU64::new(0),
             round_trip_us: AtomicU64::new(0),
             revoked: CancellationToken::new(),
+            gone: CancellationToken::new(),
             vitals: Mutex::default(),
             loaded_model: Mutex::default(),
             prewarmed_ms: AtomicU64::new(0),

@@ -322,9 +322,8 @@ async fn an_answer_above_the_limit_ends_and_is_settled() {
     relay.stop().await;
 }
 
-/// Reads and acknowledges to the end; returns the number of events that came.
-async fn read_on(stream: &mut Stream) -> (u64, End) {
-    let mut events = 0;
+/// Reads and acknowledges to the end, after so many events; returns how many have come then.
+async fn read_on(stream: &mut Stream, mut events: u64) -> (u64, End) {
     loop {
         let frame = stream.frame().await;
         match frame.kind {
@@ -337,6 +336,29 @@ async fn read_on(stream: &mut Stream) -> (u64, End) {
             _ => return (events, End::from_frame(&frame).unwrap()),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledging_what_was_never_read_opens_no_tap() {
+    let (relay, mut calls) = puppet("[limits]\nunread_events_mib = 1\n").await;
+    let tunnel = Device::enrol(&relay).await.tunnel().await;
+    let mut stream = tunnel.peer.ask(for_puppet(), "Hi").await;
+    let mut strings = soon("the call", calls.recv()).await.unwrap();
+    strings.begin(EVENTS);
+    for _ in 0..200 {
+        strings.say(event(64 << 10));
+    }
+    eventually("the log is full", async || strings.taken() >= MIB).await;
+    // The relay hears each of these, and has time to believe it.
+    for _ in 0..20 {
+        stream.send(&Ack { next: u64::MAX, end: false }).await;
+        tunnel.peer.balance().await;
+    }
+    // What the stream takes, what waits to be written, and one piece more.
+    assert!(strings.taken() < 2 * MIB, "{} bytes were read for a reader that reads nothing", strings.taken());
+    drop(stream);
+    books_are_clean(&relay).await;
+    relay.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -366,13 +388,17 @@ async fn events_that_nobody_acknowledges_stop_the_reading_of_their_own_provider_
     }
     assert!(full.contains(&strings.taken()), "{} bytes were read, the limit is {MIB}", strings.taken());
 
-    // What is acknowledged makes room for as much.
+    // What is read and acknowledged makes room for as much.
+    let mut read = 0;
+    while read < 8 {
+        read += u64::from(stream.frame().await.kind == FrameType::Event);
+    }
     stream.send(&Ack { next: 8, end: false }).await;
     let more = full.start + 7 * PIECE..full.end + 9 * PIECE;
     eventually("there is room again", async || strings.taken() >= more.start).await;
     tunnel.beat(sequence + 1).await;
     assert!(more.contains(&strings.taken()), "{} bytes were read", strings.taken());
-    let (events, end) = read_on(&mut stream).await;
+    let (events, end) = read_on(&mut stream, read).await;
     assert_eq!(end.outcome, Outcome::COMPLETE, "{}", end.message);
     // The usage event was not asked for by the caller of a prompt, but prompts show all.
     assert!(events >= 41 && events == end.events, "{events} events came, {} were sent", end.events);

@@ -20,5 +20,6 @@ mod resume;
 mod scripted;
 mod secrets;
 mod simulation;
+mod vitals;
 mod walkthrough;
 mod wire;

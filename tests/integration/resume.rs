@@ -406,3 +406,82 @@ async fn a_tenant_has_so_many_streams_and_no_more() {
     relay.verify().await;
     relay.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_does_not_come_back_is_given_up_after_the_resume_window() {
+    let provider = Scripted::endless(Duration::from_millis(2));
+    let relay = TestRelay::with("", overrides(&provider)).await;
+    let link = Link::start(relay.address(), link::seed(), Direction::default()).unwrap();
+    let client = relay.client_through(link.address()).await;
+    let (identity, key) = client.state.load().unwrap();
+    let state = Some(client.state.clone());
+    let options = Options { state, resume_window: Some(Duration::from_millis(700)), ..Options::default() };
+    let impatient = Client::start(Env::system(), identity, &key, options).unwrap();
+    let request = openai(&client);
+    let id = request.request_id;
+    let mut running = impatient.escalate(request, PATIENCE).await.unwrap();
+    read(&mut running, 5).await;
+    link.blackhole(true);
+    quic::close(impatient.tunnel(PATIENCE).await.unwrap().connection(), CloseCode::DONE, "test");
+    let began = Instant::now();
+    let error = loop {
+        match timeout(PATIENCE, running.next()).await.expect("given up") {
+            Ok(Some(_)) => {}
+            other => break other,
+        }
+    };
+    assert!(matches!(error, Err(ClientError::Lost(_))), "{error:?}");
+    assert!(began.elapsed() >= Duration::from_millis(700) && began.elapsed() < Duration::from_secs(5));
+    drop(running);
+    // Nothing is lost: another client of this computer can go on.
+    link.blackhole(false);
+    assert_eq!(client.state.pending().list(0).unwrap()[0].request_id, id);
+    let back = restarted(&client);
+    let mut running = back.resume(id, PATIENCE).await.unwrap();
+    read(&mut running, 5).await;
+    running.cancel("enough").await.unwrap();
+    assert_eq!(rest(running).await.end.expect("settled").outcome, Outcome::CANCELLED);
+    relay.verify().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_comes_back_after_another_is_told_what_it_missed_and_the_request_lives() {
+    let provider = Scripted::endless(Duration::from_millis(2));
+    let relay = TestRelay::with("", overrides(&provider)).await;
+    let link = Link::start(relay.address(), link::seed(), Direction::default()).unwrap();
+    let first = relay.client_through(link.address()).await;
+    let request = openai(&first);
+    let id = request.request_id;
+    let mut running = first.client.escalate(request, PATIENCE).await.unwrap();
+    let read_before = read(&mut running, 5).await.len();
+    link.blackhole(true);
+    quic::close(first.client.tunnel(PATIENCE).await.unwrap().connection(), CloseCode::DONE, "test");
+    loop {
+        match timeout(PATIENCE, running.next()).await.expect("told").unwrap() {
+            Some(Answer::Interrupted { .. }) => break,
+            Some(Answer::Event(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    // The same computer by another way, which reads on and acknowledges.
+    let (identity, key) = first.state.load().unwrap();
+    let options = Options { addresses: Some(vec![relay.address().to_string()]), ..Options::default() };
+    let second = Client::start(Env::system(), identity, &key, options).unwrap();
+    let mut other = second.resume(id, PATIENCE).await.unwrap();
+    read(&mut other, 200).await;
+    link.blackhole(false);
+    let missed = loop {
+        match timeout(PATIENCE, running.next()).await.expect("told").expect("no error") {
+            Some(Answer::Resumed { missed, .. }) => break missed,
+            Some(Answer::Event(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(missed > 0 && missed + read_before as u64 >= 128, "{missed} missed");
+    read(&mut running, 20).await;
+    running.cancel("enough").await.unwrap();
+    assert_eq!(rest(running).await.end.expect("settled").message, "enough");
+    relay.verify().await;
+    relay.stop().await;
+}

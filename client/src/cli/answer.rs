@@ -63,8 +63,12 @@ async fn read(global: &Global, escalation: &mut Escalation, begun: Instant) -> a
             Answer::Chunk(chunk) => refusal.extend_from_slice(&chunk),
             Answer::Event(_) => {}
             Answer::Interrupted { why } => note(global, &format!("connection lost ({why}); waiting for another")),
-            Answer::Resumed { after, content } => {
-                let rest = if content == Content::GONE { ", but the rest of the text is no longer kept" } else { "" };
+            Answer::Resumed { after, content, missed } => {
+                let rest = match (content, missed) {
+                    (Content::GONE, _) => ", but the rest of the text is no longer kept",
+                    (_, 0) => "",
+                    _ => ", but another reader has taken a part of the text",
+                };
                 note(global, &format!("back after {:.1} s{rest}", after.as_secs_f64()));
             }
             Answer::Failed(failed) => {

@@ -24,13 +24,15 @@ pub enum Answer {
         /// What happened, for people.
         why: String,
     },
-    /// It goes on, with nothing missing and nothing twice; unless the content is `GONE`: then only
-    /// `End` follows.
+    /// It goes on, with nothing twice, and nothing missing unless `missed` says so; if the content is
+    /// `GONE`, only `End` follows.
     Resumed {
         /// How long it was interrupted.
         after: Duration,
         /// Where the rest comes from.
         content: Content,
+        /// Events that another reader of the same request has read meanwhile.
+        missed: u64,
     },
     /// Over and settled; the last answer.
     End(End),

@@ -3,6 +3,7 @@
 use super::{Global, print_json, table};
 use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::money::NanoUsd;
+use belay_protocol::vitals::Vitals;
 use belay_relay::Config;
 use belay_relay::admin::client::{AdminClient, ClientError};
 use belay_relay::admin::http::{CreateTenant, Credit, Maintenance, Revoke, Suspend};
@@ -237,12 +238,17 @@ pub(super) async fn status(global: &Global) -> anyhow::Result<()> {
     if global.json {
         return print_json(&status);
     }
+    let now_ms = belay_transport::env::Clock::now_ms(&belay_transport::env::SystemClock);
     println!(
-        "belayd {} on {}, {} tunnels, {} tenants open",
+        "belayd {} on {}, {}: {} tunnels, {} tenants open, {} requests running, {} answers waiting, {} MiB in use",
         status.version,
         status.listen,
+        status.state.describe(now_ms),
         status.tunnels.len(),
-        status.open_tenants
+        status.open_tenants,
+        status.running_requests,
+        status.waiting_answers,
+        status.memory_bytes >> 20
     );
     let rows: Vec<Vec<String>> = status
         .tunnels
@@ -257,12 +263,19 @@ pub(super) async fn status(global: &Global) -> anyhow::Result<()> {
                 tunnel.tenant.to_string(),
                 tunnel.remote.to_string(),
                 trip,
+                tunnel.vitals.map_or_else(|| "-".into(), vitals),
                 table::time(tunnel.since_ms),
             ]
         })
         .collect();
     if !rows.is_empty() {
-        table::print(&["DEVICE", "TENANT", "FROM", "ROUND TRIP", "SINCE"], &[3], &rows);
+        table::print(&["DEVICE", "TENANT", "FROM", "ROUND TRIP", "CPU MEM GPU", "SINCE"], &[3], &rows);
     }
     Ok(())
+}
+
+/// Processor, memory and GPU load in percent.
+fn vitals(vitals: Vitals) -> String {
+    let percent = |permille: Option<u32>| permille.map_or_else(|| "-".into(), |load| format!("{}%", load / 10));
+    format!("{} {} {}", percent(vitals.cpu_permille), percent(vitals.memory_permille), percent(vitals.gpu_permille))
 }

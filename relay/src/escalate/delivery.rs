@@ -9,7 +9,7 @@
 use super::flights::{Attach, Registration};
 use super::log::{EventLog, LogBudget};
 use super::packed::Packed;
-use super::reader::{Reader, queue_all};
+use super::reader::{Ended, Reader, queue_all};
 use belay_protocol::error::StreamCode;
 use belay_protocol::message::ResponseHead;
 use bytes::Bytes;
@@ -17,11 +17,11 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-/// How long a reader may take for the last bytes of an answer and for saying that it has them.
+/// How long a reader may take nothing of the last bytes of an answer, or not say that it has them.
 const LAST_WRITE: Duration = Duration::from_secs(10);
 /// An answer that waits so long is compressed: most readers are back sooner.
 const COMPRESS_AFTER: Duration = Duration::from_secs(5);
@@ -45,64 +45,123 @@ pub(super) enum Events {
     Packed(Packed),
 }
 
-/// How serving a reader came to its end.
+/// What happens to a reader that is served.
 enum Step {
     /// The client has everything, or wants no more.
-    Delivered,
+    Read,
+    /// Everything has arrived; the client has not said yet that it has read it.
+    Arrived,
     /// The reader is gone without saying so.
     Gone,
     /// Another stream wants to read on.
-    Another(Attach),
+    Another(Box<Attach>),
+}
+
+/// How serving readers came to its end.
+enum Served {
+    Read,
+    Arrived(Box<Reader>),
+    Gone,
+}
+
+/// What a reader says to which everything has arrived.
+enum Word {
+    /// It has it.
+    Read,
+    /// Nothing.
+    None,
+    /// Another one has come.
+    Another(Box<Attach>),
 }
 
 impl Delivery {
     /// Delivers to a reader to which everything but `End` was written. `None`: done; otherwise the
-    /// answer has to wait.
-    pub(super) async fn deliver(mut self, mut reader: Reader) -> Option<Self> {
+    /// answer has to wait: for the word of the reader that it has everything, or for another reader.
+    pub(super) async fn deliver(mut self, mut reader: Reader) -> Option<(Self, Option<Reader>)> {
         reader.stream.writer.queue_raw(self.end.clone());
-        if self.serve(reader).await {
-            self.registration.close().await;
-            return None;
+        match self.serve(reader).await {
+            Served::Read => {
+                self.registration.close().await;
+                None
+            }
+            Served::Arrived(reader) => Some((self, Some(*reader))),
+            Served::Gone => Some((self, None)),
         }
-        Some(self)
     }
 
-    /// Waits for a reader, at most for `keep`.
-    pub(super) async fn wait(mut self, budget: Arc<LogBudget>, keep: Duration, stop: CancellationToken) {
-        let evicted = self.registration.wait();
+    /// Waits for readers and serves them, until one has everything, or nobody came for `keep`.
+    pub(super) async fn wait(
+        mut self,
+        mut here: Option<Reader>,
+        budget: Arc<LogBudget>,
+        keep: Duration,
+        stop: CancellationToken,
+    ) {
         let revoked = self.registration.revoked.clone();
+        let until = Instant::now() + keep;
         budget.take(OVERHEAD);
-        tokio::select! {
-            // What ends the waiting comes first.
-            biased;
-            () = stop.cancelled() => {}
-            () = revoked.cancelled() => {}
-            () = evicted.cancelled() => debug!("an answer that nobody fetched was let go: its memory was needed"),
-            () = sleep(keep) => debug!("an answer that nobody fetched was let go"),
-            () = self.wait_for_readers(&budget) => {}
-        }
-        budget.give_back(OVERHEAD);
-        self.registration.close().await;
-    }
-
-    /// Serves readers until one has everything.
-    async fn wait_for_readers(&mut self, budget: &Arc<LogBudget>) {
         loop {
-            let next = match timeout(COMPRESS_AFTER, self.registration.readers.recv()).await {
-                Ok(next) => next,
-                Err(_) => {
-                    self.pack(budget).await;
-                    self.registration.readers.recv().await
+            // One to which all has arrived only has to say so.
+            let word = match here.take() {
+                Some(reader) => tokio::select! {
+                    biased;
+                    () = stop.cancelled() => break,
+                    () = revoked.cancelled() => break,
+                    word = self.word(reader) => word,
+                },
+                None => Word::None,
+            };
+            let attach = match word {
+                Word::Read => break,
+                Word::Another(attach) => Some(*attach),
+                Word::None => None,
+            };
+            let attach = match attach {
+                Some(attach) => Some(attach),
+                None => {
+                    let evicted = self.registration.wait();
+                    tokio::select! {
+                        // What ends the waiting comes first.
+                        biased;
+                        () = stop.cancelled() => None,
+                        () = revoked.cancelled() => None,
+                        () = evicted.cancelled() => {
+                            debug!("an answer that nobody fetched was let go: its memory was needed");
+                            None
+                        }
+                        () = sleep_until(until) => None,
+                        next = self.next_reader(&budget) => next,
+                    }
                 }
             };
-            // The registration holds a sender's twin for as long as it stands.
-            let Some(attach) = next else { return };
-            if let Some(reader) = self.attach(attach).await
-                && self.serve(reader).await
-            {
-                return;
-            }
+            let Some(attach) = attach else { break };
+            // A reader that is served is not disturbed, but by the loss of access.
+            self.registration.serve();
+            let Some(reader) = self.attach(attach).await else { break };
+            here = tokio::select! {
+                biased;
+                () = revoked.cancelled() => break,
+                served = self.serve(reader) => match served {
+                    Served::Read => break,
+                    Served::Arrived(reader) => Some(*reader),
+                    Served::Gone => None,
+                },
+            };
         }
+        // The memory first: others wait for it, and late readers may take their time.
+        let Self { registration, events, .. } = self;
+        drop(events);
+        budget.give_back(OVERHEAD);
+        registration.close().await;
+    }
+
+    /// The next stream that wants to read on. What waits long is compressed meanwhile.
+    async fn next_reader(&mut self, budget: &Arc<LogBudget>) -> Option<Attach> {
+        if let Ok(next) = timeout(COMPRESS_AFTER, self.registration.readers.recv()).await {
+            return next;
+        }
+        self.pack(budget).await;
+        self.registration.readers.recv().await
     }
 
     async fn pack(&mut self, budget: &Arc<LogBudget>) {
@@ -113,29 +172,66 @@ impl Delivery {
         }
     }
 
-    /// Serves a reader, and those that take its place. True if one of them has everything.
-    async fn serve(&mut self, mut reader: Reader) -> bool {
+    /// Serves a reader, and those that take its place.
+    async fn serve(&mut self, mut reader: Reader) -> Served {
+        let mut progress = self.progress(&reader);
         loop {
             let step = timeout(LAST_WRITE, poll_fn(|cx| self.poll(&mut reader, cx))).await;
             match step {
-                Ok(Step::Delivered) => {
+                Ok(Step::Read) => {
                     reader.stream.reader.stop(StreamCode::NO_ERROR);
-                    return true;
+                    return Served::Read;
                 }
-                Ok(Step::Gone) => return false,
+                Ok(Step::Arrived) => return Served::Arrived(Box::new(reader)),
+                Ok(Step::Gone) => return Served::Gone,
                 Ok(Step::Another(attach)) => {
                     reader.supersede();
-                    let Some(another) = self.attach(attach).await else { return false };
+                    let Some(another) = self.attach(*attach).await else { return Served::Gone };
                     reader = another;
                 }
+                // A slow line is not a dead one.
+                Err(_) if self.progress(&reader) != progress => {}
                 Err(_) => {
                     debug!("the client did not take the end of its answer in time");
-                    reader.stream.writer.reset(StreamCode::TIMEOUT);
-                    reader.stream.reader.stop(StreamCode::TIMEOUT);
-                    return false;
+                    reader.give_up();
+                    return Served::Gone;
                 }
             }
+            progress = self.progress(&reader);
         }
+    }
+
+    /// Waits, a moment at the most, for the word of a reader to which everything has arrived.
+    async fn word(&mut self, mut reader: Reader) -> Word {
+        let word = poll_fn(|cx| {
+            if let Poll::Ready(Some(attach)) = self.registration.readers.poll_recv(cx) {
+                return Poll::Ready(Word::Another(Box::new(attach)));
+            }
+            reader.poll_word(cx).map(|said| if said { Word::Read } else { Word::None })
+        });
+        match timeout(LAST_WRITE, word).await {
+            Ok(word @ Word::Another(_)) => {
+                reader.supersede();
+                word
+            }
+            Ok(word) => {
+                reader.stream.reader.stop(StreamCode::NO_ERROR);
+                word
+            }
+            Err(_) => {
+                reader.give_up();
+                Word::None
+            }
+        }
+    }
+
+    /// What changes while a reader takes anything.
+    fn progress(&self, reader: &Reader) -> (u64, usize) {
+        let first = match &self.events {
+            Events::Plain(log) => log.first(),
+            Events::Packed(_) => 0,
+        };
+        (first, reader.stream.writer.queued())
     }
 
     /// Writes all that there is from the wanted number on to another stream.
@@ -168,14 +264,15 @@ impl Delivery {
 
     fn poll(&mut self, reader: &mut Reader, cx: &mut Context<'_>) -> Poll<Step> {
         if let Poll::Ready(Some(attach)) = self.registration.readers.poll_recv(cx) {
-            return Poll::Ready(Step::Another(attach));
+            return Poll::Ready(Step::Another(Box::new(attach)));
         }
         let log = match &mut self.events {
             Events::Plain(log) => Some(log),
             Events::Packed(_) => None,
         };
         reader.poll_end(log, cx).map(|ended| match ended {
-            Ok(()) => Step::Delivered,
+            Ok(Ended::Read) => Step::Read,
+            Ok(Ended::Arrived) => Step::Arrived,
             Err(error) => {
                 debug!(%error, "the client did not take the end of its answer");
                 Step::Gone

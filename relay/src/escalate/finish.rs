@@ -26,9 +26,26 @@ pub(super) enum Ending {
     /// It ended otherwise after the provider had been called: what was used is charged.
     After(Outcome, String),
     /// The provider never saw it: nothing is charged.
-    NotDispatched(String),
+    NotDispatched(FailureCode, String),
     /// The provider refused it with this status; its words are on their way to the client.
     RefusedByProvider(u16),
+}
+
+impl Ending {
+    /// The provider could not be asked.
+    pub(super) fn not_dispatched(why: impl Into<String>) -> Self {
+        Self::NotDispatched(FailureCode::PROVIDER_UNAVAILABLE, why.into())
+    }
+
+    /// The same end, of a request that had not been sent yet.
+    pub(super) fn before_the_call(self) -> Self {
+        match self {
+            Self::After(Outcome::REVOKED, why) => Self::NotDispatched(FailureCode::REVOKED, why),
+            Self::After(Outcome::DRAINED, why) => Self::NotDispatched(FailureCode::DRAINING, why),
+            Self::After(_, why) => Self::NotDispatched(FailureCode::CANCELLED, why),
+            other => other,
+        }
+    }
 }
 
 impl Flight<'_> {
@@ -38,9 +55,9 @@ impl Flight<'_> {
         match ending {
             Ending::Complete => self.settle(Outcome::COMPLETE, String::new()).await,
             Ending::After(outcome, why) => self.settle(outcome, why).await,
-            Ending::NotDispatched(why) => {
+            Ending::NotDispatched(code, why) => {
                 let remedy = "try again; if it persists, ask the operator of the relay";
-                self.void(failed(id, FailureCode::PROVIDER_UNAVAILABLE, why, remedy)).await;
+                self.void(failed(id, code, why, remedy)).await;
             }
             Ending::RefusedByProvider(status) => {
                 let message = format!("the provider refused the request with status {status}");
@@ -89,12 +106,12 @@ impl Flight<'_> {
         let delivery = Delivery { registration, head, events: Events::Plain(log), end };
         let waiting = match reader {
             Some(reader) => delivery.deliver(reader).await,
-            None => Some(delivery),
+            None => Some((delivery, None)),
         };
-        if let Some(waiting) = waiting {
+        if let Some((waiting, reader)) = waiting {
             let keep = escalator.config.timeouts.keep_answer;
             let budget = Arc::clone(&escalator.flights.budget);
-            escalator.deliveries.spawn(waiting.wait(budget, keep, escalator.stop_deliveries.clone()));
+            escalator.deliveries.spawn(waiting.wait(reader, budget, keep, escalator.stop_deliveries.clone()));
         }
     }
 

@@ -11,9 +11,13 @@ use belay_protocol::id::{DeviceId, RequestId, TenantId};
 use belay_protocol::message::FailureCode;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+/// Readers of one request come at least so far apart; sooner ones are told to ask again.
+const BETWEEN_READERS: Duration = Duration::from_millis(50);
 /// Readers of one request that wait to be taken over at once; more are told to ask again.
 const READERS: usize = 4;
 
@@ -44,6 +48,8 @@ struct Entry {
     digest: [u8; 32],
     readers: mpsc::Sender<Attach>,
     revoked: CancellationToken,
+    /// When a reader was last handed over.
+    attached: Option<Instant>,
     /// Over, and kept only for a reader that may come back.
     waiting: Option<Waiting>,
 }
@@ -59,6 +65,8 @@ struct Inner {
     entries: HashMap<Key, Entry>,
     /// Counts answers that began to wait: the lowest has waited longest.
     waits: u64,
+    /// One has been told to go and has not given its memory back yet.
+    evicting: bool,
 }
 
 /// All requests that can be resumed.
@@ -124,7 +132,14 @@ impl Flights {
         }
         let (sender, readers) = mpsc::channel(READERS);
         let revoked = CancellationToken::new();
-        let entry = Entry { device: device.clone(), digest, readers: sender, revoked: revoked.clone(), waiting: None };
+        let entry = Entry {
+            device: device.clone(),
+            digest,
+            readers: sender,
+            revoked: revoked.clone(),
+            attached: None,
+            waiting: None,
+        };
         inner.entries.insert(key.clone(), entry);
         Entered::New(Registration { flights: Arc::clone(self), key, readers, revoked })
     }
@@ -137,29 +152,33 @@ impl Flights {
         device: &DeviceId,
         attach: Attach,
     ) -> Result<(), NotAttached> {
-        let inner = self.lock();
-        let Some(entry) = inner.entries.get(&(tenant.clone(), id)) else {
+        let mut inner = self.lock();
+        let Some(entry) = inner.entries.get_mut(&(tenant.clone(), id)) else {
             return Err(NotAttached::Unknown(Box::new(attach.stream)));
         };
         if entry.device != *device {
             return Err(NotAttached::OtherDevice(Box::new(attach.stream)));
         }
+        // Each costs a replay.
+        let now = Instant::now();
+        if entry.attached.is_some_and(|last| now.duration_since(last) < BETWEEN_READERS) {
+            return Err(NotAttached::Busy(Box::new(attach.stream)));
+        }
+        entry.attached = Some(now);
         entry.readers.try_send(attach).map_err(|error| NotAttached::Busy(Box::new(error.into_inner().stream)))
     }
 
-    /// Lets the answers go that have waited longest for their readers, until the budget is kept or
-    /// none is left.
+    /// Lets the answer go that has waited longest for its reader. One at a time: when it has given
+    /// its memory back, the next one is looked for, until the budget is kept or none is left.
     pub(super) fn evict(&self) {
         let mut inner = self.lock();
-        let oldest = inner
-            .entries
-            .values_mut()
-            .filter_map(|entry| entry.waiting.as_ref())
-            .filter(|waiting| !waiting.evicted.is_cancelled())
-            .min_by_key(|waiting| waiting.since);
-        // One at a time: its task gives the memory back before the next look.
-        if let Some(oldest) = oldest {
+        if inner.evicting {
+            return;
+        }
+        let waiting = inner.entries.values().filter_map(|entry| entry.waiting.as_ref());
+        if let Some(oldest) = waiting.min_by_key(|waiting| waiting.since) {
             oldest.evicted.cancel();
+            inner.evicting = true;
         }
     }
 
@@ -197,6 +216,16 @@ impl Registration {
         evicted
     }
 
+    /// A reader is here: the answer does not wait any more.
+    pub(super) fn serve(&self) {
+        let mut inner = self.flights.lock();
+        let waited = inner.entries.get_mut(&self.key).and_then(|entry| entry.waiting.take());
+        // Its reader came just when it was told to go: another one has to.
+        if waited.is_some_and(|waiting| waiting.evicted.is_cancelled()) {
+            inner.evicting = false;
+        }
+    }
+
     /// Takes the request out; readers that came meanwhile are told to ask again.
     pub(super) async fn close(mut self) {
         self.take_out();
@@ -207,7 +236,15 @@ impl Registration {
     }
 
     fn take_out(&self) {
-        self.flights.lock().entries.remove(&self.key);
+        let mut inner = self.flights.lock();
+        let gone = inner.entries.remove(&self.key);
+        if gone.and_then(|entry| entry.waiting).is_some_and(|waiting| waiting.evicted.is_cancelled()) {
+            inner.evicting = false;
+            drop(inner);
+            if self.flights.budget.is_exceeded() {
+                self.flights.evict();
+            }
+        }
     }
 }
 

@@ -14,12 +14,14 @@ mod delivery;
 mod finish;
 mod flights;
 mod guard;
+mod intake;
 mod log;
 mod packed;
 mod patience;
 mod plan;
 mod prewarm;
 mod reader;
+mod refusal;
 mod resume;
 mod runner;
 mod sweeper;
@@ -30,11 +32,14 @@ pub use sweeper::Unresolved;
 
 use flights::{Entered, Registration};
 use guard::{HoldGuard, Stage};
+pub(crate) use refusal::failed;
+use refusal::{refused, store_failed};
 
 use crate::config::Config;
-use crate::ops::memory::{self, Charge, Memory};
+use crate::ops::memory::{self, BodyPermit, Charge, Memory};
 use crate::providers::{Call, CallFuture, Providers};
 use crate::store::StoreError;
+use crate::store::central::{Standing, admit};
 use crate::store::executor::{Db, Store};
 use crate::store::journal::Progress;
 use crate::store::ledger::Boot;
@@ -69,8 +74,10 @@ pub struct Caller {
     pub tenant: TenantId,
     /// Which device.
     pub device: DeviceId,
-    /// Cancelled when the device is revoked or its tenant suspended.
+    /// Cancelled when the device is revoked or its tenant suspended, while its tunnel is there.
     pub revoked: CancellationToken,
+    /// Cancelled when the tunnel is gone.
+    pub gone: CancellationToken,
 }
 
 /// A client's stream after the request has been read from it.
@@ -111,18 +118,6 @@ pub struct Escalator {
     pub(crate) stop_deliveries: CancellationToken,
 }
 
-/// A failure with its request, ready to be sent.
-pub(crate) fn failed(id: RequestId, code: FailureCode, message: impl Into<String>, remedy: &str) -> Failed {
-    Failed {
-        code,
-        message: message.into(),
-        remedy: remedy.to_owned(),
-        request_id: Some(id),
-        retry_after_ms: None,
-        missing: None,
-    }
-}
-
 /// A request that can be sent.
 struct Begun {
     plan: plan::Plan,
@@ -160,6 +155,17 @@ pub(crate) struct Held {
 }
 
 impl Escalator {
+    /// Whether a caller whose tunnel has gone meanwhile may still ask: a revocation closes only
+    /// tunnels that are there.
+    async fn lost_access(&self, caller: &Caller) -> Result<bool, StoreError> {
+        if !caller.gone.is_cancelled() {
+            return Ok(false);
+        }
+        let (tenant, device, now_ms) = (caller.tenant.clone(), caller.device.clone(), self.env.clock.now_ms());
+        let standing = self.store.run(Db::Central, move |connection| admit(connection, &tenant, &device, now_ms));
+        Ok(standing.await? != Standing::Good)
+    }
+
     /// How many requests are running.
     #[must_use]
     pub fn running(&self) -> usize {
@@ -189,11 +195,11 @@ impl Escalator {
 
     /// Runs one request to its end and answers on its stream. `body` is the whole request body.
     /// `span` is the request's; it is entered here, but not for what is done for every token.
-    pub async fn run(
+    pub(crate) async fn run(
         &self,
         caller: &Caller,
         request: EscalateRequest,
-        body: Bytes,
+        (body, body_permit): (Bytes, BodyPermit),
         mut stream: ClientStream,
         span: &Span,
     ) {
@@ -203,8 +209,9 @@ impl Escalator {
             running.fetch_sub(1, Ordering::Relaxed);
         });
         let begun = self.begin(caller, &request, &body).instrument(span.clone()).await;
+        drop(body);
         match begun {
-            Ok(Beginning::Begun(begun)) => self.run_held(&request, *begun, stream, span).await,
+            Ok(Beginning::Begun(begun)) => self.run_held(&request, *begun, body_permit, stream, span).await,
             Ok(Beginning::Settled(recorded)) => repeat_end(&mut stream, request.request_id, recorded).await,
             Ok(Beginning::Known) => self.join(caller, request.request_id, 0, stream).instrument(span.clone()).await,
             Err(failure) => {
@@ -248,7 +255,7 @@ impl Escalator {
             return Err(busy);
         };
         // A revocation that came before the registration could not reach it.
-        if caller.revoked.is_cancelled() {
+        if caller.revoked.is_cancelled() || self.lost_access(caller).await.map_err(|error| store_failed(id, &error))? {
             return Err(failed(id, FailureCode::REVOKED, "access was revoked", "ask the operator of the relay"));
         }
         // From here on a hold may exist, whatever becomes of this task.
@@ -336,64 +343,6 @@ async fn repeat_end(stream: &mut ClientStream, request_id: RequestId, recorded: 
             finish_stream(stream, StreamCode::NO_ERROR).await;
         }
         Err(error) => warn!(%error, "cannot repeat an End"),
-    }
-}
-
-fn store_failed(id: RequestId, error: &StoreError) -> Failed {
-    warn!(request = %id, %error, "the store failed");
-    let mut failure = failed(
-        id,
-        FailureCode::STORE_UNAVAILABLE,
-        "the relay could not write its books",
-        "try again with the same request id; it is charged once at most",
-    );
-    failure.retry_after_ms = Some(1000);
-    failure
-}
-
-fn refused(id: RequestId, refusal: &HoldRefusal) -> Failed {
-    let make = |code, message: String, remedy: &str| failed(id, code, message, remedy);
-    match refusal {
-        HoldRefusal::PaymentRequired { missing, balance } => Failed {
-            missing: Some(*missing),
-            ..make(
-                FailureCode::PAYMENT_REQUIRED,
-                format!("the balance of {balance} does not cover this request; {missing} is missing"),
-                "top up, ask for fewer output tokens, or allow a smaller answer",
-            )
-        },
-        HoldRefusal::AboveCostCap { missing } => Failed {
-            missing: Some(*missing),
-            ..make(
-                FailureCode::PAYMENT_REQUIRED,
-                format!("the request could cost {missing} more than its own cost cap"),
-                "raise the cost cap, ask for fewer output tokens, or allow a smaller answer",
-            )
-        },
-        HoldRefusal::RateLimited { retry_after_ms } => Failed {
-            retry_after_ms: Some(*retry_after_ms),
-            ..make(
-                FailureCode::RATE_LIMITED,
-                "too many requests in this minute".into(),
-                "wait as long as retry_after_ms says",
-            )
-        },
-        HoldRefusal::TooManyAtOnce => Failed {
-            retry_after_ms: Some(1000),
-            ..make(FailureCode::RATE_LIMITED, "too many requests at once".into(), "wait until one has ended")
-        },
-        HoldRefusal::Conflict => make(
-            FailureCode::CONFLICT,
-            "this request id was used before, with another body or by another device".into(),
-            "make a new request id for every new request",
-        ),
-        HoldRefusal::InProgress => Failed {
-            retry_after_ms: Some(1000),
-            ..make(FailureCode::IN_PROGRESS, "this request is running already".into(), "wait for its end and ask again")
-        },
-        HoldRefusal::Suspended => {
-            make(FailureCode::SUSPENDED, "the tenant is suspended".into(), "ask the operator of the relay")
-        }
     }
 }
 

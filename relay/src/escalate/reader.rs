@@ -42,6 +42,15 @@ impl Reader {
         self.stream.reader.stop(StreamCode::SUPERSEDED);
     }
 
+    /// It takes nothing any more, or does not say that it has everything.
+    pub(super) fn give_up(mut self) {
+        if self.finished {
+            return self.stream.reader.stop(StreamCode::NO_ERROR);
+        }
+        self.stream.writer.reset(StreamCode::TIMEOUT);
+        self.stream.reader.stop(StreamCode::TIMEOUT);
+    }
+
     /// Queues the head, its content marked as replayed from number `first` on.
     pub(super) fn replay_head(&mut self, head: &ResponseHead, first: u64) {
         let head = ResponseHead { content: Content::REPLAYED, first_event: first, ..head.clone() };
@@ -72,18 +81,17 @@ impl Reader {
         }
     }
 
-    /// Writes what is queued, ends the stream, and waits until the client has said that it has all
-    /// of it; if it cannot say so, until all of it has arrived. Ready with an error if the tunnel is
-    /// lost before. `log` forgets what is acknowledged.
+    /// Writes what is queued, ends the stream, and waits until all of it has arrived or the client has
+    /// said that it has read it. Ready with an error if the tunnel is lost before. `log` forgets what
+    /// is acknowledged.
     pub(super) fn poll_end(
         &mut self,
-        log: Option<&mut EventLog>,
+        mut log: Option<&mut EventLog>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), StreamError>> {
-        let mut log = log;
+    ) -> Poll<Result<Ended, StreamError>> {
         while let Poll::Ready(heard) = self.poll_heard(cx) {
             match heard {
-                Ok(Heard::Acknowledged(ack)) if ack.end => return Poll::Ready(Ok(())),
+                Ok(Heard::Acknowledged(ack)) if ack.end => return Poll::Ready(Ok(Ended::Read)),
                 Ok(Heard::Acknowledged(ack)) => {
                     if let Some(log) = &mut log {
                         log.acknowledge(ack.next);
@@ -99,21 +107,39 @@ impl Reader {
         match ready!(self.stream.writer.poll_flush(cx)) {
             Ok(()) => {}
             Err(error @ StreamError::Lost(_)) => return Poll::Ready(Err(error)),
-            Err(_) => return Poll::Ready(Ok(())),
+            Err(_) => return Poll::Ready(Ok(Ended::Read)),
         }
         if !self.finished {
             self.finished = true;
             self.stream.writer.finish();
         }
-        if self.talks {
-            // It has not said yet that it has read what has arrived.
-            return Poll::Pending;
-        }
         match ready!(self.stream.writer.poll_stopped(cx)) {
             error @ StreamError::Lost(_) => Poll::Ready(Err(error)),
-            _ => Poll::Ready(Ok(())),
+            // One that says nothing more cannot say that it has read it.
+            _ => Poll::Ready(Ok(if self.talks { Ended::Arrived } else { Ended::Read })),
         }
     }
+
+    /// Waits for the word that everything was read. False if the tunnel is lost instead.
+    pub(super) fn poll_word(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            match ready!(self.poll_heard(cx)) {
+                Ok(Heard::Acknowledged(ack)) if !ack.end => {}
+                Ok(Heard::Cancelled(_)) => {}
+                Err(StreamError::Lost(_)) => return Poll::Ready(false),
+                // It says so, has nothing more to say, or wants no more.
+                Ok(Heard::Acknowledged(_) | Heard::Silence) | Err(_) => return Poll::Ready(true),
+            }
+        }
+    }
+}
+
+/// How far an answer has come that was written to its end.
+pub(super) enum Ended {
+    /// The client has read it, or wants no more.
+    Read,
+    /// It has arrived at the client.
+    Arrived,
 }
 
 fn heard(frame: &Frame) -> Result<Heard, ProtocolError> {

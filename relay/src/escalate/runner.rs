@@ -11,16 +11,15 @@ use super::plan::Plan;
 use super::reader::{Heard, Reader};
 use super::watch::Watch;
 use super::{Begun, ClientStream, Escalator, Held};
+use crate::ops::memory::BodyPermit;
 use crate::providers::{Answer, CallFuture, ProviderError};
 use crate::store::journal::Progress;
-use belay_protocol::codec::Message;
 use belay_protocol::dialect::sse::SseSplitter;
-use belay_protocol::dialect::usage::{EventMeaning, UsageMeter};
-use belay_protocol::error::ProtocolError;
-use belay_protocol::frame::{FrameType, MAX_CHUNK};
-use belay_protocol::message::{Content, EscalateRequest, Outcome, ResponseHead};
+use belay_protocol::dialect::usage::UsageMeter;
+use belay_protocol::frame::MAX_CHUNK;
+use belay_protocol::message::{EscalateRequest, Outcome, ResponseHead};
 use belay_protocol::stream::StreamError;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -55,12 +54,21 @@ pub(super) struct Flight<'a> {
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
     deadline: Instant,
     progress_noted: Instant,
+    /// Room for the request's body, until the provider has it.
+    body_permit: Option<BodyPermit>,
     /// Whole answers that are not streamed are kept for their usage figures.
-    whole: BytesMut,
+    pub(super) whole: BytesMut,
 }
 
 impl Escalator {
-    pub(super) async fn run_held(&self, request: &EscalateRequest, begun: Begun, stream: ClientStream, span: &Span) {
+    pub(super) async fn run_held(
+        &self,
+        request: &EscalateRequest,
+        begun: Begun,
+        body_permit: BodyPermit,
+        stream: ClientStream,
+        span: &Span,
+    ) {
         let Begun { plan, held, call, registration } = begun;
         let total = self.config.timeouts.total;
         let total = request.deadline_ms.map_or(total, |ms| total.min(Duration::from_millis(ms.into())));
@@ -72,6 +80,7 @@ impl Escalator {
             stop: Box::pin(self.stop.clone().cancelled_owned()),
             deadline: held.at + total,
             progress_noted: held.at,
+            body_permit: Some(body_permit),
             whole: BytesMut::new(),
             escalator: self,
             plan,
@@ -89,13 +98,16 @@ impl Escalator {
 impl Flight<'_> {
     async fn fly(mut self, call: Option<CallFuture>) {
         let noted = self.held.tenant.journal.append(self.held.guard.request_id, Progress::default());
+        let body_permit = self.body_permit.take();
         let answer = match noted {
             Ok(()) => self.call(call).await,
             Err(error) => {
                 self.span.in_scope(|| warn!(%error, "cannot note the dispatch"));
-                Err(Ending::NotDispatched("the relay could not note the dispatch".into()))
+                Err(Ending::not_dispatched("the relay could not note the dispatch"))
             }
         };
+        // The provider has the body, or will not get it.
+        drop(body_permit);
         let ending = match answer {
             Ok(answer) if (200..300).contains(&answer.status) => self.pass_on(answer).await,
             Ok(answer) => self.refused_by_provider(answer).await,
@@ -108,19 +120,21 @@ impl Flight<'_> {
     /// Waits for the provider's status and headers.
     async fn call(&mut self, call: Option<CallFuture>) -> Result<Answer, Ending> {
         let Some(mut answer) = call else {
-            return Err(Ending::NotDispatched(format!("provider {} is not running", self.plan.provider)));
+            return Err(Ending::not_dispatched(format!("provider {} is not running", self.plan.provider)));
         };
         let first_event = self.held.at + self.escalator.config.timeouts.first_event;
         let mut timer = pin!(sleep_until(first_event.min(self.deadline)));
+        let mut is_sent = false;
         poll_fn(|cx| {
             if let Poll::Ready(ending) = self.poll_interruption(cx) {
-                return Poll::Ready(Err(ending));
+                return Poll::Ready(Err(if is_sent { ending } else { ending.before_the_call() }));
             }
+            is_sent = true;
             if timer.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(Ending::After(Outcome::TIMED_OUT, "the provider sent nothing in time".into())));
             }
             answer.as_mut().poll(cx).map_err(|error| match error {
-                ProviderError::Unreachable(why) => Ending::NotDispatched(format!("cannot reach the provider: {why}")),
+                ProviderError::Unreachable(why) => Ending::not_dispatched(format!("cannot reach the provider: {why}")),
                 ProviderError::Broken(why) => Ending::After(Outcome::PROVIDER_FAILED, why),
             })
         })
@@ -161,13 +175,13 @@ impl Flight<'_> {
                 {
                     return Poll::Ready(ending);
                 }
-                let was_full = !self.log.has_room();
+                let was_full = !self.has_room();
                 if let Poll::Ready(ending) = self.poll_write(cx, &watch) {
                     return Poll::Ready(ending);
                 }
                 self.note_progress();
                 // Unless the write has made room, everything has been asked to wake this task.
-                if !was_full || !self.log.has_room() {
+                if !was_full || !self.has_room() {
                     return Poll::Pending;
                 }
             }
@@ -253,7 +267,7 @@ impl Flight<'_> {
         streams: bool,
     ) -> Poll<Ending> {
         loop {
-            patience.pause(!self.log.has_room());
+            patience.pause(!self.has_room());
             if patience.paused {
                 if self.log.is_short_of_budget() {
                     self.escalator.flights.evict();
@@ -280,6 +294,13 @@ impl Flight<'_> {
         }
     }
 
+    /// False while the reader is too far behind for more: by what it has acknowledged, and by what it
+    /// has taken, whatever it says.
+    fn has_room(&self) -> bool {
+        let queued = self.reader.as_ref().map_or(0, |reader| reader.stream.writer.queued());
+        self.log.has_room() && queued < self.escalator.config.limits.unread_events
+    }
+
     /// Writes what is queued. Ready when the client wants no more.
     fn poll_write(&mut self, cx: &mut Context<'_>, watch: &Watch) -> Poll<Ending> {
         let Some(reader) = &mut self.reader else { return Poll::Pending };
@@ -296,119 +317,6 @@ impl Flight<'_> {
             Poll::Ready(Ok(())) => {}
         }
         Poll::Pending
-    }
-
-    fn queue_head(&mut self, answer: &Answer, streams: bool) -> Result<(), ProtocolError> {
-        let head = ResponseHead {
-            request_id: self.held.guard.request_id,
-            status: answer.status,
-            headers: answer.headers.clone(),
-            dialect: self.plan.dialect,
-            stream: streams,
-            provider: self.plan.provider.clone(),
-            model: self.plan.model.name.clone(),
-            max_output_tokens: self.held.output_cap,
-            held: self.held.amount,
-            content: Content::LIVE,
-            first_event: 0,
-        };
-        let frame = head.to_frame()?;
-        self.head = Some(head);
-        self.queue(frame);
-        Ok(())
-    }
-
-    fn take_events(&mut self, splitter: &mut SseSplitter, chunk: Bytes) -> Result<(), Ending> {
-        splitter.push(chunk);
-        loop {
-            let event = match splitter.next() {
-                Ok(Some(event)) => event,
-                Ok(None) => return Ok(()),
-                Err(error) => return Err(Ending::After(Outcome::PROVIDER_FAILED, error.to_string())),
-            };
-            let meaning = self.meter.event(&event);
-            // Usage that the relay asked for on its own account is not the caller's event.
-            if meaning != EventMeaning::UsageOnly || self.plan.wants_usage_event {
-                self.emit(FrameType::Event, event)?;
-            }
-            match meaning {
-                EventMeaning::Done => return Err(Ending::Complete),
-                EventMeaning::Error(words) => return Err(Ending::After(Outcome::PROVIDER_FAILED, words)),
-                EventMeaning::Content | EventMeaning::UsageOnly => {}
-            }
-        }
-    }
-
-    fn take_bytes(&mut self, chunk: Bytes) -> Result<(), Ending> {
-        let limit = self.escalator.config.limits.answer_body as usize;
-        if self.whole.len() + chunk.len() > limit {
-            return Err(Ending::After(Outcome::LIMIT, format!("the answer is above {limit} bytes")));
-        }
-        self.whole.extend_from_slice(&chunk);
-        self.emit_bytes(chunk)
-    }
-
-    fn emit_bytes(&mut self, mut chunk: Bytes) -> Result<(), Ending> {
-        while !chunk.is_empty() {
-            let piece = chunk.split_to(chunk.len().min(MAX_CHUNK));
-            self.emit(FrameType::AnswerChunk, piece)?;
-        }
-        Ok(())
-    }
-
-    fn emit(&mut self, kind: FrameType, payload: Bytes) -> Result<(), Ending> {
-        let prefix = self
-            .log
-            .append(kind, &payload)
-            .map_err(|error| Ending::After(Outcome::PROVIDER_FAILED, error.to_string()))?;
-        if let Some(reader) = &mut self.reader {
-            reader.stream.writer.queue_raw(prefix);
-            reader.stream.writer.queue_raw(payload);
-        }
-        Ok(())
-    }
-
-    /// For the reader that is there; one that comes later is given all from the log.
-    fn queue(&mut self, frame: Bytes) {
-        if let Some(reader) = &mut self.reader {
-            reader.stream.writer.queue_raw(frame);
-        }
-    }
-
-    /// The provider closed its answer.
-    fn provider_ended(&mut self, streams: bool) -> Ending {
-        if !streams {
-            self.meter.body(&self.whole);
-            return Ending::Complete;
-        }
-        self.meter.catch_up();
-        if let Some(EventMeaning::Error(words)) = self.meter.overlooked() {
-            return Ending::After(Outcome::PROVIDER_FAILED, words);
-        }
-        // Some servers send no closing event; told usage is as good.
-        if self.meter.report(0).estimated {
-            Ending::After(Outcome::PROVIDER_FAILED, "the provider's stream was cut".into())
-        } else {
-            Ending::Complete
-        }
-    }
-
-    /// Passes the provider's own refusal on, as it is: nothing was charged.
-    async fn refused_by_provider(&mut self, mut answer: Answer) -> Ending {
-        let status = answer.status;
-        if let Err(error) = self.queue_head(&answer, false) {
-            return Ending::NotDispatched(error.to_string());
-        }
-        let deadline = Instant::now() + self.escalator.config.timeouts.between_events;
-        let limit = 1 << 20;
-        let mut size = 0;
-        while let Ok(Some(Ok(chunk))) = tokio::time::timeout_at(deadline, answer.chunk()).await {
-            size += chunk.len();
-            if size > limit || self.emit_bytes(chunk).is_err() {
-                break;
-            }
-        }
-        Ending::RefusedByProvider(status)
     }
 
     /// How far the answer has come, as far as it is metered.

@@ -7,6 +7,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 /// An idle tunnel: measured at 54 KiB (docs/BENCHMARKS.md).
 pub(crate) const TUNNEL: usize = 64 << 10;
@@ -68,6 +71,36 @@ pub(crate) struct Charge {
 impl Drop for Charge {
     fn drop(&mut self) {
         self.memory.give_back(self.bytes);
+    }
+}
+
+/// Memory for request bodies of the whole process; a part of what it may use in all.
+#[derive(Debug, Clone)]
+pub struct BodyBudget {
+    /// In KiB.
+    room: Arc<Semaphore>,
+    memory: Arc<Memory>,
+}
+
+/// Room for one body.
+#[derive(Debug)]
+pub(crate) struct BodyPermit(
+    #[expect(dead_code, reason = "held")] OwnedSemaphorePermit,
+    #[expect(dead_code, reason = "held")] Charge,
+);
+
+impl BodyBudget {
+    /// A budget of `bytes` of `memory`.
+    #[must_use]
+    pub fn new(bytes: u32, memory: Arc<Memory>) -> Self {
+        Self { room: Arc::new(Semaphore::new(bytes as usize / 1024)), memory }
+    }
+
+    /// Waits for room in the budget, and takes it from the memory if there is any.
+    pub(crate) async fn take(&self, bytes: u32, wait: Duration) -> Option<BodyPermit> {
+        let taken = Arc::clone(&self.room).acquire_many_owned(bytes.div_ceil(1024));
+        let room = timeout(wait, taken).await.ok()?.ok()?;
+        Some(BodyPermit(room, self.memory.charge(bytes as usize)?))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{fail, failure, refuse};
 use crate::escalate::{Caller, ClientStream, Escalator};
-use crate::ops::memory::{Charge, Memory};
+use crate::ops::memory::{BodyBudget, BodyPermit};
 use belay_protocol::codec::Message;
 use belay_protocol::error::{ProtocolError, StreamCode};
 use belay_protocol::frame::{FrameType, raw};
@@ -11,40 +11,8 @@ use belay_protocol::message::{EscalateRequest, FailureCode, Resume};
 use belay_protocol::stream::StreamError;
 use belay_transport::params::PRIORITY_TOKENS;
 use bytes::{Bytes, BytesMut};
-use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tracing::{Instrument, Span};
-
-/// Memory for request bodies of the whole process; a part of what it may use in all.
-#[derive(Debug, Clone)]
-pub struct BodyBudget {
-    /// In KiB.
-    room: Arc<Semaphore>,
-    memory: Arc<Memory>,
-}
-
-/// Room for one body.
-struct BodyPermit(
-    #[expect(dead_code, reason = "held")] OwnedSemaphorePermit,
-    #[expect(dead_code, reason = "held")] Charge,
-);
-
-impl BodyBudget {
-    /// A budget of `bytes` of `memory`.
-    #[must_use]
-    pub fn new(bytes: u32, memory: Arc<Memory>) -> Self {
-        Self { room: Arc::new(Semaphore::new(bytes as usize / 1024)), memory }
-    }
-
-    /// Waits for room in the budget, and takes it from the memory if there is any.
-    async fn take(&self, bytes: u32, wait: Duration) -> Option<BodyPermit> {
-        let taken = Arc::clone(&self.room).acquire_many_owned(bytes.div_ceil(1024));
-        let room = timeout(wait, taken).await.ok()?.ok()?;
-        Some(BodyPermit(room, self.memory.charge(bytes as usize)?))
-    }
-}
 
 /// What a stream asks for.
 enum Asked {
@@ -64,7 +32,7 @@ pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, 
     stream.writer.set_priority(PRIORITY_TOKENS);
     let deadline = escalator.config.timeouts.request_body;
     let read = timeout(deadline, read_request(escalator, budget, &mut stream)).instrument(span.clone()).await;
-    let (request, body, _permit) = match read {
+    let (request, body, permit) = match read {
         Ok(Ok(Asked::Run(request, body, permit))) => (request, body, permit),
         Ok(Ok(Asked::Resume(resume))) => {
             let span = tracing::info_span!(parent: span, "resume", id = %resume.request_id, next = resume.next);
@@ -90,7 +58,7 @@ pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, 
         }
     };
     let span = tracing::info_span!(parent: span, "request", id = %request.request_id, model = %shown(&request.model));
-    escalator.run(caller, *request, body, stream, &span).await;
+    escalator.run(caller, *request, (body, permit), stream, &span).await;
 }
 
 /// A model name as a log may show it: short and without control characters.

@@ -1,0 +1,128 @@
+//! Taking a provider's answer in: its head, its events or bytes, and how it ended.
+
+use super::finish::Ending;
+use super::runner::Flight;
+use crate::providers::Answer;
+use belay_protocol::codec::Message;
+use belay_protocol::dialect::sse::SseSplitter;
+use belay_protocol::dialect::usage::EventMeaning;
+use belay_protocol::error::ProtocolError;
+use belay_protocol::frame::{FrameType, MAX_CHUNK};
+use belay_protocol::message::{Content, Outcome, ResponseHead};
+use bytes::Bytes;
+use tokio::time::Instant;
+
+impl Flight<'_> {
+    pub(super) fn queue_head(&mut self, answer: &Answer, streams: bool) -> Result<(), ProtocolError> {
+        let head = ResponseHead {
+            request_id: self.held.guard.request_id,
+            status: answer.status,
+            headers: answer.headers.clone(),
+            dialect: self.plan.dialect,
+            stream: streams,
+            provider: self.plan.provider.clone(),
+            model: self.plan.model.name.clone(),
+            max_output_tokens: self.held.output_cap,
+            held: self.held.amount,
+            content: Content::LIVE,
+            first_event: 0,
+        };
+        let frame = head.to_frame()?;
+        self.head = Some(head);
+        self.queue(frame);
+        Ok(())
+    }
+
+    pub(super) fn take_events(&mut self, splitter: &mut SseSplitter, chunk: Bytes) -> Result<(), Ending> {
+        splitter.push(chunk);
+        loop {
+            let event = match splitter.next() {
+                Ok(Some(event)) => event,
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(Ending::After(Outcome::PROVIDER_FAILED, error.to_string())),
+            };
+            let meaning = self.meter.event(&event);
+            // Usage that the relay asked for on its own account is not the caller's event.
+            if meaning != EventMeaning::UsageOnly || self.plan.wants_usage_event {
+                self.emit(FrameType::Event, event)?;
+            }
+            match meaning {
+                EventMeaning::Done => return Err(Ending::Complete),
+                EventMeaning::Error(words) => return Err(Ending::After(Outcome::PROVIDER_FAILED, words)),
+                EventMeaning::Content | EventMeaning::UsageOnly => {}
+            }
+        }
+    }
+
+    pub(super) fn take_bytes(&mut self, chunk: Bytes) -> Result<(), Ending> {
+        let limit = self.escalator.config.limits.answer_body as usize;
+        if self.whole.len() + chunk.len() > limit {
+            return Err(Ending::After(Outcome::LIMIT, format!("the answer is above {limit} bytes")));
+        }
+        self.whole.extend_from_slice(&chunk);
+        self.emit_bytes(chunk)
+    }
+
+    fn emit_bytes(&mut self, mut chunk: Bytes) -> Result<(), Ending> {
+        while !chunk.is_empty() {
+            let piece = chunk.split_to(chunk.len().min(MAX_CHUNK));
+            self.emit(FrameType::AnswerChunk, piece)?;
+        }
+        Ok(())
+    }
+
+    fn emit(&mut self, kind: FrameType, payload: Bytes) -> Result<(), Ending> {
+        let prefix = self
+            .log
+            .append(kind, &payload)
+            .map_err(|error| Ending::After(Outcome::PROVIDER_FAILED, error.to_string()))?;
+        if let Some(reader) = &mut self.reader {
+            reader.stream.writer.queue_raw(prefix);
+            reader.stream.writer.queue_raw(payload);
+        }
+        Ok(())
+    }
+
+    /// For the reader that is there; one that comes later is given all from the log.
+    fn queue(&mut self, frame: Bytes) {
+        if let Some(reader) = &mut self.reader {
+            reader.stream.writer.queue_raw(frame);
+        }
+    }
+
+    /// The provider closed its answer.
+    pub(super) fn provider_ended(&mut self, streams: bool) -> Ending {
+        if !streams {
+            self.meter.body(&self.whole);
+            return Ending::Complete;
+        }
+        self.meter.catch_up();
+        if let Some(EventMeaning::Error(words)) = self.meter.overlooked() {
+            return Ending::After(Outcome::PROVIDER_FAILED, words);
+        }
+        // Some servers send no closing event; told usage is as good.
+        if self.meter.report(0).estimated {
+            Ending::After(Outcome::PROVIDER_FAILED, "the provider's stream was cut".into())
+        } else {
+            Ending::Complete
+        }
+    }
+
+    /// Passes the provider's own refusal on, as it is: nothing was charged.
+    pub(super) async fn refused_by_provider(&mut self, mut answer: Answer) -> Ending {
+        let status = answer.status;
+        if let Err(error) = self.queue_head(&answer, false) {
+            return Ending::not_dispatched(error.to_string());
+        }
+        let deadline = Instant::now() + self.escalator.config.timeouts.between_events;
+        let limit = 1 << 20;
+        let mut size = 0;
+        while let Ok(Some(Ok(chunk))) = tokio::time::timeout_at(deadline, answer.chunk()).await {
+            size += chunk.len();
+            if size > limit || self.emit_bytes(chunk).is_err() {
+                break;
+            }
+        }
+        Ending::RefusedByProvider(status)
+    }
+}

@@ -1,0 +1,79 @@
+//! What callers are told of a request that did not run.
+
+use crate::store::StoreError;
+use crate::store::ledger::hold::HoldRefusal;
+use belay_protocol::id::RequestId;
+use belay_protocol::message::{Failed, FailureCode};
+use tracing::warn;
+
+/// A failure with its request, ready to be sent.
+pub(crate) fn failed(id: RequestId, code: FailureCode, message: impl Into<String>, remedy: &str) -> Failed {
+    Failed {
+        code,
+        message: message.into(),
+        remedy: remedy.to_owned(),
+        request_id: Some(id),
+        retry_after_ms: None,
+        missing: None,
+    }
+}
+
+/// The books cannot be written or read.
+pub(super) fn store_failed(id: RequestId, error: &StoreError) -> Failed {
+    warn!(request = %id, %error, "the store failed");
+    let mut failure = failed(
+        id,
+        FailureCode::STORE_UNAVAILABLE,
+        "the relay could not write its books",
+        "try again with the same request id; it is charged once at most",
+    );
+    failure.retry_after_ms = Some(1000);
+    failure
+}
+
+/// The book says no.
+pub(super) fn refused(id: RequestId, refusal: &HoldRefusal) -> Failed {
+    let make = |code, message: String, remedy: &str| failed(id, code, message, remedy);
+    match refusal {
+        HoldRefusal::PaymentRequired { missing, balance } => Failed {
+            missing: Some(*missing),
+            ..make(
+                FailureCode::PAYMENT_REQUIRED,
+                format!("the balance of {balance} does not cover this request; {missing} is missing"),
+                "top up, ask for fewer output tokens, or allow a smaller answer",
+            )
+        },
+        HoldRefusal::AboveCostCap { missing } => Failed {
+            missing: Some(*missing),
+            ..make(
+                FailureCode::PAYMENT_REQUIRED,
+                format!("the request could cost {missing} more than its own cost cap"),
+                "raise the cost cap, ask for fewer output tokens, or allow a smaller answer",
+            )
+        },
+        HoldRefusal::RateLimited { retry_after_ms } => Failed {
+            retry_after_ms: Some(*retry_after_ms),
+            ..make(
+                FailureCode::RATE_LIMITED,
+                "too many requests in this minute".into(),
+                "wait as long as retry_after_ms says",
+            )
+        },
+        HoldRefusal::TooManyAtOnce => Failed {
+            retry_after_ms: Some(1000),
+            ..make(FailureCode::RATE_LIMITED, "too many requests at once".into(), "wait until one has ended")
+        },
+        HoldRefusal::Conflict => make(
+            FailureCode::CONFLICT,
+            "this request id was used before, with another body or by another device".into(),
+            "make a new request id for every new request",
+        ),
+        HoldRefusal::InProgress => Failed {
+            retry_after_ms: Some(1000),
+            ..make(FailureCode::IN_PROGRESS, "this request is running already".into(), "wait for its end and ask again")
+        },
+        HoldRefusal::Suspended => {
+            make(FailureCode::SUSPENDED, "the tenant is suspended".into(), "ask the operator of the relay")
+        }
+    }
+}
