@@ -7,6 +7,7 @@
 mod answer;
 mod line;
 mod request;
+mod watched;
 
 pub use answer::{Answer, Collected, raw_frame};
 pub use request::EscalationRequest;
@@ -14,7 +15,7 @@ pub use request::EscalationRequest;
 use crate::error::ClientError;
 use crate::pending::Record;
 use crate::tunnel::Tunnel;
-use crate::tunnels::{Outstanding, Tunnels};
+use crate::tunnels::Tunnels;
 use belay_protocol::codec::Message;
 use belay_protocol::dialect::answer::event_text;
 use belay_protocol::error::{ProtocolError, StreamCode};
@@ -23,7 +24,7 @@ use belay_protocol::id::RequestId;
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::{Ack, Cancel, Content, Dialect, End, Failed, FailureCode, ResponseHead, Resume};
 use belay_protocol::stream::StreamError;
-use line::{Broken, Heard, Interruption, Line, Open};
+use line::{Broken, Heard, Interruption, Line, Open, out_of_order};
 use request::queue_whole;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
+use watched::Watched;
 
 /// So many bytes, or events, of answer are acknowledged together.
 const ACK_EVERY_BYTES: usize = 64 << 10;
@@ -59,8 +61,7 @@ pub struct Escalation {
     /// Said again on every new stream.
     cancelled: Option<String>,
     record: Option<Record>,
-    /// While it waits for answers.
-    outstanding: Option<Outstanding>,
+    watched: Watched,
 }
 
 impl Escalation {
@@ -95,7 +96,6 @@ impl Escalation {
         resume_window: Duration,
         record: Option<Record>,
     ) -> Self {
-        let outstanding = Some(tunnels.wait_for_answer());
         let next = record.as_ref().map_or(0, Record::next);
         Self {
             tunnels,
@@ -110,7 +110,7 @@ impl Escalation {
             has_head: false,
             cancelled: None,
             record,
-            outstanding,
+            watched: Watched::soon(),
         }
     }
 
@@ -158,12 +158,6 @@ impl Escalation {
         self.id
     }
 
-    /// The number of events or chunks that have come so far.
-    #[must_use]
-    pub fn events(&self) -> u64 {
-        self.next
-    }
-
     /// The next answer; `None` after `End` or `Failed`. Dropping the future loses nothing. Asking
     /// for the next one says that the one before has been read.
     ///
@@ -183,7 +177,14 @@ impl Escalation {
             match &mut self.line {
                 Line::Over => return Ok(None),
                 Line::Open(open) => {
-                    let frame = match poll_fn(|cx| open.poll(cx)).await {
+                    let heard = poll_fn(|cx| {
+                        let heard = open.poll(cx);
+                        if heard.is_pending() {
+                            self.watched.poll(&self.tunnels, cx);
+                        }
+                        heard
+                    });
+                    let frame = match heard.await {
                         Heard::Frame(frame) => frame,
                         Heard::Silence => {
                             return Ok(Some(Answer::Interrupted { why: "nothing comes from the relay".into() }));
@@ -233,6 +234,7 @@ impl Escalation {
     /// The stream is no more; another will be opened.
     fn break_off(&mut self, why: String, interruption: Option<Interruption>, wait: Duration) {
         let now = Instant::now();
+        self.watched.now(&self.tunnels);
         let interruption = interruption.unwrap_or(Interruption { since: now, told: false });
         self.line = Line::Broken(Broken { interruption, not_before: now + wait, why });
     }
@@ -388,11 +390,6 @@ impl Escalation {
 
     fn over(&mut self) {
         self.line = Line::Over;
-        self.outstanding = None;
+        self.watched = Watched::Over;
     }
-}
-
-fn out_of_order(number: u64, expected: u64) -> ClientError {
-    let why = format!("number {number}, expected {expected}");
-    ProtocolError::Malformed { kind: FrameType::Event.name(), why }.into()
 }

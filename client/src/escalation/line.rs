@@ -1,6 +1,8 @@
 //! What carries an answer: a stream, or the wait for one.
 
-use belay_protocol::frame::Frame;
+use crate::error::ClientError;
+use belay_protocol::error::ProtocolError;
+use belay_protocol::frame::{Frame, FrameType};
 use belay_protocol::stream::{FrameReader, FrameWriter, StreamError};
 use std::fmt;
 use std::future::Future;
@@ -116,4 +118,10 @@ fn falls(mut silent: watch::Receiver<bool>) -> Pin<Box<dyn Future<Output = ()> +
             std::future::pending::<()>().await;
         }
     })
+}
+
+/// The relay's numbers do not fit ours.
+pub(super) fn out_of_order(number: u64, expected: u64) -> ClientError {
+    let why = format!("number {number}, expected {expected}");
+    ProtocolError::Malformed { kind: FrameType::Event.name(), why }.into()
 }
