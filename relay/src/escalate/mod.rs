@@ -1,6 +1,6 @@
 //! The life of one request: plan, hold, provider, events, settle.
 //!
-//! `streams/escalate` hands over a request with its body and the stream; [`Escalator::run`] answers
+//! `streams/escalate` hands over a request with its body and the stream; `Escalator::run` answers
 //! on that stream. One task owns everything of the request: the stream, the provider's answer, the
 //! event log. No lock is held across an await and no event passes through another task.
 //!
