@@ -11,7 +11,7 @@ use tokio::time::{Sleep, sleep};
 /// A request that has waited so long is one for which the path is watched.
 const WATCH_AFTER: Duration = Duration::from_millis(200);
 /// Whether the keeper looks after the path for this request. It does once the request has waited for
-/// a while: waking it for every request would cost the first token a tenth of its time.
+/// a while: it is not to be woken in the way of a first token.
 #[derive(Debug)]
 pub(super) enum Watched {
     Soon(Pin<Box<Sleep>>),
