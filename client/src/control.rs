@@ -12,8 +12,8 @@ use belay_protocol::frame::{Frame, FrameType};
 use belay_protocol::message::{Extension, GoAway, Heartbeat, HeartbeatAck};
 use belay_protocol::stream::{FrameReader, FrameWriter};
 use belay_protocol::vitals::{self, RelayState, Vitals};
+use belay_transport::connection::Connection;
 use belay_transport::env::Clock;
-use quinn::Connection;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -78,7 +78,7 @@ pub(crate) struct Control {
     round_trip_us: Option<u32>,
     /// When the oldest heartbeat without an answer left.
     probed: Option<Instant>,
-    /// Datagrams that had arrived, and when that was seen.
+    /// How much had arrived, and when that was seen.
     arrived: (u64, Instant),
     suspected: bool,
     /// The two clocks at the last look.
@@ -176,7 +176,7 @@ impl Control {
         if self.has_jumped(now) {
             // What was true before the jump says nothing of now.
             self.suspected = true;
-            self.arrived = (self.datagrams(), now);
+            self.arrived = (self.arrivals(), now);
             if self.probed.is_none_or(|at| at < now)
                 && let Err(why) = self.beat(now, false)
             {
@@ -200,9 +200,9 @@ impl Control {
     }
 
     fn look_at_path(&mut self, now: Instant) -> Option<Event> {
-        let datagrams = self.datagrams();
-        if datagrams != self.arrived.0 {
-            self.arrived = (datagrams, now);
+        let arrivals = self.arrivals();
+        if arrivals != self.arrived.0 {
+            self.arrived = (arrivals, now);
             return std::mem::take(&mut self.suspected).then_some(Event::Alive);
         }
         if self.suspected || *self.outstanding.borrow() == 0 {
@@ -241,8 +241,8 @@ impl Control {
         wall > now.duration_since(last) + JUMP || late
     }
 
-    fn datagrams(&self) -> u64 {
-        self.connection.stats().udp_rx.datagrams
+    fn arrivals(&self) -> u64 {
+        self.connection.traffic().arrivals
     }
 
     fn beat(&mut self, now: Instant, prewarm: bool) -> Result<(), String> {

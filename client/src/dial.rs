@@ -1,16 +1,20 @@
-//! Getting a connection to one of the relay's addresses.
+//! Getting a connection to one of the relay's addresses, over QUIC or, where no UDP gets through,
+//! over TCP.
 
 use crate::error::ClientError;
 use crate::state::Identity;
 use belay_certs::issue::DeviceKey;
 use belay_certs::tls::{self, Time};
+use belay_protocol::error::CloseCode;
 use belay_protocol::{ALPN, RELAY_SERVER_NAME};
+use belay_transport::connection::{Connection, Path};
 use belay_transport::env::{Clock, Env};
 use belay_transport::params::{self, CLIENT_SOCKET_BUFFER};
 use belay_transport::quic;
 use belay_transport::runtime::LazyTimers;
+use belay_transport::tcp::TcpConnection;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, Endpoint};
+use quinn::{ClientConfig, Endpoint};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::time_provider::TimeProvider;
 use std::collections::VecDeque;
@@ -25,11 +29,83 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long an address is tried alone before the next one is tried beside it (RFC 8305).
 const HEAD_START: Duration = Duration::from_millis(250);
 
+/// How long the end of a connection may take to reach the relay.
+const FAREWELL: Duration = Duration::from_millis(500);
+
 /// Who connects.
 #[derive(Debug, Clone)]
 pub(crate) struct Dialer {
     pub(crate) env: Env,
-    pub(crate) config: ClientConfig,
+    quic: ClientConfig,
+    tls: Arc<rustls::ClientConfig>,
+}
+
+/// Which transports are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// QUIC, and TCP beside it once QUIC has stayed without an answer for so long or has no address
+    /// left.
+    Either {
+        /// From the beginning.
+        tcp_after: Duration,
+    },
+    /// QUIC alone.
+    Quic,
+}
+
+/// A connection that was made, with the socket below it.
+#[derive(Debug)]
+pub(crate) struct Dialed {
+    /// Of a connection over QUIC.
+    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) connection: Connection,
+}
+
+impl Dialed {
+    /// Closes in order and waits, shortly, until the relay can know.
+    pub(crate) async fn close(&self, reason: &str) {
+        self.connection.close(CloseCode::DONE, reason);
+        let _ = match &self.endpoint {
+            Some(endpoint) => timeout(FAREWELL, endpoint.wait_idle()).await,
+            None => timeout(FAREWELL, async { drop(self.connection.closed().await) }).await,
+        };
+    }
+}
+
+/// The addresses that are tried over one transport.
+struct Lane {
+    path: Path,
+    waiting: VecDeque<SocketAddr>,
+    next_start: Instant,
+    running: usize,
+    failure: Option<ClientError>,
+}
+
+impl Lane {
+    fn new(path: Path, waiting: VecDeque<SocketAddr>, next_start: Instant) -> Self {
+        Self { path, waiting, next_start, running: 0, failure: None }
+    }
+
+    /// The address whose turn it is: after the head start of the one before, or when that has failed.
+    fn next(&mut self, now: Instant) -> Option<SocketAddr> {
+        if now < self.next_start {
+            return None;
+        }
+        let address = self.waiting.pop_front()?;
+        self.next_start = now + HEAD_START;
+        self.running += 1;
+        Some(address)
+    }
+
+    fn failed(&mut self, error: ClientError) {
+        self.running -= 1;
+        self.failure = Some(error);
+        self.next_start = Instant::now();
+    }
+
+    fn is_spent(&self) -> bool {
+        self.running == 0 && self.waiting.is_empty()
+    }
 }
 
 /// rustls checks certificates by the client's clock.
@@ -57,92 +133,166 @@ impl Dialer {
     }
 
     fn new(env: &Env, config: rustls::ClientConfig) -> Result<Self, ClientError> {
-        let crypto = QuicClientConfig::try_from(config)
+        let tls = Arc::new(config);
+        let crypto = QuicClientConfig::try_from(Arc::clone(&tls))
             .map_err(|error| ClientError::State { what: "the TLS configuration".into(), why: error.to_string() })?;
-        let mut config = ClientConfig::new(Arc::new(crypto));
-        config.transport_config(params::client());
-        Ok(Self { env: env.clone(), config })
+        let mut quic = ClientConfig::new(Arc::new(crypto));
+        quic.transport_config(params::client());
+        Ok(Self { env: env.clone(), quic, tls })
     }
 
     /// Races the addresses of `names`, `last_good` before all others. One gets a head start of
     /// [`HEAD_START`] on the next, IPv6 and IPv4 in turn, each at most [`HANDSHAKE`]; the first to
-    /// answer wins and the others are given up. Names wait for the resolver, beside the attempts.
+    /// answer wins and the others are given up. Names wait for the resolver, beside the attempts. The
+    /// same runs over TCP, as late as `way` says.
     ///
     /// Errors: `Closed` if a relay refuses, `Unreachable` with what happened last.
     pub(crate) async fn dial(
         &self,
         names: &[String],
         last_good: Option<SocketAddr>,
-    ) -> Result<(Endpoint, Connection), ClientError> {
-        let mut last = ClientError::Unreachable { addresses: names.join(", "), why: "no address is known".into() };
-        let mut waiting: VecDeque<SocketAddr> = last_good.into_iter().collect();
+        way: Way,
+    ) -> Result<Dialed, ClientError> {
+        let mut known: VecDeque<SocketAddr> = last_good.into_iter().collect();
         let mut resolving = JoinSet::new();
         for name in names {
             match name.parse() {
                 Ok(address) if last_good == Some(address) => {}
-                Ok(address) => waiting.push_back(address),
+                Ok(address) => known.push_back(address),
                 Err(_) => {
                     let name = name.clone();
                     resolving.spawn(async move { (resolve(&name).await, name) });
                 }
             }
         }
+        let now = Instant::now();
+        let mut quic = Lane::new(Path::Quic, known.clone(), now);
+        let mut tcp = match way {
+            Way::Either { tcp_after } => Some(Lane::new(Path::Tcp, known, now + tcp_after)),
+            Way::Quic => None,
+        };
         let mut attempts = JoinSet::new();
-        let mut next_start = Instant::now();
+        let mut unresolved = None;
         loop {
-            if attempts.is_empty() || next_start <= Instant::now() {
-                if let Some(address) = waiting.pop_front() {
-                    let dialer = self.clone();
-                    attempts.spawn(async move { dialer.dial_one(address).await });
-                    next_start = Instant::now() + HEAD_START;
-                    continue;
+            let now = Instant::now();
+            if let Some(tcp) = &mut tcp
+                && quic.is_spent()
+                && resolving.is_empty()
+            {
+                tcp.next_start = tcp.next_start.min(now);
+            }
+            let mut next_start: Option<Instant> = None;
+            for lane in std::iter::once(&mut quic).chain(&mut tcp) {
+                while let Some(address) = lane.next(now) {
+                    let (dialer, path) = (self.clone(), lane.path);
+                    attempts.spawn(async move { (path, dialer.dial_one(address, path).await) });
                 }
-                if attempts.is_empty() && resolving.is_empty() {
-                    return Err(last);
+                if !lane.waiting.is_empty() {
+                    next_start = Some(next_start.map_or(lane.next_start, |next| next.min(lane.next_start)));
                 }
+            }
+            if attempts.is_empty() && resolving.is_empty() && next_start.is_none() {
+                let failures = [quic.failure, tcp.and_then(|tcp| tcp.failure), unresolved];
+                return Err(unreachable(names, failures));
             }
             tokio::select! {
                 biased;
                 Some(ended) = attempts.join_next() => match ended {
-                    Ok(Ok(connected)) => return Ok(connected),
+                    Ok((_, Ok(dialed))) => return Ok(dialed),
                     // A relay has answered: another address leads to the same answer.
-                    Ok(Err(error @ ClientError::Closed(_))) => return Err(error),
-                    Ok(Err(error)) => {
-                        last = error;
-                        next_start = Instant::now();
-                    }
-                    Err(error) => last = ClientError::Lost(error.to_string()),
+                    Ok((_, Err(error @ ClientError::Closed(_)))) => return Err(error),
+                    Ok((Path::Quic, Err(error))) => quic.failed(error),
+                    Ok((Path::Tcp, Err(error))) => if let Some(tcp) = &mut tcp {
+                        tcp.failed(error);
+                    },
+                    Err(error) => return Err(ClientError::Lost(error.to_string())),
                 },
                 Some(resolved) = resolving.join_next() => match resolved {
                     Ok((Ok(found), _)) => {
                         let new = in_turn(found).into_iter().filter(|address| Some(*address) != last_good);
-                        waiting.extend(new);
+                        for address in new {
+                            quic.waiting.push_back(address);
+                            if let Some(tcp) = &mut tcp {
+                                tcp.waiting.push_back(address);
+                            }
+                        }
                     }
-                    Ok((Err(why), name)) => last = ClientError::Unreachable { addresses: name, why },
-                    Err(error) => last = ClientError::Lost(error.to_string()),
+                    Ok((Err(why), name)) => unresolved = Some(ClientError::Unreachable { addresses: name, why }),
+                    Err(error) => return Err(ClientError::Lost(error.to_string())),
                 },
-                () = sleep_until(next_start), if !waiting.is_empty() => {}
+                () = sleep_until(next_start.unwrap_or(now)), if next_start.is_some() => {}
             }
         }
     }
 
-    async fn dial_one(&self, address: SocketAddr) -> Result<(Endpoint, Connection), ClientError> {
+    async fn dial_one(&self, address: SocketAddr, path: Path) -> Result<Dialed, ClientError> {
+        let handshake = async {
+            match path {
+                Path::Quic => self.dial_quic(address).await,
+                Path::Tcp => self.dial_tcp(address).await,
+            }
+        };
         let unreachable = |why: String| ClientError::Unreachable { addresses: address.to_string(), why };
-        let socket = bind(&self.env, address).map_err(|error| unreachable(error.to_string()))?;
-        let config = params::endpoint(Some(self.env.random.bytes()), None);
-        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(LazyTimers))
-            .map_err(|error| unreachable(error.to_string()))?;
-        let connecting = endpoint
-            .connect_with(self.config.clone(), address, RELAY_SERVER_NAME)
-            .map_err(|error| unreachable(error.to_string()))?;
-        match timeout(HANDSHAKE, connecting).await {
-            Ok(Ok(connection)) => Ok((endpoint, connection)),
-            Ok(Err(error)) => Err(match quic::close_code(&error) {
-                Some(code) => ClientError::Closed(code),
-                None => unreachable(error.to_string()),
-            }),
-            Err(_) => Err(unreachable(format!("no answer within {} s; is UDP open on the way?", HANDSHAKE.as_secs()))),
+        match timeout(HANDSHAKE, handshake).await {
+            Ok(Ok(dialed)) => Ok(dialed),
+            Ok(Err(Failure::Closed(code))) => Err(ClientError::Closed(code)),
+            Ok(Err(Failure::Other(why))) => Err(unreachable(why)),
+            Err(_) => {
+                let open = if path == Path::Quic { "; is UDP open on the way?" } else { "" };
+                Err(unreachable(format!("no answer within {} s{open}", HANDSHAKE.as_secs())))
+            }
         }
+    }
+
+    async fn dial_quic(&self, address: SocketAddr) -> Result<Dialed, Failure> {
+        let socket = bind(&self.env, address)?;
+        let config = params::endpoint(Some(self.env.random.bytes()), None);
+        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(LazyTimers))?;
+        let connecting = endpoint
+            .connect_with(self.quic.clone(), address, RELAY_SERVER_NAME)
+            .map_err(|error| Failure::Other(error.to_string()))?;
+        match connecting.await {
+            Ok(connection) => Ok(Dialed { endpoint: Some(endpoint), connection: Connection::Quic(connection) }),
+            Err(error) => Err(match quic::close_code(&error) {
+                Some(code) => Failure::Closed(code),
+                None => Failure::Other(error.to_string()),
+            }),
+        }
+    }
+
+    async fn dial_tcp(&self, address: SocketAddr) -> Result<Dialed, Failure> {
+        let socket = self.env.net.connect_tcp(address).await?;
+        let connection = TcpConnection::connect(socket, Arc::clone(&self.tls)).await?;
+        Ok(Dialed { endpoint: None, connection: Connection::Tcp(connection) })
+    }
+}
+
+/// Why an address could not be dialled.
+enum Failure {
+    /// The relay said so.
+    Closed(CloseCode),
+    Other(String),
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Other(error.to_string())
+    }
+}
+
+/// What to say when nothing answered: why not over QUIC first, then why not over TCP.
+fn unreachable(names: &[String], failures: [Option<ClientError>; 3]) -> ClientError {
+    let [quic, tcp, unresolved] = failures;
+    match (quic.or(unresolved), tcp) {
+        (
+            Some(ClientError::Unreachable { addresses, why }),
+            Some(ClientError::Unreachable { addresses: over_tcp, why: tcp }),
+        ) => {
+            let at = if over_tcp == addresses { String::new() } else { format!(" to {over_tcp}") };
+            ClientError::Unreachable { addresses, why: format!("{why} Over TCP{at}: {tcp}") }
+        }
+        (Some(error), _) | (None, Some(error)) => error,
+        (None, None) => ClientError::Unreachable { addresses: names.join(", "), why: "no address is known".into() },
     }
 }
 

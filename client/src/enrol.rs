@@ -1,16 +1,17 @@
 //! Joining a relay with an invite.
 
-use crate::dial::Dialer;
+use crate::dial::{Dialer, Way};
 use crate::error::ClientError;
+use crate::fallback::TCP_AFTER;
 use crate::state::{Identity, StateDir};
 use crate::tunnel::{CALL, read_answer};
 use belay_certs::invite::Invite;
 use belay_certs::sha256;
-use belay_protocol::error::CloseCode;
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::{EnrolAnswer, EnrolRequest, FailureCode};
+use belay_protocol::stream::StreamError;
+use belay_transport::connection::Stream;
 use belay_transport::env::Env;
-use belay_transport::quic;
 use tokio::time::timeout;
 
 /// Enrols this computer and keeps the identity. A repeated attempt with the same invite gets the
@@ -28,20 +29,18 @@ pub async fn join(env: &Env, state: &StateDir, invite: &Invite, label: &str) -> 
     let digest = sha256(&invite.secret);
     let key = state.pending_key(digest)?;
     let dialer = Dialer::enrolling(env, invite.fingerprint)?;
-    let (endpoint, connection) = dialer.dial(&invite.addresses, None).await?;
+    let dialed = dialer.dial(&invite.addresses, None, Way::Either { tcp_after: TCP_AFTER }).await?;
     let request =
         EnrolRequest { secret: invite.secret.to_vec(), csr_der: key.request()?, device_label: label.to_owned() };
     let answered = timeout(CALL, async {
-        let opened = connection.open_bi().await.map_err(|error| ClientError::Lost(quic::lost_why(&error)))?;
-        let (mut writer, mut reader) = quic::frames(opened.0, opened.1);
+        let Stream { mut writer, mut reader, .. } = dialed.connection.open().await.map_err(StreamError::from)?;
         writer.preface(StreamKind::Enrol);
         writer.send(&request).await?;
         writer.finish();
         read_answer::<EnrolAnswer>(&mut reader).await
     });
     let answer = answered.await.unwrap_or_else(|_| Err(ClientError::Lost("the relay did not answer in time".into())));
-    quic::close(&connection, CloseCode::DONE, "enrolled");
-    let _ = timeout(std::time::Duration::from_millis(500), endpoint.wait_idle()).await;
+    dialed.close("enrolled").await;
     if let Err(ClientError::Failed(failed)) = &answer
         && failed.code == FailureCode::INVITE_REFUSED
     {

@@ -1,7 +1,7 @@
 //! The belay client: one persistent tunnel to a relay, and typed calls through it.
 //!
 //! [`state`] is where keys and certificates lie on disk, [`enrol`] gets them, [`tunnel`] is one live
-//! connection, `reconnect` keeps one alive, [`status`] is what it tells of it, [`escalation`] is one
+//! connection, `reconnect` keeps one alive, `fallback` decides between QUIC and TCP, [`status`] is what it tells of it, [`escalation`] is one
 //! LLM request as a stream of answers that survives a lost tunnel, [`pending`] what a restarted
 //! client needs to go on with it, [`vitals`] how this computer is. [`Client`] puts them together.
 #![warn(missing_docs)]
@@ -12,6 +12,7 @@ mod dial;
 pub mod enrol;
 pub mod error;
 pub mod escalation;
+mod fallback;
 pub mod pending;
 mod reconnect;
 pub mod state;

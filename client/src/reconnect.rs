@@ -2,39 +2,40 @@
 //!
 //! connecting → up → waiting → connecting …, until the client is closed or the relay refuses for
 //! good. While up, a path that is suspected to be dead gets a second tunnel dialled beside it: the
-//! first sign of life ends the attempt, the second tunnel's hello ends the first. The wait is random up to a bound that doubles from 50 ms to 30 s and falls back only when
-//! a heartbeat has been answered: a relay that accepts and dies at once is not hammered.
+//! first sign of life ends the attempt, the second tunnel's hello ends the first. A tunnel over TCP is
+//! followed by one over QUIC as soon as that gets through (`fallback`). The wait is random up to a
+//! bound that doubles from 50 ms to 30 s and falls back only when a heartbeat has been answered: a
+//! relay that accepts and dies at once is not hammered.
 
-use crate::control::{Control, Event};
-use crate::dial::Dialer;
+mod up;
+
+use crate::control::Control;
+use crate::dial::{Dialer, Way};
 use crate::error::ClientError;
+use crate::fallback::Fallback;
 use crate::state::StateDir;
 use crate::status::Phase;
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Target, Tunnel, hello};
 use crate::tunnels::Tunnels;
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::InstanceId;
 use belay_protocol::message::GoAway;
-use belay_protocol::vitals::RelayState;
+use belay_transport::connection::Traffic;
 use belay_transport::env::Env;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
-use tracing::{debug, info};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tracing::debug;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// No wait is longer than this while requests wait for the tunnel.
 const LONGEST_WHILE_WAITED_FOR: Duration = Duration::from_secs(5);
-/// How long an attempt beside a suspected tunnel may take before it is begun anew: a handshake whose
-/// packets were lost for long waits longer and longer before it sends again.
-const BESIDE: Duration = Duration::from_secs(3);
-/// And the longest pause before the next one: a relay that refuses at once is not hammered.
-const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(1);
 /// While no tunnel is up, another network ends the wait; it is looked for so often.
 const LOOK_AT_NETWORK: Duration = Duration::from_secs(1);
 
@@ -42,9 +43,10 @@ const LOOK_AT_NETWORK: Duration = Duration::from_secs(1);
 pub(crate) struct Keeper {
     env: Env,
     dialer: Dialer,
-    addresses: Vec<String>,
-    /// Where the last tunnel was.
-    last_good: Option<SocketAddr>,
+    target: Target,
+    fallback: Fallback,
+    /// Tunnels over TCP on which something still runs.
+    retired: JoinSet<Traffic>,
     /// Where that is remembered.
     state: Option<StateDir>,
     instance: InstanceId,
@@ -63,7 +65,8 @@ pub(crate) struct Keeper {
 /// What comes after a state.
 enum Next {
     Connect,
-    Up(Arc<Tunnel>, Box<Control>),
+    /// With whether it has come back to QUIC beside a tunnel over TCP.
+    Up(Arc<Tunnel>, Box<Control>, bool),
     Wait(String, Duration),
     Refused(CloseCode),
     Stop,
@@ -79,6 +82,8 @@ enum Down {
     Lost(String, Option<GoAway>),
     /// A second tunnel has taken its place.
     Replaced(Arc<Tunnel>, Box<Control>),
+    /// QUIC gets through again.
+    BackOnQuic(Arc<Tunnel>, Box<Control>),
 }
 
 impl Keeper {
@@ -92,9 +97,10 @@ impl Keeper {
     ) -> Self {
         Self {
             instance: InstanceId(env.random.bytes()),
-            last_good: state.as_ref().and_then(StateDir::last_good),
+            target: Target { addresses, last_good: state.as_ref().and_then(StateDir::last_good) },
             state,
-            addresses,
+            fallback: Fallback::new(),
+            retired: JoinSet::new(),
             env,
             dialer,
             tunnels,
@@ -112,194 +118,46 @@ impl Keeper {
         loop {
             next = match next {
                 Next::Connect => self.connecting().await,
-                Next::Up(tunnel, control) => self.up(tunnel, control).await,
+                Next::Up(tunnel, control, came_back) => self.up(tunnel, control, came_back).await,
                 Next::Wait(reason, wait) => self.waiting(reason, wait).await,
                 Next::Refused(code) => {
                     self.tunnels.refuse(Some(code));
                     return self.enter(Phase::Refused { code: code.name().into() });
                 }
-                Next::Stop => return self.enter(Phase::Closed),
+                Next::Stop => {
+                    while self.retired.join_next().await.is_some() {}
+                    return self.enter(Phase::Closed);
+                }
             };
         }
     }
 
     async fn connecting(&mut self) -> Next {
         self.enter(Phase::Connecting);
-        let attempt = self.attempt();
+        let attempt = self.attempt(self.fallback.way(), false);
         let opened = tokio::select! {
             biased;
             () = self.tunnels.stop.cancelled() => return Next::Stop,
             opened = attempt => opened,
         };
         match opened {
-            Ok((tunnel, control)) => Next::Up(tunnel, control),
+            Ok((tunnel, control)) => Next::Up(tunnel, control, false),
             Err(error) => self.after(error, None),
         }
     }
 
-    /// An attempt to bring a tunnel up, with the next generation.
-    fn attempt(&mut self) -> Attempt {
+    /// An attempt to bring a tunnel up, with the next generation. `beside`: what runs over TCP goes on
+    /// there.
+    fn attempt(&mut self, way: Way, beside: bool) -> Attempt {
         self.generation += 1;
-        let (dialer, addresses, last_good) = (self.dialer.clone(), self.addresses.clone(), self.last_good);
-        let (instance, generation) = (self.instance, self.generation);
+        let (dialer, target) = (self.dialer.clone(), self.target.clone());
+        let hello = hello(self.instance, self.generation, beside);
         let (tunnels, clock) = (Arc::clone(&self.tunnels), Arc::clone(&self.env.clock));
         Box::pin(async move {
-            let (tunnel, streams) = Tunnel::open(&dialer, &addresses, last_good, instance, generation).await?;
+            let (tunnel, streams) = Tunnel::open(&dialer, &target, way, hello).await?;
             let control = Control::new(streams, &tunnel, tunnels, clock);
             Ok((Arc::new(tunnel), Box::new(control)))
         })
-    }
-
-    async fn up(&mut self, tunnel: Arc<Tunnel>, mut control: Box<Control>) -> Next {
-        let remote = tunnel.connection().remote_address();
-        self.tunnels.status.send_modify(|status| {
-            status.phase = Phase::Up;
-            status.since_ms = self.env.clock.now_ms();
-            status.reconnects += u64::from(status.remote.is_some());
-            status.remote = Some(remote);
-            status.relay = Some(tunnel.hello().relay_name.clone());
-        });
-        self.remember(remote);
-        self.local_ip = self.env.net.local_ip(remote);
-        self.tunnels.refuse(None);
-        self.tunnels.set(Some(Arc::clone(&tunnel)));
-        info!(relay = %tunnel.hello().relay_name, %remote, "tunnel up");
-        let down = self.watch_over(&tunnel, &mut control).await;
-        self.count_bytes(&tunnel);
-        match down {
-            Down::Closed => {
-                self.tunnels.set(None);
-                tunnel.close().await;
-                Next::Stop
-            }
-            Down::Replaced(second, control) => {
-                info!("a second tunnel takes the place of one that was silent");
-                // Its requests go on over the second one. Until that is in place, they wait.
-                self.tunnels.set(None);
-                belay_transport::quic::close(tunnel.connection(), CloseCode::DEAD, "replaced");
-                Next::Up(second, control)
-            }
-            Down::Lost(why, go_away) => {
-                self.tunnels.set(None);
-                info!(%why, "tunnel down");
-                let error = tunnel.lost(why);
-                // Whoever still waits on it learns that it is over; a reason that the relay gave stands.
-                if tunnel.connection().close_reason().is_none() {
-                    belay_transport::quic::close(tunnel.connection(), CloseCode::DEAD, "lost");
-                }
-                self.after(error, go_away)
-            }
-        }
-    }
-
-    /// Keeps a tunnel company until it is over.
-    async fn watch_over(&mut self, tunnel: &Tunnel, control: &mut Control) -> Down {
-        let mut beside: Option<Attempt> = None;
-        let mut go_away = None;
-        loop {
-            let network = Arc::clone(&self.network);
-            let event = tokio::select! {
-                biased;
-                () = self.tunnels.stop.cancelled() => return Down::Closed,
-                event = control.event() => event,
-                error = tunnel.connection().closed() => return Down::Lost(error.to_string(), go_away),
-                () = network.notified() => {
-                    self.rebind(tunnel);
-                    continue;
-                }
-                opened = until(&mut beside) => {
-                    match opened {
-                        Ok((second, control)) => return Down::Replaced(second, control),
-                        Err(error) => debug!(%error, "an attempt beside a silent tunnel ended"),
-                    }
-                    beside = control.is_suspected().then(|| self.beside(BETWEEN_ATTEMPTS));
-                    continue;
-                }
-            };
-            match event {
-                Event::Answered { round_trip, relay_round_trip, state } => {
-                    self.answered(tunnel, round_trip, relay_round_trip, state);
-                }
-                Event::Suspect(why) => {
-                    info!(why, "the path may be dead; dialling beside it");
-                    tunnel.set_silent(true);
-                    beside.get_or_insert_with(|| self.beside(Duration::ZERO));
-                }
-                Event::Alive => {
-                    beside = None;
-                    tunnel.set_silent(false);
-                }
-                Event::LookAtNetwork => {
-                    let local_ip = self.env.net.local_ip(tunnel.connection().remote_address());
-                    // Without a way to the relay there is nothing to move to.
-                    if local_ip.is_some() && local_ip != self.local_ip {
-                        self.rebind(tunnel);
-                    }
-                }
-                Event::GoingAway(new) => {
-                    info!(reason = %new.reason, "the relay is going away");
-                    tunnel.going_away.cancel();
-                    go_away = Some(new);
-                }
-                Event::Ended(why) => return Down::Lost(why, go_away),
-            }
-        }
-    }
-
-    /// An attempt beside a tunnel that is suspected to be dead.
-    fn beside(&mut self, at_most_after: Duration) -> Attempt {
-        let attempt = self.attempt();
-        let pause = self.env.random.part_of(at_most_after);
-        Box::pin(async move {
-            sleep(pause).await;
-            timeout(BESIDE, attempt).await.unwrap_or_else(|_| Err(ClientError::Lost("no answer yet".into())))
-        })
-    }
-
-    fn answered(
-        &mut self,
-        tunnel: &Tunnel,
-        round_trip: Duration,
-        relay_round_trip: Duration,
-        state: Option<RelayState>,
-    ) {
-        self.backoff = FIRST_BACKOFF;
-        let stats = tunnel.connection().stats();
-        let (sent, received) = (self.sent_before, self.received_before);
-        self.tunnels.status.send_modify(|status| {
-            status.round_trip_us = u64::try_from(round_trip.as_micros()).ok();
-            status.relay_round_trip_us = u64::try_from(relay_round_trip.as_micros()).ok();
-            status.relay_state = state;
-            status.bytes_sent = sent + stats.udp_tx.bytes;
-            status.bytes_received = received + stats.udp_rx.bytes;
-        });
-    }
-
-    fn count_bytes(&mut self, tunnel: &Tunnel) {
-        let stats = tunnel.connection().stats();
-        self.sent_before += stats.udp_tx.bytes;
-        self.received_before += stats.udp_rx.bytes;
-    }
-
-    fn rebind(&mut self, tunnel: &Tunnel) {
-        let remote = tunnel.connection().remote_address();
-        self.local_ip = self.env.net.local_ip(remote);
-        match tunnel.rebind(&self.env) {
-            Ok(()) => info!("another network: the tunnel moves to a new socket"),
-            Err(error) => debug!(%error, "cannot move to a new socket"),
-        }
-    }
-
-    fn remember(&mut self, remote: SocketAddr) {
-        if self.last_good == Some(remote) {
-            return;
-        }
-        self.last_good = Some(remote);
-        if let Some(state) = &self.state
-            && let Err(error) = state.remember_good(remote)
-        {
-            debug!(%error, "cannot remember the relay's address");
-        }
     }
 
     /// Whether another attempt makes sense, and when.
@@ -329,8 +187,9 @@ impl Keeper {
     }
 
     async fn waiting(&mut self, reason: String, wait: Duration) -> Next {
+        self.tunnels.status.send_modify(|status| status.last_failure = Some(reason.clone()));
         self.enter(Phase::Waiting { reason, for_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) });
-        self.local_ip = self.local_ip.or_else(|| self.env.net.local_ip(self.last_good?));
+        self.local_ip = self.local_ip.or_else(|| self.env.net.local_ip(self.target.last_good?));
         tokio::select! {
             biased;
             () = self.tunnels.stop.cancelled() => Next::Stop,
@@ -345,7 +204,7 @@ impl Keeper {
 
     /// Waits until the machine has another address on the way to where the relay last was.
     async fn another_network(&self) -> IpAddr {
-        let Some(remote) = self.last_good else { return std::future::pending().await };
+        let Some(remote) = self.target.last_good else { return std::future::pending().await };
         loop {
             sleep(LOOK_AT_NETWORK).await;
             let local_ip = self.env.net.local_ip(remote);
@@ -360,13 +219,5 @@ impl Keeper {
             status.phase = phase;
             status.since_ms = self.env.clock.now_ms();
         });
-    }
-}
-
-/// An attempt's end; never, if there is none.
-async fn until(attempt: &mut Option<Attempt>) -> Opened {
-    match attempt {
-        Some(attempt) => attempt.await,
-        None => std::future::pending().await,
     }
 }

@@ -1,6 +1,7 @@
 //! What a program can follow of its tunnel.
 
 use belay_protocol::vitals::RelayState;
+use belay_transport::connection::Path;
 use serde::Serialize;
 use std::net::SocketAddr;
 
@@ -34,8 +35,10 @@ pub struct TunnelStatus {
     /// Where the tunnel is in its life.
     #[serde(flatten)]
     pub phase: Phase,
-    /// What carries it.
+    /// What carries it: `quic` or `tcp`.
     pub path: &'static str,
+    /// Why it is not QUIC.
+    pub path_why: Option<String>,
     /// The relay's address, while up.
     pub remote: Option<SocketAddr>,
     /// The relay's name, as it said.
@@ -46,13 +49,15 @@ pub struct TunnelStatus {
     pub since_ms: u64,
     /// How often the tunnel came up after the first time.
     pub reconnects: u64,
+    /// Why the last attempt to bring a tunnel up failed, or the last tunnel ended, until one is up.
+    pub last_failure: Option<String>,
     /// Round trip of the last answered heartbeat, in microseconds.
     pub round_trip_us: Option<u64>,
     /// The same as the relay's transport measures it, in microseconds.
     pub relay_round_trip_us: Option<u64>,
-    /// UDP bytes sent, all tunnels together.
+    /// UDP or TCP bytes sent, all tunnels together.
     pub bytes_sent: u64,
-    /// UDP bytes received, all tunnels together.
+    /// UDP or TCP bytes received, all tunnels together.
     pub bytes_received: u64,
 }
 
@@ -61,12 +66,14 @@ impl TunnelStatus {
     pub(crate) fn starting(now_ms: u64) -> Self {
         Self {
             phase: Phase::Connecting,
-            path: "quic",
+            path: Path::Quic.name(),
+            path_why: None,
             remote: None,
             relay: None,
             relay_state: None,
             since_ms: now_ms,
             reconnects: 0,
+            last_failure: None,
             round_trip_us: None,
             relay_round_trip_us: None,
             bytes_sent: 0,

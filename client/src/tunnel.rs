@@ -1,6 +1,6 @@
 //! One live connection to the relay: hello, typed streams.
 
-use crate::dial::{Dialer, bind};
+use crate::dial::{Dialed, Dialer, Way, bind};
 use crate::error::ClientError;
 use belay_protocol::MINOR;
 use belay_protocol::codec::Message;
@@ -8,12 +8,12 @@ use belay_protocol::error::CloseCode;
 use belay_protocol::frame::FrameType;
 use belay_protocol::id::InstanceId;
 use belay_protocol::kind::StreamKind;
-use belay_protocol::message::{Failed, Hello, HelloAck};
-use belay_protocol::stream::{FrameReader, FrameWriter};
+use belay_protocol::message::hello::BESIDE;
+use belay_protocol::message::{Extension, Failed, Hello, HelloAck};
+use belay_protocol::stream::{FrameReader, FrameWriter, StreamError};
+use belay_transport::connection::{Connection, Stream};
 use belay_transport::env::Env;
 use belay_transport::params::{PRIORITY_CONTROL, PRIORITY_TOKENS};
-use belay_transport::quic;
-use quinn::{Connection, Endpoint};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -22,14 +22,15 @@ use tokio_util::sync::CancellationToken;
 
 /// How long the relay may take to answer the hello.
 const HELLO: Duration = Duration::from_secs(5);
+/// How long the reason of a lost connection may stay behind its streams' errors.
+const REASON: Duration = Duration::from_millis(500);
 /// How long an answer to a small request may take.
 pub(crate) const CALL: Duration = Duration::from_secs(15);
 
 /// A tunnel that is up.
 #[derive(Debug)]
 pub struct Tunnel {
-    endpoint: Endpoint,
-    connection: Connection,
+    dialed: Dialed,
     hello: HelloAck,
     /// Set by the relay's `GoAway`.
     pub(crate) going_away: CancellationToken,
@@ -41,32 +42,27 @@ impl Tunnel {
     /// Dials, says hello, and returns the tunnel with its control stream.
     pub(crate) async fn open(
         dialer: &Dialer,
-        addresses: &[String],
-        last_good: Option<SocketAddr>,
-        instance_id: InstanceId,
-        path_generation: u64,
+        target: &Target,
+        way: Way,
+        hello: Hello,
     ) -> Result<(Self, (FrameWriter, FrameReader)), ClientError> {
-        let (endpoint, connection) = dialer.dial(addresses, last_good).await?;
-        let hello = Hello {
-            min_minor: 0,
-            max_minor: MINOR,
-            capabilities: 0,
-            client_name: concat!("belay/", env!("CARGO_PKG_VERSION")).into(),
-            instance_id,
-            path_generation,
-            extensions: vec![],
-        };
-        match timeout(HELLO, say_hello(&connection, &hello)).await {
+        let dialed = dialer.dial(&target.addresses, target.last_good, way).await?;
+        let connection = &dialed.connection;
+        match timeout(HELLO, say_hello(connection, &hello)).await {
             Ok(Ok((writer, reader, hello))) => {
                 let going_away = CancellationToken::new();
-                Ok((
-                    Self { endpoint, connection, hello, going_away, silent: watch::Sender::new(false) },
-                    (writer, reader),
-                ))
+                let tunnel = Self { dialed, hello, going_away, silent: watch::Sender::new(false) };
+                Ok((tunnel, (writer, reader)))
             }
-            Ok(Err(error)) => Err(closed(&connection).unwrap_or(error)),
+            Ok(Err(error)) => {
+                if let ClientError::Lost(_) = error {
+                    // The relay's reason comes with the connection's end, which a stream may see first.
+                    let _ = timeout(REASON, connection.closed()).await;
+                }
+                Err(closed(connection).unwrap_or(error))
+            }
             Err(_) => {
-                quic::close(&connection, CloseCode::TIMEOUT, "no answer to the hello");
+                connection.close(CloseCode::TIMEOUT, "no answer to the hello");
                 let why = "the relay did not answer the hello".into();
                 Err(ClientError::Unreachable { addresses: connection.remote_address().to_string(), why })
             }
@@ -82,18 +78,17 @@ impl Tunnel {
     /// The connection below, for figures.
     #[must_use]
     pub fn connection(&self) -> &Connection {
-        &self.connection
+        &self.dialed.connection
     }
 
     /// Opens a stream of a kind; its preface leaves with the first frame.
     pub async fn stream(&self, kind: StreamKind) -> Result<(FrameWriter, FrameReader), ClientError> {
-        let opened = timeout(CALL, self.connection.open_bi()).await;
-        let (send, recv) = match opened {
-            Ok(Ok(halves)) => halves,
-            Ok(Err(error)) => return Err(self.lost(quic::lost(&error).to_string())),
+        let opened = timeout(CALL, self.connection().open()).await;
+        let Stream { mut writer, reader, .. } = match opened {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(ended)) => return Err(self.lost(StreamError::from(ended).to_string())),
             Err(_) => return Err(ClientError::Lost("all streams of the tunnel are in use".into())),
         };
-        let (mut writer, reader) = quic::frames(send, recv);
         if kind == StreamKind::Escalate {
             writer.set_priority(PRIORITY_TOKENS);
         }
@@ -118,12 +113,12 @@ impl Tunnel {
 
     /// A lost stream's error; the relay's own reason if it closed the tunnel.
     pub(crate) fn lost(&self, why: String) -> ClientError {
-        closed(&self.connection).unwrap_or(ClientError::Lost(why))
+        closed(self.connection()).unwrap_or(ClientError::Lost(why))
     }
 
     /// False once the relay is going away or the connection has ended.
     pub(crate) fn takes_streams(&self) -> bool {
-        !self.going_away.is_cancelled() && self.connection.close_reason().is_none()
+        !self.going_away.is_cancelled() && self.connection().ended().is_none()
     }
 
     /// The path may be dead, or is not after all.
@@ -137,21 +132,44 @@ impl Tunnel {
     }
 
     /// Goes on over a new socket: the machine is on another network. The relay follows by itself.
-    /// Errors: no socket.
+    /// Errors: no socket; a connection over TCP cannot move.
     pub(crate) fn rebind(&self, env: &Env) -> std::io::Result<()> {
-        self.endpoint.rebind_abstract(bind(env, self.connection.remote_address())?)
+        match &self.dialed.endpoint {
+            Some(endpoint) => endpoint.rebind_abstract(bind(env, self.connection().remote_address())?),
+            None => Err(std::io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Closes in order and waits, shortly, until the relay can know.
     pub async fn close(&self) {
-        quic::close(&self.connection, CloseCode::DONE, "done");
-        let _ = timeout(Duration::from_millis(500), self.endpoint.wait_idle()).await;
+        self.dialed.close("done").await;
+    }
+}
+
+/// Where the relay is.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) addresses: Vec<String>,
+    /// Where the last tunnel was.
+    pub(crate) last_good: Option<SocketAddr>,
+}
+
+/// What this client says of itself. `beside`: what runs over the other transport goes on there.
+pub(crate) fn hello(instance_id: InstanceId, path_generation: u64, beside: bool) -> Hello {
+    Hello {
+        min_minor: 0,
+        max_minor: MINOR,
+        capabilities: 0,
+        client_name: concat!("belay/", env!("CARGO_PKG_VERSION")).into(),
+        instance_id,
+        path_generation,
+        extensions: if beside { vec![Extension { kind: BESIDE, value: vec![] }] } else { vec![] },
     }
 }
 
 /// The relay's own reason, if it closed the connection with one that it will repeat.
 pub(crate) fn closed(connection: &Connection) -> Option<ClientError> {
-    let code = quic::close_code(&connection.close_reason()?)?;
+    let code = connection.ended()?.code?;
     (!matches!(code, CloseCode::DONE)).then_some(ClientError::Closed(code))
 }
 
@@ -170,8 +188,7 @@ async fn say_hello(
     connection: &Connection,
     hello: &Hello,
 ) -> Result<(FrameWriter, FrameReader, HelloAck), ClientError> {
-    let opened = connection.open_bi().await.map_err(|error| ClientError::Lost(quic::lost_why(&error)))?;
-    let (mut writer, mut reader) = quic::frames(opened.0, opened.1);
+    let Stream { mut writer, mut reader, .. } = connection.open().await.map_err(StreamError::from)?;
     writer.set_priority(PRIORITY_CONTROL);
     writer.preface(StreamKind::Control);
     writer.send(hello).await?;

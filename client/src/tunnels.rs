@@ -98,10 +98,8 @@ impl Tunnels {
             }
         });
         waited.await.unwrap_or_else(|_| {
-            let why = match &self.status.borrow().phase {
-                Phase::Waiting { reason, .. } => reason.clone(),
-                _ => format!("no answer within {} s", began.elapsed().as_secs()),
-            };
+            let why = self.status.borrow().last_failure.clone();
+            let why = why.unwrap_or_else(|| format!("no answer within {} s", began.elapsed().as_secs()));
             Err(ClientError::Unreachable { addresses: self.addresses.clone(), why })
         })
     }

@@ -21,6 +21,13 @@ pub struct Extension {
     pub value: Vec<u8>,
 }
 
+/// Extensions of [`Hello`].
+pub mod hello {
+    /// The instance has a tunnel over the other transport, and it stays until the client ends it: its
+    /// streams run to their ends there. Without this, the new tunnel takes its place. No value.
+    pub const BESIDE: u16 = 1;
+}
+
 /// First frame of the control stream, client to relay. Frozen for ever.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {

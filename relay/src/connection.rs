@@ -16,14 +16,18 @@ use belay_protocol::MINOR;
 use belay_protocol::error::{CloseCode, StreamCode};
 use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::kind::StreamKind;
+use belay_protocol::message::hello::BESIDE;
 use belay_protocol::message::{FailureCode, GoAway, Heartbeat, Hello, HelloAck};
 use belay_protocol::vitals::{self, RelayState};
+use belay_transport::connection::{Connection, Path, Stream};
 use belay_transport::params::PRIORITY_CONTROL;
-use belay_transport::quic;
-use quinn::{Connection, VarInt};
-use rustls::pki_types::CertificateDer;
+use belay_transport::tcp::TcpConnection;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -49,18 +53,41 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
 }
 
-/// Serves one connection from its first packet to its end. `pending` is given back when the
+/// Serves one connection over QUIC from its first packet to its end. `pending` is given back when the
 /// handshake is over.
-pub(crate) async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming, pending: OwnedSemaphorePermit) {
+pub(crate) async fn serve_quic(shared: Arc<Shared>, incoming: quinn::Incoming, pending: OwnedSemaphorePermit) {
     let remote = incoming.remote_address();
-    let span = tracing::info_span!("connection", %remote);
+    let handshake = async move {
+        let connecting = incoming.accept().map_err(io::Error::other)?;
+        Ok(Connection::Quic(connecting.await.map_err(io::Error::other)?))
+    };
+    serve(shared, remote, Path::Quic, handshake, pending).await;
+}
+
+/// The same over TCP.
+pub(crate) async fn serve_tcp(
+    shared: Arc<Shared>,
+    socket: TcpStream,
+    remote: SocketAddr,
+    tls: Arc<rustls::ServerConfig>,
+    pending: OwnedSemaphorePermit,
+) {
+    let streams = shared.escalator.config.limits.streams_per_tunnel;
+    let handshake = async move { Ok(Connection::Tcp(TcpConnection::serve(socket, tls, streams).await?)) };
+    serve(shared, remote, Path::Tcp, handshake, pending).await;
+}
+
+async fn serve(
+    shared: Arc<Shared>,
+    remote: SocketAddr,
+    path: Path,
+    handshake: impl Future<Output = io::Result<Connection>>,
+    pending: OwnedSemaphorePermit,
+) {
+    let span = tracing::info_span!("connection", %remote, %path);
     async {
-        let deadline = shared.escalator.config.timeouts.handshake;
-        let connecting = match incoming.accept() {
-            Ok(connecting) => connecting,
-            Err(error) => return debug!(%error, "handshake refused"),
-        };
-        let handshake = timeout(deadline, connecting).await;
+        // Large, and of use for a moment only.
+        let handshake = timeout(shared.escalator.config.timeouts.handshake, Box::pin(handshake)).await;
         drop(pending);
         match handshake {
             Ok(Ok(connection)) => accepted(&shared, connection).await,
@@ -85,19 +112,19 @@ async fn accepted(shared: &Arc<Shared>, connection: Connection) {
             CloseCode::UNKNOWN_DEVICE
         }
     };
-    quic::close(&connection, code, code.name());
+    connection.close(code, code.name());
+    // The socket of its own takes a moment for the last words; those of QUIC are the endpoint's.
+    if connection.path() == Path::Tcp {
+        connection.closed().await;
+    }
 }
 
 type Identity = (DeviceIdentity, TenantId, DeviceId);
 
 /// Who is at the other end, from the certificate and from nowhere else.
 fn identity(connection: &Connection) -> Result<Option<Identity>, String> {
-    let Some(chain) = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
-    else {
-        return Ok(None);
-    };
-    let Some(certificate) = chain.first() else { return Ok(None) };
-    let identity = DeviceIdentity::from_certificate(certificate).map_err(|error| error.to_string())?;
+    let Some(certificate) = connection.peer_certificate() else { return Ok(None) };
+    let identity = DeviceIdentity::from_certificate(&certificate).map_err(|error| error.to_string())?;
     let tenant = identity.tenant.parse().map_err(|error| format!("tenant: {error}"))?;
     let device = identity.device.parse().map_err(|error| format!("device: {error}"))?;
     Ok(Some((identity, tenant, device)))
@@ -112,17 +139,12 @@ async fn enrol_only(shared: &Arc<Shared>, connection: &Connection) -> CloseCode 
             biased;
             () = shared.stop.cancelled() => return CloseCode::GOING_AWAY,
             () = &mut patience => return CloseCode::TIMEOUT,
-            accepted = connection.accept_bi() => accepted,
+            accepted = connection.accept() => accepted,
         };
-        let Ok((send, recv)) = accepted else { return CloseCode::DONE };
-        let (shared_task, span) = (Arc::clone(shared), stream_span(&send));
-        shared.streams.spawn(async move { serve_stream(&shared_task, None, client_stream(send, recv), span).await });
+        let Ok(stream) = accepted else { return CloseCode::DONE };
+        let (shared_task, span) = (Arc::clone(shared), stream_span(&stream));
+        shared.streams.spawn(async move { serve_stream(&shared_task, None, stream.into(), span).await });
     }
-}
-
-fn client_stream(send: quinn::SendStream, recv: quinn::RecvStream) -> ClientStream {
-    let (writer, reader) = quic::frames(send, recv);
-    ClientStream { writer, reader }
 }
 
 async fn tunnel(
@@ -142,6 +164,8 @@ async fn tunnel(
         device: device.clone(),
         instance: hello.instance_id,
         generation: hello.path_generation,
+        path: connection.path(),
+        beside: hello.extensions.iter().any(|extension| extension.kind == BESIDE),
         remote: connection.remote_address(),
         now_ms: shared.escalator.env.clock.now_ms(),
     };
@@ -159,7 +183,7 @@ async fn tunnel(
         relay_time_ms: shared.escalator.env.clock.now_ms(),
         extensions: vec![],
     };
-    connection.set_max_concurrent_bi_streams(VarInt::from_u32(config.limits.streams_per_tunnel));
+    connection.grant_streams(config.limits.streams_per_tunnel);
     control.writer.send(&ack).await.map_err(|_| CloseCode::DONE)?;
     let client: String = hello.client_name.chars().filter(|c| !c.is_control()).take(64).collect();
     info!(client, instance = %hello.instance_id, generation = hello.path_generation, "tunnel up");
@@ -173,7 +197,7 @@ async fn register(shared: &Shared, connection: &Connection, arrival: Arrival) ->
     let most = shared.escalator.config.limits.instances_per_device;
     let arrived = || {
         let connection = connection.clone();
-        Arrived(Box::new(move || connection.stats().udp_rx.datagrams))
+        Arrived(Box::new(move || connection.traffic().arrivals))
     };
     match shared.registry.register(arrival.clone(), arrived(), most) {
         Err(CloseCode::TOO_MANY_INSTANCES) => {
@@ -202,8 +226,7 @@ async fn admit(shared: &Shared, tenant: &TenantId, device: &DeviceId) -> Result<
 
 /// The first stream must be the control stream and begin with the hello.
 async fn hello(connection: &Connection) -> Result<(ClientStream, Hello), CloseCode> {
-    let (send, recv) = connection.accept_bi().await.map_err(|_| CloseCode::DONE)?;
-    let mut stream = client_stream(send, recv);
+    let mut stream = ClientStream::from(connection.accept().await.map_err(|_| CloseCode::DONE)?);
     stream.writer.set_priority(PRIORITY_CONTROL);
     match stream.reader.preface().await {
         Ok(StreamKind::Control) => {}
@@ -246,8 +269,9 @@ impl Link for ConnectionLink<'_> {
         self.shared.escalator.state()
     }
 
-    fn probed(&self) -> impl Future<Output = ()> + Send {
-        self.live.probe.notified()
+    async fn probed(&self) {
+        self.live.probe.notified().await;
+        self.connection.ask_for_sign();
     }
 }
 
@@ -282,18 +306,17 @@ async fn streams_until_end(
             () = shared.stop.cancelled() => return CloseCode::GOING_AWAY,
             () = &mut expired => return CloseCode::EXPIRED,
             code = &mut control => return code,
-            accepted = connection.accept_bi() => accepted,
+            accepted = connection.accept() => accepted,
         };
-        let Ok((send, recv)) = accepted else { return CloseCode::DONE };
-        let (shared_task, caller, span) = (Arc::clone(shared), caller.clone(), stream_span(&send));
-        let stream = client_stream(send, recv);
-        shared.streams.spawn(async move { serve_stream(&shared_task, Some(&caller), stream, span).await });
+        let Ok(stream) = accepted else { return CloseCode::DONE };
+        let (shared_task, caller, span) = (Arc::clone(shared), caller.clone(), stream_span(&stream));
+        shared.streams.spawn(async move { serve_stream(&shared_task, Some(&caller), stream.into(), span).await });
     }
 }
 
 /// A stream's span, below that of its connection.
-fn stream_span(send: &quinn::SendStream) -> Span {
-    tracing::info_span!("stream", id = send.id().index(), kind = tracing::field::Empty)
+fn stream_span(stream: &Stream) -> Span {
+    tracing::info_span!("stream", id = stream.id, kind = tracing::field::Empty)
 }
 
 /// Serves one stream after the control stream.

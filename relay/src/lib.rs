@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 pub mod admin;
+mod admission;
 pub mod config;
 mod connection;
 pub mod enrolment;

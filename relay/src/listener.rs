@@ -1,50 +1,127 @@
-//! The QUIC endpoint: sockets, admission by address, and a task per connection.
+//! The sockets: QUIC, and TCP on the same port; admission by address, and a task per connection.
 //!
-//! The accept arm only decides and hands off; it never waits for a handshake.
+//! The accept arms only decide and hand off; they never wait for a handshake.
 
+use crate::admission::{Admission, Verdict};
 use crate::connection::{self, Shared};
-use crate::ops::rate::Limit;
 use belay_protocol::error::CloseCode;
 use belay_transport::env::Env;
 use belay_transport::params::{self, EndpointKeys, RELAY_SOCKET_BUFFER};
 use belay_transport::runtime::LazyTimers;
 use quinn::{Endpoint, ServerConfig, VarInt};
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-/// Addresses that are remembered for the handshake limit.
-const MAX_ADDRESSES: usize = 65_536;
+/// Where the kernel chooses a port for UDP, it may be taken for TCP; so often another one is tried.
+const TRIES_FOR_A_PORT: u32 = 16;
+/// No TCP connection is accepted for so long after one could not be: file descriptors may be short.
+const BREATH: Duration = Duration::from_millis(100);
 
 /// What the listener needs.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) env: Env,
     pub(crate) server: ServerConfig,
+    /// The same certificates, for TCP; absent: no TCP.
+    pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
     pub(crate) keys: EndpointKeys,
     pub(crate) shared: Arc<Shared>,
     pub(crate) connections: TaskTracker,
+    pub(crate) gate: Gate,
 }
 
+/// The sockets of a relay.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    pub(crate) quic: Endpoint,
+    pub(crate) tcp: Option<TcpListener>,
+    pub(crate) local: SocketAddr,
+}
+
+/// Who may begin a handshake, over both transports together.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    pending: Arc<Semaphore>,
+    most: usize,
+    admission: Mutex<Admission>,
+}
+
+impl Gate {
+    pub(crate) fn new(most: usize, per_second: u32) -> Self {
+        let admission = Mutex::new(Admission::new(per_second));
+        Self { pending: Arc::new(Semaphore::new(most)), most, admission }
+    }
+
+    /// What becomes of it, and its place among the pending handshakes if there is room.
+    fn judge(&self, remote: SocketAddr, validated: bool) -> (Verdict, Option<OwnedSemaphorePermit>) {
+        // Senders of forged addresses never finish: half of the room is for those that have proven
+        // theirs.
+        let has_room = validated || self.pending.available_permits() > self.most / 2;
+        let permit = Arc::clone(&self.pending).try_acquire_owned().ok().filter(|_| has_room);
+        let mut admission = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        (admission.judge(remote.ip(), validated, Instant::now()), permit)
+    }
+}
+
+/// Why the sockets could not be opened, and which.
+pub(crate) type BindError = (&'static str, io::Error);
+
 impl Listener {
-    /// Binds `address`.
-    pub(crate) fn bind(&self, address: SocketAddr) -> io::Result<Endpoint> {
+    /// Opens both sockets. Errors: an address that cannot be bound.
+    pub(crate) fn bind(&self, address: SocketAddr) -> Result<Sockets, BindError> {
+        let mut tries = TRIES_FOR_A_PORT;
+        loop {
+            let quic = self.bind_quic(address).map_err(|error| ("UDP", error))?;
+            let local = quic.local_addr().map_err(|error| ("UDP", error))?;
+            tries -= 1;
+            match self.bind_tcp(local) {
+                Ok(tcp) => return Ok(Sockets { quic, tcp, local }),
+                Err(error) if address.port() == 0 && error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+                Err(error) => return Err(("TCP", error)),
+            }
+        }
+    }
+
+    fn bind_quic(&self, address: SocketAddr) -> io::Result<Endpoint> {
         let socket = self.env.net.bind_udp(address, RELAY_SOCKET_BUFFER)?;
         let config = params::endpoint(Some(self.env.random.bytes()), Some(&self.keys));
         Endpoint::new_with_abstract_socket(config, Some(self.server.clone()), socket, Arc::new(LazyTimers))
     }
 
+    fn bind_tcp(&self, address: SocketAddr) -> io::Result<Option<TcpListener>> {
+        if self.tls.is_none() {
+            return Ok(None);
+        }
+        match self.env.net.listen_tcp(address) {
+            Ok(listener) => Ok(Some(listener)),
+            // A simulation's network has UDP alone.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Accepts connections until the relay stops. An endpoint whose socket failed is replaced.
-    pub(crate) async fn serve(&self, mut endpoint: Endpoint, address: SocketAddr) {
+    pub(crate) async fn serve(&self, sockets: Sockets) {
+        let Sockets { quic, tcp, local } = sockets;
+        let tcp = async {
+            if let (Some(listener), Some(tls)) = (tcp, &self.tls) {
+                self.accept_tcp(&listener, tls).await;
+            }
+        };
+        tokio::join!(self.serve_quic(quic, local), tcp);
+    }
+
+    async fn serve_quic(&self, mut endpoint: Endpoint, address: SocketAddr) {
         let stop = self.shared.stop.clone();
         loop {
-            self.accept_all(&endpoint).await;
+            self.accept_quic(&endpoint).await;
             if stop.is_cancelled() {
                 break;
             }
@@ -55,7 +132,7 @@ impl Listener {
                     () = stop.cancelled() => return,
                     () = sleep(Duration::from_millis(200)) => {}
                 }
-                match self.bind(address) {
+                match self.bind_quic(address) {
                     Ok(new) => {
                         endpoint = new;
                         info!(%address, "the QUIC socket is open again");
@@ -69,10 +146,7 @@ impl Listener {
         endpoint.wait_idle().await;
     }
 
-    async fn accept_all(&self, endpoint: &Endpoint) {
-        let limits = &self.shared.escalator.config.limits;
-        let pending = Arc::new(Semaphore::new(limits.pending_handshakes));
-        let mut admission = Admission::new(limits.handshakes_per_second);
+    async fn accept_quic(&self, endpoint: &Endpoint) {
         loop {
             let incoming = tokio::select! {
                 biased;
@@ -81,16 +155,11 @@ impl Listener {
             };
             let Some(incoming) = incoming else { return };
             let validated = incoming.remote_address_validated();
-            // Senders of forged addresses never finish: half of the room is for those that have
-            // proven theirs.
-            let has_room = validated || pending.available_permits() > limits.pending_handshakes / 2;
-            let permit = Arc::clone(&pending).try_acquire_owned().ok().filter(|_| has_room);
-            let verdict = admission.judge(incoming.remote_address().ip(), validated, Instant::now());
-            match (verdict, permit) {
+            match self.gate.judge(incoming.remote_address(), validated) {
                 (Verdict::Accept, Some(permit)) => {
                     let shared = Arc::clone(&self.shared);
                     self.connections.spawn(async move {
-                        connection::serve(shared, incoming, permit).await;
+                        connection::serve_quic(shared, incoming, permit).await;
                     });
                 }
                 // Under pressure an address must first prove itself.
@@ -104,120 +173,30 @@ impl Listener {
             }
         }
     }
-}
 
-/// What becomes of a first packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Accept,
-    /// Prove the address first.
-    Retry,
-    /// Silence.
-    Ignore,
-}
-
-/// Handshakes per address: so many per second, as many again for those that prove their address,
-/// then silence.
-#[derive(Debug)]
-struct Admission {
-    limit: Limit,
-    addresses: HashMap<Prefix, Seen>,
-    start: Instant,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Seen {
-    first_us: u64,
-    proven_us: u64,
-}
-
-/// An IPv4 address, or the /64 of an IPv6 one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Prefix {
-    V4(u32),
-    V6(u64),
-}
-
-impl From<IpAddr> for Prefix {
-    fn from(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => Self::V4(v4.to_bits()),
-            // The high half of 128 bits.
-            IpAddr::V6(v6) => Self::V6((v6.to_bits() >> 64) as u64),
-        }
-    }
-}
-
-impl Admission {
-    fn new(per_second: u32) -> Self {
-        Self { limit: Limit::per_second(per_second), addresses: HashMap::new(), start: Instant::now() }
-    }
-
-    fn judge(&mut self, address: IpAddr, validated: bool, now: Instant) -> Verdict {
-        // Ahead of zero, so that a fresh address differs from one that was seen at the start.
-        let now_us = 1_000_000 + u64::try_from(now.duration_since(self.start).as_micros()).unwrap_or(u64::MAX / 2);
-        if self.addresses.len() >= MAX_ADDRESSES {
-            self.addresses.retain(|_, seen| seen.first_us.max(seen.proven_us) > now_us);
-        }
-        if self.addresses.len() >= MAX_ADDRESSES {
-            // Too many fresh addresses at once: only those that prove themselves.
-            return if validated { Verdict::Accept } else { Verdict::Retry };
-        }
-        let seen = self.addresses.entry(address.into()).or_default();
-        if let Ok(next) = self.limit.take(seen.first_us, now_us) {
-            seen.first_us = next;
-            return Verdict::Accept;
-        }
-        match self.limit.take(seen.proven_us, now_us) {
-            Ok(next) => {
-                seen.proven_us = if validated { next } else { seen.proven_us };
-                if validated { Verdict::Accept } else { Verdict::Retry }
+    /// TCP has proven an address by itself; one that is over its limit is closed again.
+    async fn accept_tcp(&self, listener: &TcpListener, tls: &Arc<rustls::ServerConfig>) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = self.shared.stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((socket, remote)) => self.admit_tcp(socket, remote, tls),
+                Err(error) => {
+                    warn!(%error, "cannot accept a TCP connection");
+                    sleep(BREATH).await;
+                }
             }
-            Err(_) => Verdict::Ignore,
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_gets_its_share_then_must_prove_itself_then_meets_silence() {
-        let mut admission = Admission::new(20);
-        let now = Instant::now();
-        let address: IpAddr = "192.0.2.1".parse().expect("address");
-        for _ in 0..20 {
-            assert_eq!(admission.judge(address, false, now), Verdict::Accept);
-        }
-        assert_eq!(admission.judge(address, false, now), Verdict::Retry);
-        for _ in 0..20 {
-            assert_eq!(admission.judge(address, true, now), Verdict::Accept);
-        }
-        assert_eq!(admission.judge(address, true, now), Verdict::Ignore);
-        assert_eq!(admission.judge("192.0.2.2".parse().expect("address"), false, now), Verdict::Accept);
-        assert_eq!(admission.judge(address, false, now + Duration::from_secs(1)), Verdict::Accept);
-    }
-
-    #[test]
-    fn a_whole_v6_network_counts_as_one_address() {
-        let mut admission = Admission::new(1);
-        let now = Instant::now();
-        let judge = |admission: &mut Admission, text: &str| admission.judge(text.parse().expect("address"), false, now);
-        assert_eq!(judge(&mut admission, "2001:db8::1"), Verdict::Accept);
-        assert_eq!(judge(&mut admission, "2001:db8::ffff"), Verdict::Retry);
-        assert_eq!(judge(&mut admission, "2001:db8:0:1::1"), Verdict::Accept);
-        assert_eq!(judge(&mut admission, "::ffff:192.0.2.1"), Verdict::Accept);
-        assert_eq!(judge(&mut admission, "192.0.2.1"), Verdict::Retry);
-    }
-
-    #[test]
-    fn the_memory_for_addresses_is_bounded() {
-        let mut admission = Admission::new(20);
-        let now = Instant::now();
-        for number in 0..(MAX_ADDRESSES as u32 + 10) {
-            admission.judge(IpAddr::V4(number.into()), false, now);
-        }
-        assert!(admission.addresses.len() <= MAX_ADDRESSES);
+    fn admit_tcp(&self, socket: TcpStream, remote: SocketAddr, tls: &Arc<rustls::ServerConfig>) {
+        let (Verdict::Accept, Some(permit)) = self.gate.judge(remote, true) else { return };
+        let (shared, tls) = (Arc::clone(&self.shared), Arc::clone(tls));
+        self.connections.spawn(async move {
+            connection::serve_tcp(shared, socket, remote, tls, permit).await;
+        });
     }
 }

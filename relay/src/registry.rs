@@ -4,7 +4,8 @@ use belay_protocol::error::CloseCode;
 use belay_protocol::id::{DeviceId, InstanceId, TenantId};
 use belay_protocol::message::Heartbeat;
 use belay_protocol::vitals::{self, Vitals};
-use std::collections::HashMap;
+use belay_transport::connection::Path;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +29,8 @@ pub struct Live {
     pub instance: InstanceId,
     /// Rises with every tunnel of the instance.
     pub generation: u64,
+    /// What carries it.
+    pub path: Path,
     /// Where it came from.
     pub remote: SocketAddr,
     /// When it said hello, milliseconds since 1970.
@@ -65,6 +68,14 @@ impl Live {
         });
     }
 
+    /// Takes it out, unless a newer tunnel has taken the place already.
+    fn leave(self: &Arc<Self>, tunnels: &mut Tunnels) {
+        let place = (self.instance, self.path);
+        if tunnels.get(&place).is_some_and(|live| Arc::ptr_eq(live, self)) {
+            tunnels.remove(&place);
+        }
+    }
+
     /// Notes a heartbeat.
     pub fn heard(&self, heartbeat: &Heartbeat) {
         self.heartbeats.fetch_add(1, Ordering::Relaxed);
@@ -98,6 +109,10 @@ pub struct Arrival {
     pub instance: InstanceId,
     /// Rises with every tunnel of the instance.
     pub generation: u64,
+    /// What carries it.
+    pub path: Path,
+    /// The instance's tunnel over the other transport stays.
+    pub beside: bool,
     /// Where it came from.
     pub remote: SocketAddr,
     /// The wall clock.
@@ -113,12 +128,14 @@ impl fmt::Debug for Arrived {
     }
 }
 
-type Instances = HashMap<InstanceId, Arc<Live>>;
+/// The tunnels of a device. An instance has at most one over each transport: while it moves from one
+/// to the other, what runs on the first goes on there.
+type Tunnels = HashMap<(InstanceId, Path), Arc<Live>>;
 
 /// All live tunnels.
 #[derive(Debug, Default)]
 pub struct Registry {
-    devices: Mutex<HashMap<DeviceId, Instances>>,
+    devices: Mutex<HashMap<DeviceId, Tunnels>>,
     /// Streams at once by tenant.
     streams: Mutex<HashMap<TenantId, u32>>,
 }
@@ -166,10 +183,7 @@ impl Drop for Registration {
         self.live.gone.cancel();
         let mut devices = self.registry.lock();
         if let Some(instances) = devices.get_mut(&self.live.device) {
-            // A newer tunnel of the same instance may have taken the place already.
-            if instances.get(&self.live.instance).is_some_and(|live| Arc::ptr_eq(live, &self.live)) {
-                instances.remove(&self.live.instance);
-            }
+            self.live.leave(instances);
             if instances.is_empty() {
                 devices.remove(&self.live.device);
             }
@@ -188,20 +202,27 @@ impl Registry {
     ) -> Result<Registration, CloseCode> {
         let mut devices = self.lock();
         let instances = devices.entry(arrival.device.clone()).or_default();
-        if let Some(old) = instances.get(&arrival.instance) {
-            if old.generation > arrival.generation {
-                return Err(CloseCode::REPLACED);
-            }
-            old.close(CloseCode::REPLACED);
-        } else if instances.len() >= max_instances as usize {
-            return Err(CloseCode::TOO_MANY_INSTANCES);
+        let of_instance = || instances.iter().filter(|((instance, _), _)| *instance == arrival.instance);
+        let replaced = || of_instance().filter(|((_, path), _)| *path == arrival.path || !arrival.beside);
+        if replaced().any(|(_, old)| old.generation > arrival.generation) {
+            return Err(CloseCode::REPLACED);
         }
+        if of_instance().next().is_none() {
+            let others: HashSet<InstanceId> = instances.keys().map(|(instance, _)| *instance).collect();
+            if others.len() >= max_instances as usize {
+                return Err(CloseCode::TOO_MANY_INSTANCES);
+            }
+        }
+        replaced().for_each(|(_, old)| old.close(CloseCode::REPLACED));
+        instances
+            .retain(|(instance, path), _| *instance != arrival.instance || (arrival.beside && *path != arrival.path));
         let (close, closed) = watch::channel(None);
         let live = Arc::new(Live {
             tenant: arrival.tenant,
             device: arrival.device,
             instance: arrival.instance,
             generation: arrival.generation,
+            path: arrival.path,
             remote: arrival.remote,
             since_ms: arrival.now_ms,
             heartbeats: AtomicU64::new(0),
@@ -215,7 +236,7 @@ impl Registry {
             arrived,
             close,
         });
-        instances.insert(live.instance, Arc::clone(&live));
+        instances.insert((live.instance, live.path), Arc::clone(&live));
         Ok(Registration { registry: Arc::clone(self), live, closed })
     }
 
@@ -244,10 +265,8 @@ impl Registry {
         let mut devices = self.lock();
         for (live, _) in silent() {
             live.close(CloseCode::DEAD);
-            if let Some(instances) = devices.get_mut(device)
-                && instances.get(&live.instance).is_some_and(|there| Arc::ptr_eq(there, live))
-            {
-                instances.remove(&live.instance);
+            if let Some(instances) = devices.get_mut(device) {
+                live.leave(instances);
             }
         }
     }
@@ -274,7 +293,7 @@ impl Registry {
         all
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<DeviceId, Instances>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<DeviceId, Tunnels>> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -289,6 +308,8 @@ mod tests {
             device: "laptop".parse().expect("name"),
             instance: InstanceId([instance; 16]),
             generation,
+            path: Path::Quic,
+            beside: false,
             remote: "127.0.0.1:1".parse().expect("address"),
             now_ms: 0,
         }
@@ -329,6 +350,25 @@ mod tests {
         drop(first);
         assert_eq!(registry.list().len(), 2);
         drop((second, other));
+        assert!(registry.list().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_over_the_other_transport_stays_if_the_client_wants_it() {
+        let registry = Arc::new(Registry::default());
+        let over_tcp = |generation, beside| Arrival { path: Path::Tcp, beside, ..arrival(1, generation) };
+        let mut quic = registry.register(arrival(1, 1), alive(), 1).expect("room");
+        let mut tcp = registry.register(over_tcp(2, true), alive(), 1).expect("the same instance");
+        assert_eq!(registry.list().len(), 2);
+        assert_eq!(registry.register(arrival(2, 1), alive(), 1).err(), Some(CloseCode::TOO_MANY_INSTANCES));
+        let both = registry.register(over_tcp(3, true), alive(), 1).expect("replaces its own kind");
+        assert_eq!(tcp.closed().await, CloseCode::REPLACED);
+        assert_eq!(registry.list().len(), 2);
+        let alone = registry.register(over_tcp(4, false), alive(), 1).expect("replaces both");
+        assert_eq!(quic.closed().await, CloseCode::REPLACED);
+        drop((quic, tcp, both));
+        assert_eq!(registry.list().len(), 1);
+        drop(alone);
         assert!(registry.list().is_empty());
     }
 

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::connection::Shared;
 use crate::enrolment::Enrolment;
 use crate::escalate::{Escalator, Flights, Unresolved};
-use crate::listener::Listener;
+use crate::listener::{Gate, Listener};
 use crate::ops::memory::{BodyBudget, Memory};
 use crate::providers::{self, Providers};
 use crate::registry::Registry;
@@ -56,8 +56,10 @@ pub enum StartError {
     #[error("cannot open the central database")]
     Store(#[from] StoreError),
     /// The address could not be bound.
-    #[error("cannot listen on {address} (UDP)")]
+    #[error("cannot listen on {address} ({protocol}){}", if *protocol == "TCP" { "; without TCP, clients whose UDP is blocked stay out: listen.tcp = false" } else { "" })]
     Bind {
+        /// UDP or TCP.
+        protocol: &'static str,
         /// Which address.
         address: SocketAddr,
         /// Why not.
@@ -152,27 +154,31 @@ impl Relay {
             stop: CancellationToken::new(),
         });
         let keys = endpoint_keys(&config.state_dir, &env)?;
+        let tls = tls_config(&authority, &env, now_ms)?;
         let listener = Listener {
-            server: server_config(&authority, &keys, &env, now_ms)?,
+            server: quic_config(tls.clone(), &keys)?,
+            tls: config.tcp.then(|| Arc::new(tls)),
             env: env.clone(),
             keys,
             shared: Arc::clone(&shared),
             connections: TaskTracker::new(),
+            gate: Gate::new(config.limits.pending_handshakes, config.limits.handshakes_per_second),
         };
         let address = config.listen;
-        let endpoint = listener.bind(address).map_err(|source| StartError::Bind { address, source })?;
-        let local = endpoint.local_addr().map_err(|source| StartError::Bind { address, source })?;
+        let sockets =
+            listener.bind(address).map_err(|(protocol, source)| StartError::Bind { protocol, address, source })?;
+        let (local, tcp) = (sockets.local, sockets.tcp.is_some());
         let connections = listener.connections.clone();
         let background = TaskTracker::new();
-        background.spawn(async move { listener.serve(endpoint, local).await });
+        background.spawn(async move { listener.serve(sockets).await });
         let (sweeper, stop) = (Arc::clone(&escalator), shared.stop.clone());
         background.spawn(async move { sweeper.sweep(stop).await });
         let admin = Arc::new(AdminService::new(local, Arc::clone(&escalator), enrolment, registry));
-        info!(%local, "belayd is listening");
+        info!(%local, tcp, "belayd is listening");
         Ok(Self { local, admin, escalator, shared, connections, background, store, _lock: lock })
     }
 
-    /// Where QUIC listens.
+    /// Where it listens, over UDP and TCP.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local
@@ -261,16 +267,15 @@ fn endpoint_keys(state: &Path, env: &Env) -> Result<EndpointKeys, CertError> {
     Ok(EndpointKeys { reset, cid, token })
 }
 
-fn server_config(
-    authority: &Authority,
-    keys: &EndpointKeys,
-    env: &Env,
-    now_ms: u64,
-) -> Result<ServerConfig, StartError> {
+/// The TLS of both transports: the relay's own certificate, made anew at every start.
+fn tls_config(authority: &Authority, env: &Env, now_ms: u64) -> Result<rustls::ServerConfig, StartError> {
     let certificate = issue::server(authority, RELAY_SERVER_NAME, env.random.bytes(), now_ms)?;
     let time: Time = Arc::new(ClockTime(Arc::clone(&env.clock)));
-    let crypto = tls::relay(authority, certificate, ALPN, time)?;
-    let crypto = QuicServerConfig::try_from(crypto).map_err(|error| StartError::Setup(error.to_string()))?;
+    Ok(tls::relay(authority, certificate, ALPN, time)?)
+}
+
+fn quic_config(tls: rustls::ServerConfig, keys: &EndpointKeys) -> Result<ServerConfig, StartError> {
+    let crypto = QuicServerConfig::try_from(tls).map_err(|error| StartError::Setup(error.to_string()))?;
     let mut config = ServerConfig::new(Arc::new(crypto), keys.token_key());
     let transport: Arc<TransportConfig> = params::relay();
     config

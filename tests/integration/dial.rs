@@ -7,7 +7,6 @@ use belay_client::{Client, Options, Phase, enrol};
 use belay_protocol::error::CloseCode;
 use belay_tests::relay::TestRelay;
 use belay_transport::env::Env;
-use belay_transport::quic;
 use std::net::UdpSocket;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -39,7 +38,7 @@ async fn dead_addresses_cost_a_moment_and_the_good_one_is_remembered() {
     assert!(packets(&first) > 0 && packets(&second) > 0, "they were tried before");
 
     let tunnel = client.client.tunnel(SOON).await.unwrap();
-    quic::close(tunnel.connection(), CloseCode::DONE, "test");
+    tunnel.connection().close(CloseCode::DONE, "test");
     timeout(SOON, status.wait_for(|status| status.reconnects == 1)).await.expect("back").unwrap();
     assert_eq!((packets(&first), packets(&second)), (0, 0), "the last good address comes first");
     relay.stop().await;

@@ -20,6 +20,7 @@ mod resume;
 mod scripted;
 mod secrets;
 mod simulation;
+mod tcp;
 mod vitals;
 mod walkthrough;
 mod wire;

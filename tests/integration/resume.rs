@@ -12,7 +12,6 @@ use belay_relay::providers::{Provider, Providers};
 use belay_tests::link::{self, Direction, Link};
 use belay_tests::relay::{PATIENCE, TestClient, TestRelay, eventually};
 use belay_transport::env::Env;
-use belay_transport::quic;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,7 +71,7 @@ async fn an_answer_goes_on_over_another_tunnel_with_nothing_missing_or_twice() {
                 events.push(event);
                 if events.len() % 25 == 0 {
                     let tunnel = client.client.tunnel(PATIENCE).await.unwrap();
-                    quic::close(tunnel.connection(), CloseCode::DONE, "test");
+                    tunnel.connection().close(CloseCode::DONE, "test");
                 }
             }
             Some(Answer::Interrupted { .. }) => interrupted += 1,
@@ -203,7 +202,7 @@ async fn a_request_can_be_cancelled_while_its_reader_is_between_two_tunnels() {
     let mut running = client.client.escalate(openai(&client), PATIENCE).await.unwrap();
     read(&mut running, 5).await;
     link.blackhole(true);
-    quic::close(client.client.tunnel(PATIENCE).await.unwrap().connection(), CloseCode::DONE, "test");
+    client.client.tunnel(PATIENCE).await.unwrap().connection().close(CloseCode::DONE, "test");
     loop {
         match timeout(PATIENCE, running.next()).await.expect("told").unwrap() {
             Some(Answer::Interrupted { .. }) => break,
@@ -422,7 +421,7 @@ async fn a_connection_that_does_not_come_back_is_given_up_after_the_resume_windo
     let mut running = impatient.escalate(request, PATIENCE).await.unwrap();
     read(&mut running, 5).await;
     link.blackhole(true);
-    quic::close(impatient.tunnel(PATIENCE).await.unwrap().connection(), CloseCode::DONE, "test");
+    impatient.tunnel(PATIENCE).await.unwrap().connection().close(CloseCode::DONE, "test");
     let began = Instant::now();
     let error = loop {
         match timeout(PATIENCE, running.next()).await.expect("given up") {
@@ -456,7 +455,7 @@ async fn a_reader_that_comes_back_after_another_is_told_what_it_missed_and_the_r
     let mut running = first.client.escalate(request, PATIENCE).await.unwrap();
     let read_before = read(&mut running, 5).await.len();
     link.blackhole(true);
-    quic::close(first.client.tunnel(PATIENCE).await.unwrap().connection(), CloseCode::DONE, "test");
+    first.client.tunnel(PATIENCE).await.unwrap().connection().close(CloseCode::DONE, "test");
     loop {
         match timeout(PATIENCE, running.next()).await.expect("told").unwrap() {
             Some(Answer::Interrupted { .. }) => break,

@@ -1,5 +1,5 @@
 //! The harness of belay's tests: relays and clients in this process ([`relay`]) or in their own
-//! ([`procs`]), a scriptable provider ([`fake_provider`]), a bad network ([`link`]), whole histories
+//! ([`procs`]), a scriptable provider ([`fake_provider`]), a bad network ([`link`], [`tcp_link`]), whole histories
 //! in one thread under virtual time ([`sim`]), and Python peers ([`python`]).
 #![warn(missing_docs)]
 #![expect(clippy::unwrap_used, reason = "a test harness fails by panicking")]
@@ -12,3 +12,4 @@ pub mod procs;
 pub mod python;
 pub mod relay;
 pub mod sim;
+pub mod tcp_link;

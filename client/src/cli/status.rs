@@ -88,6 +88,9 @@ fn show(client: &Client, status: &TunnelStatus) {
     if let Some(remote) = status.remote {
         println!("path         {} to {remote} ({})", status.path, status.relay.as_deref().unwrap_or("unknown relay"));
     }
+    if let Some(why) = &status.path_why {
+        println!("             {why}");
+    }
     println!("round trip   {} (the relay measures {})", trip(status.round_trip_us), trip(status.relay_round_trip_us));
     if let Some(state) = &status.relay_state {
         println!("relay        {}", state.describe(SystemClock.now_ms()));
@@ -98,8 +101,9 @@ fn show(client: &Client, status: &TunnelStatus) {
 
 fn line(status: &TunnelStatus) -> String {
     format!(
-        "{}  {}  round trip {}  reconnects {}  {} B sent, {} B received",
+        "{}  {} {}  round trip {}  reconnects {}  {} B sent, {} B received",
         phase(status),
+        status.path,
         status.remote.map_or_else(|| "-".into(), |remote| remote.to_string()),
         trip(status.round_trip_us),
         status.reconnects,

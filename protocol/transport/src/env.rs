@@ -5,10 +5,16 @@ use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::net::{TcpListener, TcpStream};
+
+/// TCP connections that the kernel keeps until they are accepted.
+const BACKLOG: i32 = 1024;
 
 /// The wall clock.
 pub trait Clock: Send + Sync + fmt::Debug {
@@ -95,10 +101,25 @@ impl Random {
     }
 }
 
-/// Opens UDP sockets.
+/// A TCP connection that is being made.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+
+/// Opens sockets.
 pub trait Net: Send + Sync + fmt::Debug {
     /// A socket bound to `local`. `buffer` is the wanted size of its kernel buffers in bytes.
     fn bind_udp(&self, local: SocketAddr, buffer: usize) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>>;
+
+    /// Listens on `local` over TCP. Errors: `Unsupported` where there is no TCP.
+    fn listen_tcp(&self, local: SocketAddr) -> io::Result<TcpListener> {
+        let _ = local;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Connects to `remote` over TCP. Errors: `Unsupported` where there is no TCP.
+    fn connect_tcp(&self, remote: SocketAddr) -> Connecting {
+        let _ = remote;
+        Box::pin(async { Err(io::ErrorKind::Unsupported.into()) })
+    }
 
     /// The machine's own address on the way to `remote`, if it is known. Another one than before
     /// means another network.
@@ -108,7 +129,7 @@ pub trait Net: Send + Sync + fmt::Debug {
     }
 }
 
-/// The kernel's UDP.
+/// The kernel's sockets.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct KernelNet;
 
@@ -124,6 +145,24 @@ impl Net for KernelNet {
         let _ = socket.set_send_buffer_size(buffer);
         socket.bind(&local.into())?;
         quinn::Runtime::wrap_udp_socket(&crate::runtime::LazyTimers, socket.into())
+    }
+
+    fn listen_tcp(&self, local: SocketAddr) -> io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(local), Type::STREAM, Some(Protocol::TCP))?;
+        if local.is_ipv6() && local.ip().is_unspecified() {
+            let _ = socket.set_only_v6(false);
+        }
+        // A restarted relay does not wait for what its predecessor's connections leave behind.
+        #[cfg(unix)]
+        socket.set_reuse_address(true)?;
+        socket.bind(&local.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        TcpListener::from_std(socket.into())
+    }
+
+    fn connect_tcp(&self, remote: SocketAddr) -> Connecting {
+        Box::pin(TcpStream::connect(remote))
     }
 
     fn local_ip(&self, remote: SocketAddr) -> Option<IpAddr> {

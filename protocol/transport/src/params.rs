@@ -27,6 +27,8 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// A client is asked to acknowledge at the latest after so many packets.
 pub const ACK_EVERY: u32 = 10;
+/// What the round trip is taken for before it is measured.
+pub const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// Kernel buffers wanted for a client's socket, in bytes.
 pub const CLIENT_SOCKET_BUFFER: usize = 1 << 20;
 /// Kernel buffers wanted for the relay's socket, in bytes.
@@ -51,7 +53,7 @@ fn common() -> TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
-        .initial_rtt(Duration::from_millis(100))
+        .initial_rtt(INITIAL_RTT)
         // A large handshake (certificates, post-quantum key shares) fits; a flood does not.
         .crypto_buffer_size(16 << 10);
     config

@@ -115,6 +115,8 @@ pub struct TunnelInfo {
     pub device: DeviceId,
     /// Which running client.
     pub instance: String,
+    /// What carries it: `quic` or `tcp`.
+    pub path: String,
     /// Where it comes from.
     pub remote: SocketAddr,
     /// Milliseconds since 1970.
@@ -323,6 +325,7 @@ impl AdminService {
             tenant: live.tenant.clone(),
             device: live.device.clone(),
             instance: live.instance.to_string(),
+            path: live.path.to_string(),
             remote: live.remote,
             since_ms: live.since_ms,
             heartbeats: live.heartbeats.load(Ordering::Relaxed),

@@ -261,6 +261,7 @@ pub(super) async fn status(global: &Global) -> anyhow::Result<()> {
             vec![
                 tunnel.device.to_string(),
                 tunnel.tenant.to_string(),
+                tunnel.path.clone(),
                 tunnel.remote.to_string(),
                 trip,
                 tunnel.vitals.map_or_else(|| "-".into(), vitals),
@@ -269,7 +270,7 @@ pub(super) async fn status(global: &Global) -> anyhow::Result<()> {
         })
         .collect();
     if !rows.is_empty() {
-        table::print(&["DEVICE", "TENANT", "FROM", "ROUND TRIP", "CPU MEM GPU", "SINCE"], &[3], &rows);
+        table::print(&["DEVICE", "TENANT", "PATH", "FROM", "ROUND TRIP", "CPU MEM GPU", "SINCE"], &[4], &rows);
     }
     Ok(())
 }

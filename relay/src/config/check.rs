@@ -53,8 +53,10 @@ pub enum ConfigError {
 /// A checked configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where QUIC listens.
+    /// Where it listens.
     pub listen: SocketAddr,
+    /// Over TCP as well, for clients whose UDP does not get through.
+    pub tcp: bool,
     /// The addresses that invites carry; empty: the one that is listened on.
     pub public: Vec<String>,
     /// Threads that serve tunnels and providers.
@@ -274,6 +276,7 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
     let timeouts = timeouts(&raw.timeouts).map_err(|(key, why)| wrong(key, why))?;
     Ok(Config {
         listen,
+        tcp: raw.listen.tcp.unwrap_or(true),
         public: raw.listen.public,
         network_threads,
         state_dir,

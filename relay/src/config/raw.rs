@@ -25,6 +25,7 @@ pub(super) struct Raw {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Listen {
     pub(super) quic: Option<String>,
+    pub(super) tcp: Option<bool>,
     pub(super) public: Vec<String>,
     pub(super) threads: Option<usize>,
 }

@@ -7,6 +7,9 @@ pub const TEMPLATE: &str = r#"# Configuration of belayd, the belay relay.
 [listen]
 # Where QUIC (UDP) listens.
 quic = "0.0.0.0:4433"
+# Whether TCP listens on the same address, for clients whose network lets no UDP through. Turn it off
+# where another server has that port.
+tcp = true
 # The addresses that invites carry, for the clients to dial. Name the public ones, for example
 # ["relay.example.org:4433"]. Empty: the address that is listened on.
 public = []

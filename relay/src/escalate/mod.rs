@@ -53,6 +53,7 @@ use belay_protocol::message::{Content, Dialect, EscalateRequest, Failed, Failure
 use belay_protocol::money::NanoUsd;
 use belay_protocol::stream::{FrameReader, FrameWriter};
 use belay_protocol::vitals::RelayState;
+use belay_transport::connection::Stream;
 use belay_transport::env::Env;
 use bytes::Bytes;
 use std::future::poll_fn;
@@ -87,6 +88,12 @@ pub struct ClientStream {
     pub writer: FrameWriter,
     /// From the client: acknowledgements and cancellation.
     pub reader: FrameReader,
+}
+
+impl From<Stream> for ClientStream {
+    fn from(stream: Stream) -> Self {
+        Self { writer: stream.writer, reader: stream.reader }
+    }
 }
 
 /// Runs requests.

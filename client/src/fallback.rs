@@ -1,0 +1,168 @@
+//! When TCP is used, and how the client comes back to QUIC.
+//!
+//! QUIC is tried first, always. TCP begins beside it when QUIC has not answered for a while, and the
+//! first to answer carries the tunnel. While that is TCP, QUIC is tried again and again; once it
+//! answers it carries what is new, and what runs over TCP goes on there to its end.
+
+use crate::control::{Control, Event};
+use crate::dial::Way;
+use crate::tunnel::Tunnel;
+use belay_transport::connection::{Connection, Path, Traffic};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+/// QUIC is given so long before TCP is tried beside it: two lost first packets, or a round trip of
+/// half a second and all its waits.
+pub(crate) const TCP_AFTER: Duration = Duration::from_millis(1500);
+/// The same where there is a reason to think that UDP does not get through: the last tunnel was over
+/// TCP, or has fallen silent.
+const TCP_SOON: Duration = Duration::from_millis(400);
+/// QUIC is tried again after this, then after twice as long, up to the second.
+const FIRST_PROBE: Duration = Duration::from_secs(5);
+const LONGEST_PROBE: Duration = Duration::from_secs(30);
+/// A return to QUIC that lasted no longer than this was none: the next one is tried later.
+const SOUND: Duration = Duration::from_secs(60);
+/// How much later at most.
+const LONGEST_DISTRUST: Duration = Duration::from_secs(600);
+
+/// What is known of the two transports.
+#[derive(Debug)]
+pub(crate) struct Fallback {
+    /// What carries the tunnel, or carried the last one.
+    path: Path,
+    /// When the client last came back to QUIC.
+    returned: Option<Instant>,
+    /// Returns that did not last, one after the other.
+    failed_returns: u32,
+    /// The pause before the next attempt over QUIC, and when that is.
+    pause: Duration,
+    probe_at: Instant,
+}
+
+impl Fallback {
+    pub(crate) fn new() -> Self {
+        let now = Instant::now();
+        Self { path: Path::Quic, returned: None, failed_returns: 0, pause: FIRST_PROBE, probe_at: now }
+    }
+
+    /// How the relay is dialled while no tunnel is up.
+    pub(crate) fn way(&self) -> Way {
+        Way::Either { tcp_after: if self.path == Path::Quic { TCP_AFTER } else { TCP_SOON } }
+    }
+
+    /// How it is dialled beside a tunnel that has fallen silent.
+    pub(crate) fn way_beside(&self) -> Way {
+        Way::Either { tcp_after: TCP_SOON }
+    }
+
+    /// A tunnel is up. `came_back`: over QUIC, beside one over TCP.
+    pub(crate) fn up(&mut self, path: Path, came_back: bool) {
+        let now = Instant::now();
+        match path {
+            Path::Quic => self.returned = came_back.then_some(now),
+            Path::Tcp => {
+                let lasted = self.returned.take().map(|since| now.duration_since(since));
+                self.failed_returns = match lasted {
+                    Some(lasted) if lasted < SOUND => self.failed_returns + 1,
+                    // Between two tunnels over TCP nothing was learnt.
+                    None if self.path == Path::Tcp => self.failed_returns,
+                    _ => 0,
+                };
+                let distrust = FIRST_PROBE * 4_u32.saturating_pow(self.failed_returns.min(8));
+                self.pause = distrust.min(LONGEST_DISTRUST);
+                self.probe_at = now + self.pause;
+            }
+        }
+        self.path = path;
+    }
+
+    /// When QUIC is tried again; `None` while it carries the tunnel.
+    pub(crate) fn probe_at(&self) -> Option<Instant> {
+        (self.path == Path::Tcp).then_some(self.probe_at)
+    }
+
+    /// QUIC did not answer again.
+    pub(crate) fn still_blocked(&mut self) {
+        self.pause = (self.pause * 2).min(LONGEST_PROBE.max(self.pause));
+        self.probe_at = Instant::now() + self.pause;
+    }
+
+    /// Why it is not QUIC, for people.
+    pub(crate) fn why(&self) -> Option<String> {
+        (self.path == Path::Tcp).then(|| {
+            let seconds = self.pause.as_secs();
+            match self.failed_returns {
+                0 => format!("nothing came back over UDP; QUIC is tried again every {seconds} s"),
+                _ => format!("UDP did not stay open for long; QUIC is tried again in {seconds} s"),
+            }
+        })
+    }
+}
+
+/// Lets what runs over `tunnel` go on to its end, and closes it then; at once, if its path dies: what
+/// runs there goes on over the next one. Returns what it has carried meanwhile.
+pub(crate) async fn retire(tunnel: Arc<Tunnel>, mut control: Box<Control>, stop: CancellationToken) -> Traffic {
+    let Connection::Tcp(connection) = tunnel.connection().clone() else { return Traffic::default() };
+    let before = tunnel.connection().traffic();
+    // Nothing new is begun here.
+    tunnel.going_away.cancel();
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            // All but the control stream.
+            () = connection.streams_end(1) => break,
+            event = control.event() => match event {
+                Event::Suspect(why) => {
+                    info!(why, "the path over TCP may be dead: its streams move to QUIC");
+                    break;
+                }
+                Event::Ended(why) => {
+                    debug!(why, "the tunnel over TCP has ended");
+                    break;
+                }
+                _ => {}
+            }
+        }
+    }
+    tunnel.close().await;
+    let after = tunnel.connection().traffic();
+    Traffic {
+        arrivals: after.arrivals - before.arrivals,
+        bytes_received: after.bytes_received - before.bytes_received,
+        bytes_sent: after.bytes_sent - before.bytes_sent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn quic_is_tried_again_within_a_minute_and_later_if_it_does_not_last() {
+        let mut fallback = Fallback::new();
+        assert_eq!(fallback.way(), Way::Either { tcp_after: TCP_AFTER });
+        fallback.up(Path::Tcp, false);
+        assert_eq!(fallback.way(), Way::Either { tcp_after: TCP_SOON });
+        for _ in 0..10 {
+            assert!(fallback.probe_at().expect("over TCP") <= Instant::now() + LONGEST_PROBE);
+            fallback.still_blocked();
+        }
+        let mut last = Duration::ZERO;
+        for _ in 0..4 {
+            fallback.up(Path::Quic, true);
+            assert_eq!(fallback.probe_at(), None);
+            tokio::time::advance(Duration::from_secs(10)).await;
+            fallback.up(Path::Tcp, false);
+            assert!(fallback.pause > last, "{:?}", fallback.pause);
+            last = fallback.pause;
+        }
+        fallback.up(Path::Quic, true);
+        tokio::time::advance(SOUND).await;
+        fallback.up(Path::Tcp, false);
+        assert_eq!(fallback.pause, FIRST_PROBE);
+    }
+}

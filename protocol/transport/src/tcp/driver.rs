@@ -1,0 +1,145 @@
+//! The task that drives a TCP connection: socket, new streams, pings, and the end.
+
+use super::shared::{Shared, ended_here};
+use super::{CLOSE_CODES, STREAM_CODES, stream};
+use crate::connection::{Ended, Stream};
+use crate::params::{HEARTBEAT_INTERVAL, STREAMS_BEFORE_HELLO};
+use belay_protocol::error::{CloseCode, StreamCode};
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Ping, PingPong, Reason, RecvStream};
+use http::Response;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+/// How long an end may take: the peer may read nothing any more.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Drives a client's side until it is over.
+pub(super) async fn client<T>(connection: h2::client::Connection<T, Bytes>, shared: Arc<Shared>)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut connection = pin!(connection);
+    let pings = connection.ping_pong();
+    let mut pings = pin!(ping(pings, &shared));
+    let ended = tokio::select! {
+        biased;
+        (_, reason) = shared.wanted_closed() => {
+            write_all(&shared, |cx| connection.as_mut().poll(cx).map(|_| true)).await;
+            ended_here(&reason)
+        }
+        () = &mut pings => ended_here("no pings"),
+        over = &mut connection => over_with(over),
+    };
+    // Before its streams learn of it, so that they find the reason.
+    shared.end(ended);
+}
+
+/// Drives a relay's side until it is over; the client's streams go to `accepted`.
+pub(super) async fn relay<T>(
+    mut connection: h2::server::Connection<T, Bytes>,
+    shared: Arc<Shared>,
+    accepted: mpsc::Sender<Stream>,
+) where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let pings = connection.ping_pong();
+    let mut pings = pin!(ping(pings, &shared));
+    let mut opened = 0_u32;
+    let ended = loop {
+        tokio::select! {
+            biased;
+            (code, reason) = shared.wanted_closed() => {
+                // Streams that come now are dropped: nobody takes them any more.
+                write_all(&shared, |cx| connection.poll_accept(cx).map(|next| next.is_none())).await;
+                connection.abrupt_shutdown(Reason::from(CLOSE_CODES + code.0));
+                let _ = timeout(LAST_WORDS, poll_fn(|cx| connection.poll_closed(cx))).await;
+                break ended_here(&reason);
+            }
+            () = &mut pings => break ended_here("no pings"),
+            next = connection.accept() => match next {
+                None => break over_with(Ok(())),
+                Some(Err(error)) => break over_with(Err(error)),
+                Some(Ok((request, respond))) => {
+                    opened = opened.saturating_add(1);
+                    let may = shared.is_granted() || opened <= STREAMS_BEFORE_HELLO;
+                    take(request.into_body(), respond, may, &accepted, &shared);
+                }
+            }
+        }
+    };
+    shared.end(ended);
+}
+
+/// Answers a new stream and hands it over.
+fn take(
+    body: RecvStream,
+    mut respond: SendResponse<Bytes>,
+    may: bool,
+    accepted: &mpsc::Sender<Stream>,
+    shared: &Arc<Shared>,
+) {
+    let Some(room) = accepted.try_reserve().ok().filter(|_| may) else {
+        return respond.send_reset(Reason::from(STREAM_CODES + StreamCode::LIMIT.0));
+    };
+    // An error means that the client has given the stream up already.
+    if let Ok(send) = respond.send_response(Response::new(()), false) {
+        room.send(stream::relay(body, send, shared));
+    }
+}
+
+/// Writes what streams have queued, as far as the peer takes it in time. `poll` drives the connection
+/// and is ready with true once that is over.
+async fn write_all(shared: &Shared, mut poll: impl FnMut(&mut Context<'_>) -> Poll<bool>) {
+    let all_written = poll_fn(|cx| {
+        loop {
+            match poll(cx) {
+                Poll::Ready(true) => return Poll::Ready(()),
+                Poll::Ready(false) => {}
+                // What is left waits for the peer's window, or there is nothing.
+                Poll::Pending if !shared.is_full() => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    });
+    let _ = timeout(LAST_WORDS, all_written).await;
+}
+
+/// Measures the round trip at once, at every heartbeat's time, and when it is asked to. Ends with
+/// the connection.
+async fn ping(pings: Option<PingPong>, shared: &Shared) {
+    let Some(mut pings) = pings else { return };
+    loop {
+        let sent = Instant::now();
+        if pings.ping(Ping::opaque()).await.is_err() {
+            // The connection's own end says why.
+            return std::future::pending().await;
+        }
+        shared.measured(sent.elapsed());
+        let _ = timeout(HEARTBEAT_INTERVAL, shared.ping.notified()).await;
+    }
+}
+
+fn over_with(over: Result<(), h2::Error>) -> Ended {
+    match over {
+        Ok(()) => Ended { code: None, why: "the peer has ended the connection".into() },
+        Err(error) => ended(&error),
+    }
+}
+
+/// An HTTP/2 connection's end in the protocol's words.
+pub(super) fn ended(error: &h2::Error) -> Ended {
+    let code = error.reason().map_or(0, u32::from);
+    if error.is_go_away() && error.is_remote() && code & 0xffff_0000 == CLOSE_CODES {
+        let code = CloseCode(code - CLOSE_CODES);
+        return Ended { code: Some(code), why: format!("closed by the peer ({code})") };
+    }
+    Ended { code: None, why: error.to_string() }
+}

@@ -1,0 +1,315 @@
+//! The tunnel over TCP: where UDP does not get through, and back.
+
+use crate::scripted::Scripted;
+use belay_client::escalation::EscalationRequest;
+use belay_client::{Answer, Client, ClientError, Options, Phase};
+use belay_protocol::error::CloseCode;
+use belay_protocol::message::{Dialect, FailureCode, Outcome};
+use belay_relay::Overrides;
+use belay_relay::providers::{Provider, Providers};
+use belay_tests::counting::{Counting, number};
+use belay_tests::link::{self, Direction, Link};
+use belay_tests::relay::{PATIENCE, TestClient, TestRelay, eventually};
+use belay_tests::tcp_link::TcpLink;
+use belay_transport::env::Env;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+const ASK: &str = r#"{"model":"x","stream":true,"messages":[{"role":"user","content":"count"}]}"#;
+
+/// UDP and TCP to a relay through the same port.
+struct Ways {
+    udp: Link,
+    tcp: TcpLink,
+}
+
+impl Ways {
+    async fn to(relay: &TestRelay) -> Self {
+        loop {
+            let udp = Link::start(relay.address(), link::seed(), Direction::delay(Duration::from_millis(5))).unwrap();
+            // The port may be taken for TCP: then another one.
+            if let Ok(tcp) = TcpLink::start(udp.address(), relay.address()).await {
+                return Self { udp, tcp };
+            }
+        }
+    }
+
+    /// The same with UDP blocked from the beginning.
+    async fn without_udp(relay: &TestRelay) -> Self {
+        let ways = Self::to(relay).await;
+        ways.udp.blackhole(true);
+        ways
+    }
+}
+
+fn count(client: &Client) -> EscalationRequest {
+    EscalationRequest::new(client.request_id(), Dialect::OPENAI_CHAT, "auto", ASK)
+}
+
+fn path(client: &TestClient) -> &'static str {
+    client.client.status().borrow().path
+}
+
+async fn on_path(client: &TestClient, path: &str, within: Duration) {
+    let mut status = client.client.status();
+    let there = status.wait_for(|status| status.path == path && status.phase == Phase::Up);
+    timeout(within, there).await.unwrap_or_else(|_| panic!("not on {path} within {within:?}")).unwrap();
+}
+
+/// What a reader saw of a counted answer.
+struct Seen {
+    interruptions: usize,
+    longest_gap: Duration,
+}
+
+/// Reads a counted answer to its end, every number once and in order.
+async fn read(client: Arc<TestClient>, request: EscalationRequest) -> Seen {
+    let mut running = client.client.escalate(request, PATIENCE).await.expect("sent");
+    let (mut next, mut last) = (0, Instant::now());
+    let mut seen = Seen { interruptions: 0, longest_gap: Duration::ZERO };
+    loop {
+        match timeout(2 * PATIENCE, running.next()).await.expect("never hangs").expect("never fails") {
+            Some(Answer::Event(event)) => {
+                if let Some(number) = number(&event) {
+                    assert_eq!(number, next, "missing, doubled or out of order");
+                    next += 1;
+                }
+                seen.longest_gap = seen.longest_gap.max(last.elapsed());
+                last = Instant::now();
+            }
+            Some(Answer::End(end)) => {
+                assert_eq!((end.outcome, end.events), (Outcome::COMPLETE, next + 1), "{}", end.message);
+                return seen;
+            }
+            Some(Answer::Interrupted { .. }) => seen.interruptions += 1,
+            Some(Answer::Head(_) | Answer::Resumed { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn udp_that_is_dropped_costs_three_seconds_and_its_return_costs_nothing() {
+    let counting = Counting { events: 1200, pace: Duration::from_millis(20) };
+    let relay = TestRelay::with("", counting.overrides()).await;
+    let ways = Ways::to(&relay).await;
+    let client = Arc::new(relay.client_through(ways.udp.address()).await);
+    let before = relay.balance("acme").await;
+    assert_eq!((path(&client), ways.tcp.connections()), ("quic", 0));
+    let running = tokio::spawn(read(Arc::clone(&client), count(&client.client)));
+    sleep(Duration::from_millis(500)).await;
+    ways.udp.blackhole(true);
+    on_path(&client, "tcp", Duration::from_secs(3)).await;
+    let why = client.client.status().borrow().path_why.clone().expect("says why");
+    assert!(why.contains("UDP"), "{why}");
+    // A request that begins over TCP, and runs on beside the return to QUIC.
+    let began = Instant::now();
+    let mut over_tcp = client.client.escalate(count(&client.client), PATIENCE).await.expect("sent");
+    over_tcp.next().await.expect("answers");
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    drop(over_tcp);
+    let second = tokio::spawn(read(Arc::clone(&client), count(&client.client)));
+    sleep(Duration::from_millis(500)).await;
+    ways.udp.blackhole(false);
+    on_path(&client, "quic", Duration::from_secs(60)).await;
+    assert!(!second.is_finished(), "the stream was over before QUIC came back");
+    assert_eq!(client.client.status().borrow().path_why, None);
+    assert_eq!(relay.relay().admin().status().tunnels.len(), 2, "what runs over TCP goes on there");
+    let first = running.await.unwrap();
+    assert!(first.longest_gap < Duration::from_secs(3), "a gap of {:?}", first.longest_gap);
+    let second = second.await.unwrap();
+    assert_eq!(second.interruptions, 0, "the stream over TCP was cut");
+    assert!(second.longest_gap < Duration::from_secs(1), "a gap of {:?}", second.longest_gap);
+    eventually("the tunnel over TCP is given up", async || relay.relay().admin().status().tunnels.len() == 1).await;
+    eventually("all is settled", async || {
+        relay.relay().admin().verify(None).await.unwrap().iter().all(|book| book.report.open == 0)
+    })
+    .await;
+    relay.verify().await;
+    assert!(relay.balance("acme").await < before);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_computer_without_udp_joins_asks_and_is_answered() {
+    let relay = TestRelay::with("", Counting { events: 200, pace: Duration::ZERO }.overrides()).await;
+    let ways = Ways::without_udp(&relay).await;
+    let began = Instant::now();
+    let client = Arc::new(relay.client_through(ways.udp.address()).await);
+    assert!(began.elapsed() < Duration::from_secs(5), "joined and up after {:?}", began.elapsed());
+    assert_eq!(path(&client), "tcp");
+    let before = relay.balance("acme").await;
+    let mut readers = JoinSet::new();
+    for _ in 0..40 {
+        readers.spawn(read(Arc::clone(&client), count(&client.client)));
+    }
+    for seen in readers.join_all().await {
+        assert_eq!(seen.interruptions, 0);
+    }
+    let mut status = client.client.status();
+    let answered = status.wait_for(|status| status.round_trip_us.is_some() && status.bytes_received > 0);
+    timeout(PATIENCE, answered).await.expect("heartbeats are answered").unwrap();
+    assert!(relay.balance("acme").await < before);
+    assert_eq!(relay.relay().admin().status().tunnels[0].path, "tcp");
+    relay.verify().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_over_tcp_that_breaks_or_stands_still_is_replaced() {
+    let relay = TestRelay::with("", Counting { events: 500, pace: Duration::from_millis(20) }.overrides()).await;
+    let ways = Ways::without_udp(&relay).await;
+    let client = Arc::new(relay.client_through(ways.udp.address()).await);
+    let running = tokio::spawn(read(Arc::clone(&client), count(&client.client)));
+    sleep(Duration::from_millis(500)).await;
+    let before = ways.tcp.connections();
+    ways.tcp.cut();
+    eventually("there is another connection", async || ways.tcp.connections() > before).await;
+    on_path(&client, "tcp", PATIENCE).await;
+    sleep(Duration::from_secs(1)).await;
+    ways.tcp.stand_still();
+    let seen = running.await.unwrap();
+    assert!((1..=4).contains(&seen.interruptions), "{}", seen.interruptions);
+    assert!(seen.longest_gap < Duration::from_secs(4), "a gap of {:?}", seen.longest_gap);
+    relay.verify().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tcp_a_revoked_device_is_cut_off_within_a_second_too() {
+    let relay = TestRelay::with("", Counting { events: 500, pace: Duration::from_millis(20) }.overrides()).await;
+    let ways = Ways::without_udp(&relay).await;
+    let client = relay.client_through(ways.udp.address()).await;
+    let mut running = client.client.escalate(count(&client.client), PATIENCE).await.expect("sent");
+    running.next().await.expect("answers");
+    let mut status = client.client.status();
+    relay.relay().admin().revoke(&client.client.identity().device, "test").await.expect("revoked");
+    let refused = status.wait_for(|status| matches!(status.phase, Phase::Refused { .. }));
+    timeout(Duration::from_secs(1), refused).await.expect("within a second").unwrap();
+    let (identity, key) = client.state.load().unwrap();
+    let returning = Client::start(Env::system(), identity, &key, Options::default()).unwrap();
+    assert!(matches!(returning.tunnel(PATIENCE).await, Err(ClientError::Closed(CloseCode::REVOKED))));
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tcp_too_a_dropped_answer_is_cancelled_and_a_refusal_says_why() {
+    let provider = Scripted::endless(Duration::from_millis(10));
+    let endless: Arc<dyn Provider> = provider.clone();
+    let overrides = Overrides { providers: Providers::from([("demo".to_owned(), endless)]), ..Overrides::default() };
+    let relay = TestRelay::with("[limits]\nrequest_body_mib = 1\n", overrides).await;
+    let ways = Ways::without_udp(&relay).await;
+    let client = relay.client_through(ways.udp.address()).await;
+    let mut running = client.client.escalate(count(&client.client), PATIENCE).await.expect("sent");
+    running.next().await.expect("answers");
+    drop(running);
+    eventually("the provider's call has stopped", async || {
+        relay.relay().admin().verify(None).await.unwrap().iter().all(|book| book.report.open == 0)
+    })
+    .await;
+    // A body that the relay refuses in the middle; the words arrive although it reads no further.
+    let filler = "x".repeat(2 << 20);
+    let body = ASK.replace("count", &filler);
+    let request = EscalationRequest::new(client.client.request_id(), Dialect::OPENAI_CHAT, "auto", body);
+    let refused = client.send(request).await.failed.expect("too large");
+    assert_eq!(refused.code, FailureCode::LIMIT, "{}", refused.message);
+    assert_eq!(path(&client), "tcp");
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_stand_still_over_tcp_cost_only_themselves() {
+    let provider = Scripted::endless(Duration::ZERO);
+    let endless: Arc<dyn Provider> = provider.clone();
+    let paced: Arc<dyn Provider> = Arc::new(Counting { events: 200, pace: Duration::from_millis(10) });
+    let providers = Providers::from([("demo".to_owned(), endless), ("paced".to_owned(), paced)]);
+    let model = "[models.paced]\nprovider = \"paced\"\ncontext_tokens = 32000\nmax_output_tokens = 4096\n\
+                 price = { input = \"3\", output = \"15\" }\n[providers.paced]\nkind = \"demo\"\n\
+                 [timeouts]\nheartbeat_ms = 100\ndrain_ms = 1000\n[limits]\nunread_events_mib = 1\nrequests_at_once = 100\n";
+    let relay = TestRelay::with(model, Overrides { providers, ..Overrides::default() }).await;
+    let ways = Ways::without_udp(&relay).await;
+    let client = Arc::new(relay.client_through(ways.udp.address()).await);
+    let mut standing = vec![];
+    for _ in 0..40 {
+        let mut still = client.client.escalate(count(&client.client), PATIENCE).await.expect("sent");
+        still.next().await.expect("answers");
+        standing.push(still);
+    }
+    let request = EscalationRequest::new(client.client.request_id(), Dialect::OPENAI_CHAT, "paced", ASK);
+    let seen = read(Arc::clone(&client), request).await;
+    assert_eq!(seen.interruptions, 0);
+    assert!(seen.longest_gap < Duration::from_secs(1), "a gap of {:?}", seen.longest_gap);
+    assert_eq!((path(&client), client.client.status().borrow().reconnects), ("tcp", 0));
+    drop(standing);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_tcp_the_error_says_what_failed_over_both() {
+    let relay = TestRelay::start("").await;
+    let ways = Ways::without_udp(&relay).await;
+    let client = relay.client_through(ways.udp.address()).await;
+    drop(ways.tcp);
+    let (identity, key) = client.state.load().unwrap();
+    let other = Client::start(Env::system(), identity, &key, Options::default()).unwrap();
+    let error = other.tunnel(Duration::from_secs(7)).await.expect_err("nothing gets through").to_string();
+    assert!(error.contains("UDP") && error.contains("TCP") && error.contains("refused"), "{error}");
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_silence_and_floods_over_tcp_cost_their_sender_only() {
+    let relay = TestRelay::start(
+        "[timeouts]\nhandshake_ms = 500\nhello_ms = 500\n[limits]\npending_handshakes = 50\nhandshakes_per_second = 1000\n",
+    )
+    .await;
+    let good = relay.client().await;
+    let address = relay.address();
+    let mut hostile = JoinSet::new();
+    for number in 0..200_u32 {
+        hostile.spawn(async move {
+            let mut socket = TcpStream::connect(address).await.unwrap();
+            match number % 3 {
+                // Says nothing: closed when the handshake's time is over, or at once for want of room.
+                0 => {}
+                1 => drop(socket.write_all(&number.to_le_bytes().repeat(1000)).await),
+                // The beginning of a ClientHello that never goes on.
+                _ => drop(socket.write_all(&[0x16, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc]).await),
+            }
+            // All end, by the relay's doing.
+            let mut rest = vec![];
+            timeout(PATIENCE, socket.read_to_end(&mut rest)).await.expect("the relay closes it").ok();
+        });
+    }
+    hostile.join_all().await;
+    assert!(good.ask("Still there?").await.end.is_some());
+    assert_eq!(good.client.status().borrow().reconnects, 0);
+    let ways = Ways::without_udp(&relay).await;
+    let late = relay.client_through(ways.udp.address()).await;
+    assert!(late.ask("And I?").await.end.is_some());
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_can_be_told_to_leave_tcp_alone() {
+    let relay = TestRelay::start("").await;
+    let taken = relay.address();
+    assert!(TcpStream::connect(taken).await.is_ok());
+    relay.stop().await;
+    let other_server = tokio::net::TcpListener::bind(taken).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let text = |tcp: bool| {
+        let text = belay_tests::relay::config_text(dir.path(), "");
+        let listen = format!("quic = \"{taken}\"\ntcp = {tcp}");
+        belay_relay::Config::parse(&text.replace("quic = \"127.0.0.1:0\"", &listen), "test").unwrap()
+    };
+    let start = |tcp| belay_relay::Relay::start(text(tcp), Env::system(), Overrides::default());
+    let error = start(true).await.expect_err("the port is taken").to_string();
+    assert!(error.contains("TCP") && error.contains("listen.tcp = false"), "{error}");
+    start(false).await.expect("UDP alone").shutdown().await;
+    drop(other_server);
+}
