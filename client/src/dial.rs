@@ -8,8 +8,8 @@ use belay_certs::tls::{self, Time};
 use belay_protocol::error::CloseCode;
 use belay_protocol::{ALPN, RELAY_SERVER_NAME};
 use belay_transport::connection::{Connection, Path};
-use belay_transport::env::{Clock, Env};
-use belay_transport::params::{self, CLIENT_SOCKET_BUFFER};
+use belay_transport::env::{Clock, Env, Side};
+use belay_transport::params;
 use belay_transport::quic;
 use belay_transport::runtime::LazyTimers;
 use belay_transport::tcp::TcpConnection;
@@ -246,7 +246,7 @@ impl Dialer {
 
     async fn dial_quic(&self, address: SocketAddr) -> Result<Dialed, Failure> {
         let socket = bind(&self.env, address)?;
-        let config = params::endpoint(Some(self.env.random.bytes()), None);
+        let config = params::endpoint(&self.env.random, None);
         let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(LazyTimers))?;
         let connecting = endpoint
             .connect_with(self.quic.clone(), address, RELAY_SERVER_NAME)
@@ -302,7 +302,7 @@ pub(crate) fn bind(env: &Env, towards: SocketAddr) -> std::io::Result<Arc<dyn qu
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    env.net.bind_udp(local, CLIENT_SOCKET_BUFFER)
+    env.net.bind_udp(local, Side::Client)
 }
 
 fn clock_time(env: &Env) -> Time {

@@ -5,8 +5,8 @@
 use crate::admission::{Admission, Verdict};
 use crate::connection::{self, Shared};
 use belay_protocol::error::CloseCode;
-use belay_transport::env::Env;
-use belay_transport::params::{self, EndpointKeys, RELAY_SOCKET_BUFFER};
+use belay_transport::env::{Env, Side};
+use belay_transport::params::{self, EndpointKeys};
 use belay_transport::runtime::LazyTimers;
 use quinn::{Endpoint, ServerConfig, VarInt};
 use std::io;
@@ -59,11 +59,10 @@ impl Gate {
         Self { pending: Arc::new(Semaphore::new(most)), most, admission }
     }
 
-    /// What becomes of it, and its place among the pending handshakes if there is room.
-    fn judge(&self, remote: SocketAddr, validated: bool) -> (Verdict, Option<OwnedSemaphorePermit>) {
-        // Senders of forged addresses never finish: half of the room is for those that have proven
-        // theirs.
-        let has_room = validated || self.pending.available_permits() > self.most / 2;
+    /// What becomes of it, and its place among the pending handshakes if there is room. Half of the
+    /// room is for those that are `preferred`.
+    fn judge(&self, remote: SocketAddr, validated: bool, preferred: bool) -> (Verdict, Option<OwnedSemaphorePermit>) {
+        let has_room = preferred || self.pending.available_permits() > self.most / 2;
         let permit = Arc::clone(&self.pending).try_acquire_owned().ok().filter(|_| has_room);
         let mut admission = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
         (admission.judge(remote.ip(), validated, Instant::now()), permit)
@@ -90,8 +89,8 @@ impl Listener {
     }
 
     fn bind_quic(&self, address: SocketAddr) -> io::Result<Endpoint> {
-        let socket = self.env.net.bind_udp(address, RELAY_SOCKET_BUFFER)?;
-        let config = params::endpoint(Some(self.env.random.bytes()), Some(&self.keys));
+        let socket = self.env.net.bind_udp(address, Side::Relay)?;
+        let config = params::endpoint(&self.env.random, Some(&self.keys));
         Endpoint::new_with_abstract_socket(config, Some(self.server.clone()), socket, Arc::new(LazyTimers))
     }
 
@@ -155,7 +154,8 @@ impl Listener {
             };
             let Some(incoming) = incoming else { return };
             let validated = incoming.remote_address_validated();
-            match self.gate.judge(incoming.remote_address(), validated) {
+            // Senders of forged addresses never finish: those that have proven theirs come first.
+            match self.gate.judge(incoming.remote_address(), validated, validated) {
                 (Verdict::Accept, Some(permit)) => {
                     let shared = Arc::clone(&self.shared);
                     self.connections.spawn(async move {
@@ -192,8 +192,10 @@ impl Listener {
         }
     }
 
+    /// Not preferred: where the relay is slow to answer because all come at once, those whose UDP works
+    /// try TCP as well.
     fn admit_tcp(&self, socket: TcpStream, remote: SocketAddr, tls: &Arc<rustls::ServerConfig>) {
-        let (Verdict::Accept, Some(permit)) = self.gate.judge(remote, true) else { return };
+        let (Verdict::Accept, Some(permit)) = self.gate.judge(remote, true, false) else { return };
         let (shared, tls) = (Arc::clone(&self.shared), Arc::clone(tls));
         self.connections.spawn(async move {
             connection::serve_tcp(shared, socket, remote, tls, permit).await;

@@ -7,7 +7,7 @@ use belay_certs::ca::Authority;
 use belay_certs::issue::{self, DeviceKey, DeviceRequest};
 use belay_certs::tls;
 use belay_protocol::{ALPN, RELAY_SERVER_NAME};
-use belay_transport::env::Env;
+use belay_transport::env::{Env, Side};
 use belay_transport::params;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, VarInt};
@@ -27,8 +27,8 @@ pub(crate) fn start(dir: &Path) -> anyhow::Result<SocketAddr> {
     let crypto = QuicServerConfig::try_from(tls::relay(&authority, server, ALPN, tls::system_time())?)?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(params::relay());
-    let socket = env.net.bind_udp((Ipv4Addr::LOCALHOST, 0).into(), params::RELAY_SOCKET_BUFFER)?;
-    let endpoint_config = params::endpoint(None, None);
+    let socket = env.net.bind_udp((Ipv4Addr::LOCALHOST, 0).into(), Side::Relay)?;
+    let endpoint_config = params::endpoint(&env.random, None);
     let endpoint = Endpoint::new_with_abstract_socket(endpoint_config, Some(config), socket, Arc::new(TokioRuntime))?;
     let address = endpoint.local_addr()?;
     tokio::spawn(async move {
@@ -75,8 +75,8 @@ impl Dialer {
     }
 
     pub(crate) async fn dial(&self) -> anyhow::Result<Raw> {
-        let socket = self.env.net.bind_udp((Ipv4Addr::UNSPECIFIED, 0).into(), params::CLIENT_SOCKET_BUFFER)?;
-        let endpoint_config = params::endpoint(None, None);
+        let socket = self.env.net.bind_udp((Ipv4Addr::UNSPECIFIED, 0).into(), Side::Client)?;
+        let endpoint_config = params::endpoint(&self.env.random, None);
         let endpoint = Endpoint::new_with_abstract_socket(endpoint_config, None, socket, Arc::new(TokioRuntime))?;
         let connection = endpoint.connect_with(self.config.clone(), self.server, RELAY_SERVER_NAME)?.await?;
         Ok(Raw { connection, _endpoint: endpoint })

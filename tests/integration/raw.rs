@@ -23,7 +23,7 @@ use belay_protocol::money::NanoUsd;
 use belay_protocol::stream::{FrameReader, FrameWriter, StreamError};
 use belay_protocol::{ALPN, MINOR, RELAY_SERVER_NAME};
 use belay_tests::relay::{PATIENCE, TestRelay, eventually, tenant};
-use belay_transport::env::{Env, KernelNet, Net};
+use belay_transport::env::{Env, KernelNet, Net, Random, Side};
 use belay_transport::{params, quic};
 use bytes::Bytes;
 use quinn::crypto::rustls::QuicClientConfig;
@@ -202,9 +202,9 @@ pub(crate) fn knock(
     tls: rustls::ClientConfig,
     faults: Faults,
 ) -> (Endpoint, Connecting) {
-    let inner = KernelNet.bind_udp((from, 0).into(), 1 << 20).unwrap();
+    let inner = KernelNet.bind_udp((from, 0).into(), Side::Client).unwrap();
     let socket = Arc::new(FaultySocket { inner, faults, said: 0.into(), heard: 0.into() });
-    let config = params::endpoint(None, None);
+    let config = params::endpoint(&Random::from_os(), None);
     let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime)).unwrap();
     let crypto = QuicClientConfig::try_from(tls).unwrap();
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));

@@ -1,6 +1,7 @@
 //! Clock, randomness and sockets, passed in from the first day so that whole histories of client
 //! and relay can run in one thread under virtual time.
 
+use crate::params::{CLIENT_SOCKET_BUFFER, RELAY_SOCKET_BUFFER};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -104,10 +105,19 @@ impl Random {
 /// A TCP connection that is being made.
 pub type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 
+/// Whose socket it is: how much memory it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Serves all tunnels.
+    Relay,
+    /// Serves one.
+    Client,
+}
+
 /// Opens sockets.
 pub trait Net: Send + Sync + fmt::Debug {
-    /// A socket bound to `local`. `buffer` is the wanted size of its kernel buffers in bytes.
-    fn bind_udp(&self, local: SocketAddr, buffer: usize) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>>;
+    /// A socket bound to `local`.
+    fn bind_udp(&self, local: SocketAddr, side: Side) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>>;
 
     /// Listens on `local` over TCP. Errors: `Unsupported` where there is no TCP.
     fn listen_tcp(&self, local: SocketAddr) -> io::Result<TcpListener> {
@@ -134,17 +144,25 @@ pub trait Net: Send + Sync + fmt::Debug {
 pub struct KernelNet;
 
 impl Net for KernelNet {
-    fn bind_udp(&self, local: SocketAddr, buffer: usize) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
+    fn bind_udp(&self, local: SocketAddr, side: Side) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
         let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
         if local.is_ipv6() && local.ip().is_unspecified() {
             // One socket for both families; where the system does not allow it, IPv6 alone.
             let _ = socket.set_only_v6(false);
         }
+        let buffer = match side {
+            Side::Relay => RELAY_SOCKET_BUFFER,
+            Side::Client => CLIENT_SOCKET_BUFFER,
+        };
         // The kernel may grant less; `doctor` tells what it gave.
         let _ = socket.set_recv_buffer_size(buffer);
         let _ = socket.set_send_buffer_size(buffer);
         socket.bind(&local.into())?;
-        quinn::Runtime::wrap_udp_socket(&crate::runtime::LazyTimers, socket.into())
+        match side {
+            #[cfg(unix)]
+            Side::Client => Ok(Arc::new(crate::socket::NarrowSocket::new(socket.into())?)),
+            _ => quinn::Runtime::wrap_udp_socket(&crate::runtime::LazyTimers, socket.into()),
+        }
     }
 
     fn listen_tcp(&self, local: SocketAddr) -> io::Result<TcpListener> {

@@ -7,6 +7,7 @@
 //! pause; [`runtime`] puts them under quinn.
 #![warn(missing_docs)]
 
+mod cid;
 pub mod connection;
 pub mod env;
 pub mod params;

@@ -5,6 +5,10 @@
 //! a third of what a token costs the relay. This one is registered for reading only; a send that
 //! finds no room registers a second descriptor for writing, until there is room again.
 
+mod narrow;
+
+pub(crate) use narrow::NarrowSocket;
+
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use std::io::{self, IoSliceMut};

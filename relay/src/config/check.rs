@@ -9,7 +9,7 @@ use belay_transport::params;
 use secrecy::SecretString;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -159,6 +159,8 @@ pub struct ProviderConfig {
     pub kind: ProviderKind,
     /// Base URL, without a trailing slash.
     pub url: String,
+    /// The authorities that may sign its certificate; `None`: those of the system.
+    pub authorities: Option<Vec<reqwest::Certificate>>,
     /// The key; empty if it needs none.
     pub key: SecretString,
     /// The demo provider's time between two tokens.
@@ -395,7 +397,25 @@ fn provider(raw: &RawProvider, keys: Keys) -> Result<ProviderConfig, String> {
     if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("the key has characters that cannot stand in a header".into());
     }
-    Ok(ProviderConfig { kind, url, key: key.into(), pace: Duration::from_millis(raw.pace_ms.unwrap_or(25)) })
+    let authorities = raw.ca_file.as_deref().map(authorities).transpose()?;
+    Ok(ProviderConfig {
+        kind,
+        url,
+        authorities,
+        key: key.into(),
+        pace: Duration::from_millis(raw.pace_ms.unwrap_or(25)),
+    })
+}
+
+/// The certificates in a file.
+fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, String> {
+    let wrong = |why: String| format!("ca_file {}: {why}", path.display());
+    let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let found = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| wrong(error.to_string()))?;
+    if found.is_empty() {
+        return Err(wrong("there is no certificate in PEM in it".into()));
+    }
+    Ok(found)
 }
 
 fn model(key: &str, raw: &RawModel, providers: &BTreeMap<String, ProviderConfig>) -> Result<Model, String> {

@@ -93,6 +93,7 @@ pub(super) struct RawProvider {
     pub(super) url: Option<String>,
     pub(super) key_env: Option<String>,
     pub(super) key_file: Option<PathBuf>,
+    pub(super) ca_file: Option<PathBuf>,
     pub(super) pace_ms: Option<u64>,
 }
 

@@ -74,7 +74,8 @@ drain_ms = 30000
 expired_grace_ms = 86400000
 
 # Providers. kind is "anthropic", "openai" (and everything compatible with it) or "demo".
-# Keys come from the environment (key_env) or from a file that only belayd can read (key_file).
+# Keys come from the environment (key_env) or from a file that only belayd can read (key_file). A
+# provider whose certificate no public authority has signed names those that may in a PEM file (ca_file).
 [providers.demo]
 kind = "demo"
 

@@ -29,9 +29,14 @@ const ANSWER_HEADERS: [&str; 7] = [
 ];
 const ANSWER_PREFIXES: [&str; 2] = ["anthropic-ratelimit-", "x-ratelimit-"];
 
-/// The HTTP client of all providers: warm connections, no proxy, no redirects, no Nagle.
-pub fn client(timeouts: &Timeouts) -> Result<reqwest::Client, String> {
-    reqwest::Client::builder()
+/// The HTTP client of providers: warm connections, no proxy, no redirects, no Nagle. Their certificates
+/// are signed by `authorities`, or else by those that the system trusts.
+pub fn client(timeouts: &Timeouts, authorities: Option<&[reqwest::Certificate]>) -> Result<reqwest::Client, String> {
+    let builder = match authorities {
+        Some(authorities) => reqwest::Client::builder().tls_certs_only(authorities.iter().cloned()),
+        None => reqwest::Client::builder(),
+    };
+    builder
         .tcp_nodelay(true)
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())

@@ -94,13 +94,18 @@ pub type Providers = BTreeMap<String, Arc<dyn Provider>>;
 
 /// Makes the configured providers. Errors: the TLS set-up failed.
 pub fn from_config(config: &Config) -> Result<Providers, String> {
-    let client = http::client(&config.timeouts)?;
-    let made = config.providers.iter().map(|(name, provider)| {
-        let made: Arc<dyn Provider> = match provider.kind {
-            ProviderKind::Demo => Arc::new(demo::Demo::new(provider.pace)),
-            ProviderKind::Anthropic | ProviderKind::OpenAi => Arc::new(http::Http::new(client.clone(), provider)),
+    let common = http::client(&config.timeouts, None)?;
+    let mut made = Providers::new();
+    for (name, provider) in &config.providers {
+        let client = match &provider.authorities {
+            Some(authorities) => http::client(&config.timeouts, Some(authorities))?,
+            None => common.clone(),
         };
-        (name.clone(), made)
-    });
-    Ok(made.collect())
+        let provider: Arc<dyn Provider> = match provider.kind {
+            ProviderKind::Demo => Arc::new(demo::Demo::new(provider.pace)),
+            ProviderKind::Anthropic | ProviderKind::OpenAi => Arc::new(http::Http::new(client, provider)),
+        };
+        made.insert(name.clone(), provider);
+    }
+    Ok(made)
 }

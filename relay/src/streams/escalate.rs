@@ -9,7 +9,7 @@ use belay_protocol::frame::{FrameType, raw};
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{EscalateRequest, FailureCode, Resume};
 use belay_protocol::stream::StreamError;
-use belay_transport::params::PRIORITY_TOKENS;
+use belay_transport::params::{PRIORITY_BULK, PRIORITY_TOKENS};
 use bytes::{Bytes, BytesMut};
 use tokio::time::timeout;
 use tracing::{Instrument, Span};
@@ -57,6 +57,9 @@ pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, 
             return fail(&mut stream, late, StreamCode::TIMEOUT).await;
         }
     };
+    if !request.stream {
+        stream.writer.set_priority(PRIORITY_BULK);
+    }
     let span = tracing::info_span!(parent: span, "request", id = %request.request_id, model = %shown(&request.model));
     escalator.run(caller, *request, (body, permit), stream, &span).await;
 }

@@ -1,7 +1,7 @@
 //! The in-memory network: hosts with sockets, links with delay, jitter and loss, and paths that can
 //! be taken away.
 
-use belay_transport::env::{Net, Random};
+use belay_transport::env::{Net, Random, Side};
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use std::cmp::Reverse;
@@ -125,7 +125,7 @@ impl SimHost {
 }
 
 impl Net for SimHost {
-    fn bind_udp(&self, local: SocketAddr, _buffer: usize) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    fn bind_udp(&self, local: SocketAddr, _side: Side) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let mut shared = self.net.shared.lock().unwrap();
         let port = match local.port() {
             0 => {

@@ -21,7 +21,7 @@ use belay_protocol::RELAY_SERVER_NAME;
 use belay_protocol::error::CloseCode;
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http::{Method, Request, Version};
+use http::{Method, Request, Uri, Version};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ServerConfig};
 use shared::Shared;
@@ -99,8 +99,8 @@ impl TcpConnection {
         Ok(Self(Arc::new(Handle { remote, certificate, side, shared })))
     }
 
-    /// The relay's handshakes. `streams` is how many the client may have at once, after
-    /// [`Self::grant_streams`]. Errors: those of the socket and of TLS.
+    /// The relay's handshakes. `streams` is how many the client may have at once, once they
+    /// are granted ([`crate::connection::Connection::grant_streams`]). Errors: those of the socket and of TLS.
     pub async fn serve(socket: TcpStream, tls: Arc<ServerConfig>, streams: u32) -> io::Result<Self> {
         let remote = socket.peer_addr()?;
         let shared = Arc::new(Shared::new());
@@ -139,7 +139,7 @@ impl TcpConnection {
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
         *request.version_mut() = Version::HTTP_2;
-        *request.uri_mut() = http::Uri::from_static("https://relay.belay/");
+        *request.uri_mut() = uri().map_err(|error| Ended { code: None, why: error.to_string() })?;
         let (response, send) = opener.send_request(request, false).map_err(over)?;
         Ok(stream::client(response, send, &self.0.shared))
     }
@@ -189,6 +189,11 @@ impl TcpConnection {
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.0.shared.ended()
     }
+}
+
+/// What every stream is asked for.
+fn uri() -> Result<Uri, http::Error> {
+    Uri::builder().scheme("https").authority(RELAY_SERVER_NAME).path_and_query("/").build()
 }
 
 fn first(chain: Option<&[CertificateDer<'static>]>) -> Option<CertificateDer<'static>> {
