@@ -8,6 +8,7 @@
 #![warn(missing_docs)]
 
 mod cid;
+pub mod congestion;
 pub mod connection;
 pub mod env;
 pub mod params;

@@ -5,8 +5,8 @@
 //! use up the credit that the heartbeat needs.
 
 use crate::cid::MarkedIds;
+use crate::congestion::LowDelay;
 use crate::env::Random;
-use quinn::congestion::BbrConfig;
 use quinn::crypto::HandshakeTokenKey;
 use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a client sends a heartbeat, by default.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// A client is asked to acknowledge at the latest after so many packets.
-pub const ACK_EVERY: u32 = 10;
+pub const ACK_EVERY: u32 = 3;
 /// What the round trip is taken for before it is measured.
 pub const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// Kernel buffers wanted for a client's socket, in bytes.
@@ -51,7 +51,7 @@ const _: () = assert!(STREAMS_AFTER_HELLO as u64 * STREAM_WINDOW as u64 <= CLIEN
 fn common() -> TransportConfig {
     let mut config = TransportConfig::default();
     config
-        .congestion_controller_factory(Arc::new(BbrConfig::default()))
+        .congestion_controller_factory(Arc::new(LowDelay))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)

@@ -1,0 +1,519 @@
+//! Congestion control for tokens beside bulk: it fills a line without filling its queue.
+//!
+//! A line's buffer is as long as its owner made it, and a sender that fills it until something is lost
+//! (CUBIC, NewReno) makes every token wait for all of it. On the other hand, loss on a radio link says
+//! nothing of congestion, and a sender that slows down at every loss starves. So this one goes by the
+//! round trip: it keeps as much in flight as the line holds (the least round trip of late, times what
+//! comes out of it) and a few packets or milliseconds more, which tell that there is room when they are
+//! not seen to wait. Loss counts only where it is a large part of what is sent.
+//!
+//! Beside a sender that does fill the buffer it gets little, as all of its kind do; [`FLOOR`] is what it
+//! always takes, which is plenty for tokens.
+//!
+//! Measured beside what quinn brings, in `docs/BENCHMARKS.md`.
+
+use quinn::congestion::{Controller, ControllerFactory};
+use quinn_proto::RttEstimator;
+use std::any::Any;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Packets that may always be in flight: more than a peer may leave without an acknowledgement.
+const FLOOR: u64 = 12;
+/// Packets in flight on a new path.
+const FIRST: u64 = 32;
+/// A queue below both is none: there is room for more.
+const LOW: (u64, Duration) = (2, Duration::from_millis(1));
+/// A queue above both is too long.
+const HIGH: (u64, Duration) = (3, Duration::from_millis(2));
+/// How much longer the queue may become by what is added in a round, and after how many rounds without
+/// a queue it may be more.
+const STEP: Duration = Duration::from_millis(1);
+const GENTLE_ROUNDS: u32 = 5;
+/// Round trips of a round that must agree before it is believed, while the window doubles.
+const AGREEING: u32 = 8;
+/// So often the round trip is looked at that the way takes by itself.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Then so many rounds are sent with five eighths, and the last of them shows it, without one's own
+/// queue. What it shows may be the queue of others: their doing is not ours to make up for.
+const DRAINED_ROUNDS: u8 = 3;
+/// Loss is judged over so many packets, and tolerated up to this part of them above what the way loses
+/// by itself (reordering looks like loss, too), as it is seen with five eighths of the window.
+const LOSS_OVER: u64 = 128;
+const LOSS_TOLERATED: f64 = 0.1;
+/// What a way may lose by itself as long as nothing is known.
+const LOSS_AT_FIRST: f64 = 0.4;
+/// Nobody needs more.
+const CEILING: u64 = 1 << 28;
+
+/// Makes controllers.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LowDelay;
+
+impl ControllerFactory for LowDelay {
+    fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
+        Box::new(State::new(now, mtu))
+    }
+}
+
+/// The state of one path.
+#[derive(Debug, Clone)]
+struct State {
+    mtu: u64,
+    window: u64,
+    /// It doubles with every round, until a queue is seen.
+    doubling: bool,
+    way: Way,
+    round: Round,
+    last_sent: u64,
+    /// quinn's smoothed round trip, from which the single ones follow.
+    smoothed: Option<Duration>,
+    /// The round trip of this acknowledgement is taken in.
+    taken: bool,
+    /// The window has just been set; what is seen now was sent before.
+    settling: bool,
+    /// Rounds without a queue, one after the other.
+    free_rounds: u32,
+    /// What was acknowledged and lost lately, in bytes.
+    acknowledged: u64,
+    lost: u64,
+    /// Rounds that are still sent with less, and with what to go on then.
+    drained: Option<(u8, u64)>,
+}
+
+/// What the way takes by itself.
+#[derive(Debug, Clone)]
+struct Way {
+    looked: Instant,
+    trip: Option<Duration>,
+    /// The least round trip since then.
+    least: Option<Duration>,
+    /// The part that is lost.
+    loss: f64,
+    /// How much the least ones of two rounds differ, on average.
+    noise: Duration,
+    last_round: Option<Duration>,
+}
+
+/// From the sending of a packet to its acknowledgement.
+#[derive(Debug, Clone, Default)]
+struct Round {
+    /// It ends when a packet after this one is acknowledged.
+    end: u64,
+    least: Option<Duration>,
+    trips: u32,
+    /// The window was in the way of what there was to send.
+    limited: bool,
+    /// The window when the packets were sent that are acknowledged in this round, and in the next.
+    window: u64,
+    next_window: u64,
+}
+
+impl Way {
+    /// Takes a round trip in. True if it is time to look again.
+    fn take(&mut self, now: Instant, trip: Duration, doubling: bool) -> bool {
+        self.least = Some(self.least.map_or(trip, |least| least.min(trip)));
+        if doubling || self.trip.is_none() {
+            self.trip = self.least;
+        }
+        now.saturating_duration_since(self.looked) > LOOK_EVERY
+    }
+
+    /// It has been looked at: `trip` is what it takes.
+    fn looked(&mut self, now: Instant, trip: Option<Duration>) {
+        (self.looked, self.trip, self.least) = (now, trip.or(self.trip), None);
+    }
+
+    fn lost(&mut self, part: f64) {
+        self.loss = (self.loss + part) / 2.0;
+    }
+
+    fn round_ends(&mut self, least: Option<Duration>) {
+        let (Some(before), Some(now)) = (std::mem::replace(&mut self.last_round, least), least) else { return };
+        self.noise = (self.noise * 7 + before.abs_diff(now)) / 8;
+    }
+}
+
+impl State {
+    fn new(now: Instant, mtu: u16) -> Self {
+        let mtu = u64::from(mtu);
+        Self {
+            mtu,
+            window: FIRST * mtu,
+            doubling: true,
+            way: Way {
+                looked: now,
+                trip: None,
+                least: None,
+                loss: LOSS_AT_FIRST,
+                noise: Duration::ZERO,
+                last_round: None,
+            },
+            round: Round { window: FIRST * mtu, next_window: FIRST * mtu, ..Round::default() },
+            last_sent: 0,
+            smoothed: None,
+            taken: false,
+            settling: false,
+            free_rounds: 0,
+            acknowledged: 0,
+            lost: 0,
+            drained: None,
+        }
+    }
+
+    /// A packet was acknowledged. `smoothed` is the average before this acknowledgement; from two of
+    /// them follows the round trip between, without the time that the peer took to acknowledge.
+    fn acknowledged(&mut self, now: Instant, smoothed: Duration, bytes: u64, app_limited: bool) {
+        self.acknowledged += bytes;
+        self.round.limited |= !app_limited;
+        if self.doubling && !app_limited {
+            self.set(self.window + bytes);
+        }
+        // All packets of one acknowledgement come with the same average.
+        if std::mem::replace(&mut self.taken, true) {
+            return;
+        }
+        let before = self.smoothed.replace(smoothed).unwrap_or(smoothed);
+        let trip = (smoothed * 8).saturating_sub(before * 7);
+        if trip.is_zero() {
+            return;
+        }
+        if self.way.take(now, trip, self.doubling) && self.drained.is_none() {
+            if self.round.limited && !self.doubling {
+                self.drained = Some((DRAINED_ROUNDS, self.window));
+                (self.acknowledged, self.lost) = (0, 0);
+                self.set(self.window / 8 * 5);
+            } else {
+                // Where little is sent there is no queue of one's own.
+                self.way.looked(now, self.way.least);
+            }
+        }
+        self.round.least = Some(self.round.least.map_or(trip, |least| least.min(trip)));
+        self.round.trips += 1;
+        let agree = self.doubling && self.round.trips >= AGREEING;
+        if agree && self.queue().is_some_and(|queue| self.is_long(&queue)) {
+            self.leave_queue();
+        }
+    }
+
+    /// An acknowledgement was taken in as a whole.
+    fn acknowledgement_ends(&mut self, now: Instant, largest: Option<u64>) {
+        self.taken = false;
+        if largest.is_none_or(|largest| largest < self.round.end) {
+            return;
+        }
+        self.round_ends(now);
+        self.round = Round { end: self.last_sent + 1, window: self.round.next_window, ..Round::default() };
+        self.round.next_window = self.window;
+    }
+
+    fn round_ends(&mut self, now: Instant) {
+        if let Some((rounds, go_on_with)) = self.drained {
+            self.drained = (rounds > 1).then_some((rounds - 1, go_on_with));
+            if self.drained.is_none() {
+                self.way.looked(now, self.round.least);
+                self.way.lost(self.lost as f64 / (self.acknowledged + self.lost).max(1) as f64);
+                (self.acknowledged, self.lost) = (0, 0);
+                self.set(go_on_with);
+                self.settling = true;
+            }
+            return;
+        }
+        if !self.round.limited {
+            return;
+        }
+        self.way.round_ends(self.round.least);
+        if self.loses_much() {
+            return;
+        }
+        if std::mem::take(&mut self.settling) {
+            return;
+        }
+        let Some(queue) = self.queue() else { return };
+        if self.is_long(&queue) {
+            self.leave_queue();
+        } else if self.is_none(&queue) && !self.doubling {
+            // What is added now is seen two rounds later: gently at the end of the room, boldly once
+            // there is much.
+            let gently = (self.window as f64 * STEP.as_secs_f64() / queue.trip.as_secs_f64()) as u64;
+            let boldly = (gently << self.free_rounds.saturating_sub(GENTLE_ROUNDS).min(16)).min(self.window / 8);
+            self.free_rounds += 1;
+            self.set(self.window + boldly.max(self.mtu));
+        } else {
+            self.free_rounds = 0;
+        }
+    }
+
+    /// Gives way to loss that is too much to be the line's own.
+    fn loses_much(&mut self) -> bool {
+        let all = self.acknowledged + self.lost;
+        if all < LOSS_OVER * self.mtu {
+            return false;
+        }
+        let part = self.lost as f64 / all as f64;
+        (self.acknowledged, self.lost) = (self.acknowledged / 2, self.lost / 2);
+        if part <= self.way.loss + LOSS_TOLERATED {
+            return false;
+        }
+        self.doubling = false;
+        self.free_rounds = 0;
+        self.set((self.window as f64 * (1.0 - part)) as u64);
+        (self.acknowledged, self.lost) = (0, 0);
+        true
+    }
+
+    fn queue(&self) -> Option<Queue> {
+        let trip = self.round.least?;
+        let time = trip.saturating_sub(self.way.trip?);
+        let bytes = (self.round.window as f64 * time.as_secs_f64() / trip.as_secs_f64()) as u64;
+        Some(Queue { bytes, time, trip })
+    }
+
+    /// A way whose round trips differ by themselves hides a queue as long as that.
+    fn is_long(&self, queue: &Queue) -> bool {
+        queue.bytes > HIGH.0 * self.mtu && queue.time > HIGH.1.max(self.way.noise)
+    }
+
+    fn is_none(&self, queue: &Queue) -> bool {
+        queue.bytes < LOW.0 * self.mtu || queue.time < LOW.1.max(self.way.noise / 2)
+    }
+
+    /// Down to what the line holds, and a little.
+    fn leave_queue(&mut self) {
+        let Some(queue) = self.queue() else { return };
+        let low = LOW.1.max(self.way.noise / 2);
+        let little = (queue.bytes as f64 * low.as_secs_f64() / queue.time.as_secs_f64()) as u64;
+        self.doubling = false;
+        self.free_rounds = 0;
+        self.settling = true;
+        self.set(self.round.window - queue.bytes + little.max(LOW.0 * self.mtu));
+    }
+
+    fn set(&mut self, window: u64) {
+        self.window = window.clamp(FLOOR * self.mtu, CEILING);
+    }
+}
+
+/// What waits on the way, as far as one's own window shows it.
+struct Queue {
+    bytes: u64,
+    time: Duration,
+    trip: Duration,
+}
+
+impl Controller for State {
+    fn on_sent(&mut self, _now: Instant, _bytes: u64, last_packet_number: u64) {
+        self.last_sent = last_packet_number;
+    }
+
+    fn on_ack(&mut self, now: Instant, _sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
+        self.acknowledged(now, rtt.get(), bytes, app_limited);
+    }
+
+    fn on_end_acks(&mut self, now: Instant, _in_flight: u64, _app_limited: bool, largest: Option<u64>) {
+        self.acknowledgement_ends(now, largest);
+    }
+
+    fn on_congestion_event(&mut self, _now: Instant, _sent: Instant, persistent: bool, lost_bytes: u64) {
+        self.lost += lost_bytes;
+        if persistent {
+            self.doubling = true;
+            self.drained = None;
+            self.set(0);
+        } else if lost_bytes == 0 {
+            // A router on the way has marked a packet: its queue is long.
+            self.doubling = false;
+            self.set(self.window / 20 * 19);
+        }
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.mtu = u64::from(new_mtu);
+        self.set(self.window);
+    }
+
+    fn window(&self) -> u64 {
+        self.window
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(self.clone())
+    }
+
+    fn initial_window(&self) -> u64 {
+        FIRST * self.mtu
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::Random;
+    use std::collections::VecDeque;
+
+    const PACKET: u64 = 1400;
+
+    /// A line with a rate and a queue, and a sender that always has something to send, tick by tick.
+    struct Line {
+        start: Instant,
+        us: u64,
+        rate_bps: u64,
+        delay_us: u64,
+        buffer: u64,
+        loss_permille: u64,
+        random: Random,
+        state: State,
+        smoothed: Option<Duration>,
+        /// When the line is free again.
+        free_us: u64,
+        /// Packets under way: number, sent, acknowledged (or seen to be lost) at, arrives.
+        under_way: VecDeque<(u64, u64, u64, bool)>,
+        number: u64,
+        /// Bytes that pacing lets out now.
+        allowance: f64,
+        delivered: u64,
+        waits_us: Vec<u64>,
+    }
+
+    impl Line {
+        fn new(rate_bps: u64, round_trip_ms: u64, buffer: u64) -> Self {
+            let start = Instant::now();
+            Self {
+                start,
+                us: 0,
+                rate_bps,
+                delay_us: round_trip_ms * 1000,
+                buffer,
+                loss_permille: 0,
+                random: Random::from_seed(7),
+                state: State::new(start, PACKET as u16),
+                smoothed: None,
+                free_us: 0,
+                under_way: VecDeque::new(),
+                number: 0,
+                allowance: 0.0,
+                delivered: 0,
+                waits_us: vec![],
+            }
+        }
+
+        fn run(&mut self, seconds: u64) {
+            self.delivered = 0;
+            self.waits_us.clear();
+            for _ in 0..seconds * 10_000 {
+                self.us += 100;
+                self.acknowledge();
+                self.send();
+            }
+        }
+
+        fn acknowledge(&mut self) {
+            let now = self.start + Duration::from_micros(self.us);
+            while self.under_way.front().is_some_and(|(_, _, at, _)| *at <= self.us) {
+                let Some((number, sent, at, arrives)) = self.under_way.pop_front() else { return };
+                if !arrives {
+                    self.state.on_congestion_event(now, now, false, PACKET);
+                    continue;
+                }
+                let trip = Duration::from_micros(at - sent);
+                let smoothed = self.smoothed.unwrap_or(trip);
+                self.state.acknowledged(now, smoothed, PACKET, false);
+                self.state.acknowledgement_ends(now, Some(number));
+                self.smoothed = Some((smoothed * 7 + trip) / 8);
+                self.delivered += PACKET;
+            }
+        }
+
+        /// As quinn does: a window and a quarter per round trip, ten packets at once.
+        fn send(&mut self) {
+            let round_trip_us = self.smoothed.map_or(self.delay_us, |trip| trip.as_micros() as u64);
+            let more = self.state.window as f64 * 1.25 * 100.0 / round_trip_us as f64;
+            self.allowance = (self.allowance + more).min(10.0 * PACKET as f64);
+            while self.under_way.len() as u64 * PACKET + PACKET <= self.state.window && self.allowance >= PACKET as f64
+            {
+                self.allowance -= PACKET as f64;
+                let wait_us = self.free_us.saturating_sub(self.us);
+                let fits = wait_us * self.rate_bps / 8_000_000 + PACKET <= self.buffer;
+                let arrives = fits && self.random.below(1000) >= self.loss_permille;
+                if fits {
+                    self.waits_us.push(wait_us);
+                    self.free_us = self.us + wait_us + PACKET * 8_000_000 / self.rate_bps;
+                }
+                let back = if fits { self.free_us } else { self.us + wait_us } + self.delay_us;
+                self.number += 1;
+                self.state.on_sent(self.start, PACKET, self.number);
+                self.under_way.push_back((self.number, self.us, back, arrives));
+            }
+        }
+
+        /// How long 95 of 100 packets wait at the most.
+        fn queue_ms(&mut self) -> u64 {
+            self.waits_us.sort_unstable();
+            self.waits_us[self.waits_us.len() * 95 / 100] / 1000
+        }
+
+        fn used(&self, seconds: u64) -> f64 {
+            self.delivered as f64 * 8.0 / (self.rate_bps * seconds) as f64
+        }
+    }
+
+    #[test]
+    fn a_line_is_filled_and_its_queue_is_not() {
+        for (rate_bps, round_trip_ms, most_ms) in [
+            (20_000_000, 40, 6),
+            (100_000_000, 10, 6),
+            (100_000_000, 100, 6),
+            (2_000_000, 40, 60),
+            (5_000_000, 200, 15),
+        ] {
+            let mut line = Line::new(rate_bps, round_trip_ms, 1 << 20);
+            line.run(5);
+            line.run(30);
+            let (used, queue_ms) = (line.used(30), line.queue_ms());
+            assert!(used > 0.85, "{rate_bps} bit/s, {round_trip_ms} ms: only {used:.2} of the line");
+            assert!(queue_ms <= most_ms, "{rate_bps} bit/s, {round_trip_ms} ms: a queue of {queue_ms} ms");
+        }
+    }
+
+    #[test]
+    fn loss_by_chance_costs_no_more_than_it_takes() {
+        let mut line = Line::new(20_000_000, 100, 1 << 20);
+        line.loss_permille = 50;
+        line.run(5);
+        line.run(30);
+        let used = line.used(30);
+        assert!(used > 0.8, "only {used:.2} of the line");
+    }
+
+    #[test]
+    fn a_short_buffer_is_not_drowned() {
+        let mut line = Line::new(20_000_000, 40, 3 * PACKET);
+        line.run(5);
+        let sent = line.number;
+        line.run(30);
+        let (used, sent) = (line.used(30), (line.number - sent) * PACKET);
+        let lost = 1.0 - line.delivered as f64 / sent as f64;
+        assert!(used > 0.6 && lost < 0.2, "{used:.2} of the line, {lost:.2} of the packets lost");
+    }
+
+    #[test]
+    fn a_longer_way_and_a_faster_line_are_found_out() {
+        let mut line = Line::new(20_000_000, 40, 1 << 20);
+        line.run(20);
+        line.delay_us = 120_000;
+        line.run(20);
+        line.run(20);
+        let used = line.used(20);
+        assert!(used > 0.8, "only {used:.2} after the way became longer");
+        line.rate_bps = 80_000_000;
+        line.run(20);
+        line.run(20);
+        let used = line.used(20);
+        assert!(used > 0.8, "only {used:.2} after the line became faster");
+        assert!(line.queue_ms() < 8);
+    }
+}
