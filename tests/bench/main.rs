@@ -12,8 +12,11 @@
 
 mod echo;
 mod first_token;
+mod gaps;
 mod http;
+mod lossy;
 mod memory;
+mod prewarm;
 mod proxy;
 mod report;
 mod roles;
@@ -32,7 +35,7 @@ use std::time::Duration;
 #[derive(Debug, Parser)]
 #[command(name = "bench")]
 struct Args {
-    /// Fewer samples: under a minute instead of under five
+    /// Fewer samples: two minutes instead of ten
     #[arg(long)]
     quick: bool,
     /// Show only figures whose name contains this; what they are held against is measured anyway
@@ -66,7 +69,7 @@ fn run(args: Args) -> anyhow::Result<Verdict> {
             return roles::play(role).await.map(|()| Verdict::Holds);
         }
         let (only, json) = (args.only.clone(), args.json);
-        let most = Duration::from_secs(if args.quick { 60 } else { 300 });
+        let most = Duration::from_secs(if args.quick { 180 } else { 900 });
         // On a worker thread, like everything that is measured.
         let measured = tokio::spawn(async move { tokio::time::timeout(most, measure(&args)).await });
         let report = measured.await??.map(|report| report.only(only.as_deref()))?;
@@ -82,15 +85,30 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
     let basis = first_token::measure(&scene, if args.quick { 150 } else { 1000 }, &mut report).await?;
     if wanted(&travel::NAMES) {
         let size = if args.quick {
-            travel::Size { rounds: 2, rounds_of_one: 10, tokens_of_one: 10, tokens_of_many: 130 }
+            travel::Size { rounds: 2, rounds_of_one: 10, tokens_of_one: 10, tokens_of_many: 130, rounds_of_crowd: 1 }
         } else {
-            travel::Size { rounds: 6, rounds_of_one: 40, tokens_of_one: 15, tokens_of_many: 150 }
+            travel::Size { rounds: 6, rounds_of_one: 40, tokens_of_one: 15, tokens_of_many: 150, rounds_of_crowd: 4 }
         };
         travel::measure(&scene, &size, &basis, &mut report).await?;
     }
+    if wanted(&gaps::NAMES) {
+        gaps::measure(&scene, if args.quick { 5 } else { 30 }, &mut report).await?;
+    }
+    if wanted(&prewarm::NAMES) {
+        prewarm::measure(if args.quick { 5 } else { 30 }, &mut report).await?;
+    }
     if wanted(&memory::NAMES) {
-        memory::measure(&scene, if args.quick { 50 } else { 200 }, &mut report).await?;
+        let size = if args.quick {
+            memory::Size { tunnels: 500, raw: 200, idle: Duration::from_secs(11) }
+        } else {
+            memory::Size { tunnels: 10_000, raw: 2000, idle: Duration::from_secs(30) }
+        };
+        memory::measure(&scene, &size, &mut report).await?;
     }
     scene.strike().await;
+    // Last and alone: it has its own processes.
+    if wanted(&lossy::NAMES) {
+        lossy::measure(if args.quick { 1 } else { 3 }, &mut report).await?;
+    }
     Ok(report)
 }

@@ -18,9 +18,14 @@ impl Samples {
     /// The value that so many percent of the samples do not exceed, in nanoseconds; 0 if there are
     /// none.
     pub(crate) fn percentile(&self, percent: usize) -> u64 {
+        self.permille(percent * 10)
+    }
+
+    /// The same in thousandths.
+    pub(crate) fn permille(&self, permille: usize) -> u64 {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
-        let rank = (sorted.len() * percent).div_ceil(100).max(1);
+        let rank = (sorted.len() * permille).div_ceil(1000).max(1);
         sorted.get(rank - 1).copied().unwrap_or(0)
     }
 }

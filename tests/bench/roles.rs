@@ -3,7 +3,7 @@
 //! Each says on stdout where it listens, as `belayd` does, and leaves when its stdin closes, which
 //! it does with the bench, however that ends.
 
-use crate::{echo, proxy};
+use crate::{echo, lossy, proxy};
 use anyhow::Context;
 use belay_tests::fake_provider::FakeProvider;
 use belay_tests::procs::Listening;
@@ -32,6 +32,12 @@ pub(crate) enum Role {
         /// Where the authority lies
         dir: PathBuf,
     },
+    /// The measurement over a line that loses packets, in a network namespace of its own
+    #[command(hide = true)]
+    Lossy {
+        /// How often
+        rounds: usize,
+    },
 }
 
 /// Plays a role until stdin closes.
@@ -42,6 +48,7 @@ pub(crate) async fn play(role: Role) -> anyhow::Result<()> {
             listen(provider.address()).await
         }
         Role::Proxy { upstream } => listen(proxy::start(upstream).await?).await,
+        Role::Lossy { rounds } => lossy::play(rounds).await,
         Role::Echo { dir } => listen(echo::start(&dir)?).await,
     }
 }

@@ -16,11 +16,16 @@ use belay_tests::procs::{Belayd, Listening};
 use belay_transport::env::Env;
 use bytes::Bytes;
 use rusqlite::Connection;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Streams at once, where there are many.
-pub(crate) const MANY: usize = 16;
+pub(crate) const MANY: usize = 32;
+/// And where there are very many.
+pub(crate) const CROWD: usize = 256;
+/// Streams of a tunnel.
+const MOST: usize = 128;
 /// How long the tunnel may take to come up.
 const WITHIN: Duration = Duration::from_secs(10);
 
@@ -57,7 +62,8 @@ pub(crate) struct Scene {
     proxied: Http,
     identity: Identity,
     key: DeviceKey,
-    client: Client,
+    /// More than one: a tunnel has so many streams at the most.
+    clients: Vec<Client>,
     book: Arc<Mutex<Connection>>,
 }
 
@@ -67,23 +73,21 @@ impl Scene {
         let provider = roles::spawn(&["provider"])?;
         let upstream = provider.address()?;
         let proxy = roles::spawn(&["proxy", &upstream.to_string()])?;
-        let belayd = Belayd::start(&format!(
-            "[limits]\nrequests_per_minute = 1000000\nrequests_at_once = 1000\ninstances_per_device = 10000\n\
-             handshakes_per_second = 100000\n\
-             [providers.fake]\nkind = \"openai\"\nurl = \"http://{upstream}\"\n\
-             [models.bench]\nprovider = \"fake\"\ncontext_tokens = 100000\nmax_output_tokens = 100000\n\
-             price = {{ input = \"0.01\", output = \"0.02\" }}\n"
-        ))?;
+        let belayd = Belayd::start(&config(upstream))?;
         let authority = belayd.dir().join("raw-authority");
         let echo = roles::spawn(&["echo".as_ref(), authority.as_os_str()])?;
         let dialer = Dialer::new(&authority, echo.address()?)?;
-        let (identity, key) = join(&belayd).await?;
-        let client = Client::start(Env::system(), identity.clone(), &key, Options::default())?;
-        client.tunnel(WITHIN).await?;
+        let (identity, key) = join(&belayd, None).await?;
+        let mut clients = vec![];
+        for _ in 0..CROWD.div_ceil(MOST) {
+            let client = Client::start(Env::system(), identity.clone(), &key, Options::default())?;
+            client.tunnel(WITHIN).await?;
+            clients.push(client);
+        }
         Ok(Self {
             raw: dialer.dial().await?,
-            direct: Http::connect(upstream, MANY).await?,
-            proxied: Http::connect(proxy.address()?, MANY).await?,
+            direct: Http::connect(upstream, CROWD).await?,
+            proxied: Http::connect(proxy.address()?, CROWD).await?,
             book: Arc::new(Mutex::new(open_book(&belayd)?)),
             belayd,
             proxy,
@@ -92,13 +96,20 @@ impl Scene {
             _provider: provider,
             identity,
             key,
-            client,
+            clients,
         })
     }
 
     /// Closes what says goodbye; the processes are killed.
     pub(crate) async fn strike(&self) {
-        self.client.close().await;
+        for client in &self.clients {
+            client.close().await;
+        }
+    }
+
+    /// The device whose tunnels these are.
+    pub(crate) fn identity(&self) -> (Identity, &DeviceKey) {
+        (self.identity.clone(), &self.key)
     }
 
     /// Another idle tunnel to the relay, up and with its first heartbeat answered.
@@ -112,35 +123,15 @@ impl Scene {
 
     /// One request by that way, read to its end. Errors: it failed, or a token is missing.
     pub(crate) async fn stream(&self, way: Way, lane: usize, script: &Script) -> anyhow::Result<Streamed> {
-        let body = serde_json::json!({
-            "model": "bench", "stream": true, "messages": [{"role": "user", "content": script.as_message()}],
-        });
-        let body = Bytes::from(body.to_string());
+        let body = Bytes::from(body(script));
         let seen = match way {
             Way::Direct => self.direct.stream(lane, body).await,
             Way::Proxy => self.proxied.stream(lane, body).await,
-            Way::Belay => self.escalate(body).await,
+            Way::Belay => escalate(&self.clients[lane / MOST], body).await,
         };
         let seen = seen.with_context(|| format!("the {} way", way.name()))?;
         let count = seen.travel_ns.len() as u64;
         ensure!(count == script.tokens, "{count} of {} tokens came the {} way", script.tokens, way.name());
-        Ok(seen)
-    }
-
-    async fn escalate(&self, body: Bytes) -> anyhow::Result<Streamed> {
-        let request = EscalationRequest::new(self.client.request_id(), Dialect::OPENAI_CHAT, "bench", body);
-        let mut seen = Streamed::default();
-        let asked_ns = clock::monotonic_ns();
-        let mut escalation = self.client.escalate(request, WITHIN).await?;
-        while let Some(answer) = escalation.next().await? {
-            let now_ns = clock::monotonic_ns();
-            match answer {
-                Answer::Event(event) => seen.take(&event, asked_ns, now_ns),
-                Answer::End(end) => ensure!(end.outcome == Outcome::COMPLETE, "it ended {}", end.outcome),
-                Answer::Failed(failed) => bail!("{}: {}", failed.code, failed.message),
-                _ => {}
-            }
-        }
         Ok(seen)
     }
 
@@ -160,13 +151,57 @@ impl Scene {
     }
 }
 
-/// Makes a tenant and a device of it.
-async fn join(belayd: &Belayd) -> anyhow::Result<(Identity, DeviceKey)> {
+/// One request through a tunnel, read to its end.
+pub(crate) async fn escalate(client: &Client, body: Bytes) -> anyhow::Result<Streamed> {
+    let request = EscalationRequest::new(client.request_id(), Dialect::OPENAI_CHAT, "bench", body);
+    let mut seen = Streamed::default();
+    let asked_ns = clock::monotonic_ns();
+    let mut escalation = client.escalate(request, WITHIN).await?;
+    while let Some(answer) = escalation.next().await? {
+        let now_ns = clock::monotonic_ns();
+        match answer {
+            Answer::Event(event) => seen.take(&event, asked_ns, now_ns),
+            Answer::End(end) => ensure!(end.outcome == Outcome::COMPLETE, "it ended {}", end.outcome),
+            Answer::Failed(failed) => bail!("{}: {}", failed.code, failed.message),
+            _ => {}
+        }
+    }
+    Ok(seen)
+}
+
+/// A relay's configuration with the model `bench` at `upstream`.
+pub(crate) fn config(upstream: SocketAddr) -> String {
+    config_for(&format!("http://{upstream}"), "")
+}
+
+/// The same with a provider's own keys.
+pub(crate) fn config_for(url: &str, provider: &str) -> String {
+    format!(
+        "[limits]\nrequests_per_minute = 1000000\nrequests_at_once = 1000\ninstances_per_device = 20000\n\
+         handshakes_per_second = 100000\n\
+         [providers.fake]\nkind = \"openai\"\nurl = \"{url}\"\n{provider}\
+         [models.bench]\nprovider = \"fake\"\ncontext_tokens = 100000\nmax_output_tokens = 100000\n\
+         price = {{ input = \"0.01\", output = \"0.02\" }}\n"
+    )
+}
+
+/// A request's body that carries a script.
+pub(crate) fn body(script: &Script) -> String {
+    let body = serde_json::json!({
+        "model": "bench", "stream": true, "messages": [{"role": "user", "content": script.as_message()}],
+    });
+    body.to_string()
+}
+
+/// Makes a tenant and a device of it. `through`: the relay's address, if it is not its own.
+pub(crate) async fn join(belayd: &Belayd, through: Option<String>) -> anyhow::Result<(Identity, DeviceKey)> {
     belayd.run(&["tenant", "create", "bench", "--credit", "100000"])?;
     let invite = belayd.run(&["invite", "bench"])?;
     let invite = invite.get("invite").and_then(|text| text.as_str()).context("no invite")?;
     let state = StateDir::at(belayd.dir().join("client"));
-    enrol::join(&Env::system(), &state, &Invite::decode(invite)?, "bench").await?;
+    let mut invite = Invite::decode(invite)?;
+    invite.addresses = through.map_or(invite.addresses, |address| vec![address]);
+    enrol::join(&Env::system(), &state, &invite, "bench").await?;
     Ok(state.load()?)
 }
 

@@ -3,21 +3,24 @@
 
 use crate::first_token::Basis;
 use crate::report::{Report, Samples, us};
-use crate::scene::{MANY, Scene, Way};
+use crate::scene::{CROWD, MANY, Scene, Way};
 use belay_tests::fake_provider::Script;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// The figures that come from here.
-pub(crate) const NAMES: [&str; 9] = [
+pub(crate) const NAMES: [&str; 12] = [
     "paced_quinn_rtt_p50_p99",
     "direct_travel_1_p50_p99",
     "proxy_travel_1_p50_p99",
     "belay_travel_1_p50_p99",
-    "direct_travel_16_p50_p99",
-    "proxy_travel_16_p50_p99",
-    "belay_travel_16_p50_p99",
+    "direct_travel_32_p50_p99_p999",
+    "proxy_travel_32_p50_p99",
+    "belay_travel_32_p50_p99_p999",
+    "direct_travel_256_p50_p99_p999",
+    "proxy_travel_256_p50_p99",
+    "belay_travel_256_p50_p99_p999",
     "proxy_cpu_per_token",
     "relay_cpu_per_token",
 ];
@@ -25,6 +28,8 @@ pub(crate) const NAMES: [&str; 9] = [
 const PACE_MS: u64 = 20;
 /// A token by belay may take so many times the direct way and half a QUIC round trip.
 const TRAVEL_BAR: f64 = 1.5;
+/// And one in a thousand so many microseconds more than directly.
+const LAST_BAR_US: f64 = 5000.0;
 /// A token may cost the relay so many times what it costs the proxy.
 const CPU_BAR: f64 = 2.0;
 
@@ -38,6 +43,7 @@ pub(crate) struct Size {
     pub(crate) rounds_of_one: usize,
     pub(crate) tokens_of_one: u64,
     pub(crate) tokens_of_many: u64,
+    pub(crate) rounds_of_crowd: usize,
 }
 
 /// What one way has shown.
@@ -45,6 +51,7 @@ pub(crate) struct Size {
 struct Seen {
     one: Samples,
     many: Samples,
+    crowd: Samples,
     /// CPU of the process in between, in nanoseconds, and the tokens that it passed on meanwhile.
     cpu_ns: u64,
     tokens: u64,
@@ -56,7 +63,7 @@ pub(crate) async fn measure(scene: &Arc<Scene>, size: &Size, basis: &Basis, repo
     let mut paced = Samples::default();
     // The first streams on new connections are not counted.
     for way in Way::ALL {
-        streams(scene, way, MANY, 5).await?;
+        streams(scene, way, CROWD, 5).await?;
     }
     for round in 0..size.rounds_of_one {
         for turn in 0..=Way::ALL.len() {
@@ -78,18 +85,29 @@ pub(crate) async fn measure(scene: &Arc<Scene>, size: &Size, basis: &Basis, repo
             seen[at].many.extend(travel);
         }
     }
+    for round in 0..size.rounds_of_crowd {
+        for turn in 0..Way::ALL.len() {
+            let at = (round + turn) % Way::ALL.len();
+            seen[at].crowd.extend(streams(scene, Way::ALL[at], CROWD, size.tokens_of_many).await?);
+        }
+    }
     let [direct, proxy, belay] = seen;
     report.times("paced_quinn_rtt", &paced);
     // Between two tokens of a single stream every core falls asleep, and so it does between round
     // trips at that pace; many streams find them awake, as round trips without a pause do.
-    let round_trips = [us(paced.percentile(50)), basis.round_trip_us];
-    let sizes = [(1, (|seen| &seen.one) as fn(&Seen) -> &Samples), (MANY, |seen| &seen.many)];
+    let round_trips = [us(paced.percentile(50)), basis.round_trip_us, basis.round_trip_us];
+    let sizes =
+        [(1, (|seen| &seen.one) as fn(&Seen) -> &Samples), (MANY, |seen| &seen.many), (CROWD, |seen| &seen.crowd)];
     for ((streams, of), round_trip_us) in sizes.into_iter().zip(round_trips) {
         let median = |seen| us(of(seen).percentile(50));
         report.times(&format!("direct_travel_{streams}"), of(&direct));
         report.times(&format!("proxy_travel_{streams}"), of(&proxy)).against(median(&direct));
         let least = median(&direct) + round_trip_us / 2.0;
         report.times(&format!("belay_travel_{streams}"), of(&belay)).bar(least, TRAVEL_BAR);
+        let last = |seen| us(of(seen).permille(999));
+        report.figure(format!("direct_travel_{streams}_p999"), last(&direct), "us");
+        let most = last(&direct) + LAST_BAR_US;
+        report.figure(format!("belay_travel_{streams}_p999"), last(&belay), "us").bar(most, 1.0);
     }
     let per_token = |seen: &Seen| us(seen.cpu_ns) / seen.tokens.max(1) as f64;
     report.figure("proxy_cpu_per_token", per_token(&proxy), "us");

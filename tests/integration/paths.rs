@@ -1,9 +1,10 @@
 //! Real sockets over bad paths.
 
+use belay_client::escalation::EscalationRequest;
 use belay_client::{Answer, Phase};
-use belay_protocol::message::Outcome;
+use belay_protocol::message::{Dialect, Outcome};
 use belay_tests::link::{self, Direction, Link};
-use belay_tests::relay::{PATIENCE, TestRelay, eventually};
+use belay_tests::relay::{PATIENCE, TestClient, TestRelay, eventually};
 use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,5 +71,45 @@ async fn a_path_that_goes_dead_is_noticed_and_the_tunnel_comes_back() {
     tokio::time::timeout(PATIENCE, back).await.expect("back").unwrap();
     assert!(client.ask("Still there?").await.end.is_some());
     relay.verify().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_swallows_large_packets_from_now_on_carries_smaller_ones() {
+    let relay = TestRelay::start("").await;
+    let wide = Direction::delay(Duration::from_millis(5));
+    let link = Link::start(relay.address(), link::seed(), wide.clone()).unwrap();
+    let client = relay.client_through(link.address()).await;
+    // Large enough that both sides have found out that large packets get through.
+    let large = |client: &TestClient| {
+        let filler = "x".repeat(300_000);
+        let body = format!(r#"{{"model":"x","stream":true,"messages":[{{"role":"user","content":"{filler}"}}]}}"#);
+        EscalationRequest::new(client.client.request_id(), Dialect::OPENAI_CHAT, "auto", body)
+    };
+    let answer = client.send(large(&client)).await;
+    assert!(answer.failed.is_none() || answer.end.is_some(), "{:?}", answer.failed);
+    link.set_both(Direction { largest: 1250, ..wide });
+    let began = std::time::Instant::now();
+    let answer = client.send(large(&client)).await;
+    assert!(answer.failed.is_none() || answer.end.is_some(), "{:?}", answer.failed);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}, {link:?}", began.elapsed());
+    let short = client.ask("Why is the sky blue?").await;
+    assert_eq!(short.end.expect("settled").outcome, Outcome::COMPLETE);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_on_another_network_moves_its_tunnel_to_a_new_socket() {
+    let relay = TestRelay::start("[providers.demo]\nkind = \"demo\"\npace_ms = 10\n").await;
+    let link = Link::start(relay.address(), link::seed(), Direction::delay(Duration::from_millis(5))).unwrap();
+    let client = relay.client_through(link.address()).await;
+    let before = link.stats().clients;
+    let mut running = client.client.escalate(client.prompt("Why is the sky blue?"), PATIENCE).await.unwrap();
+    running.next().await.unwrap();
+    client.client.network_changed();
+    eventually("packets come from another socket", async || link.stats().clients > before).await;
+    let rest = running.collect().await.unwrap();
+    assert_eq!(rest.end.expect("settled").outcome, Outcome::COMPLETE);
+    assert_eq!((rest.resumed, client.client.status().borrow().reconnects), (0, 0));
     relay.stop().await;
 }

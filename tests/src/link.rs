@@ -320,7 +320,7 @@ impl State {
         let one = &mut self.ways[way as usize];
         let fate = one.rules.fate(self.seed, way, one.packets);
         one.packets += 1;
-        let blackhole = one.blackhole;
+        let blackhole = one.blackhole || bytes.len() > one.rules.largest;
         let mut dues = [None, None];
         if !blackhole && !fate.lost && !full {
             let now = Instant::now();

@@ -44,10 +44,9 @@ pub const PRIORITY_BULK: i32 = 0;
 
 const _: () = assert!(STREAMS_AFTER_HELLO as u64 * STREAM_WINDOW as u64 <= CLIENT_CONNECTION_WINDOW as u64);
 
-/// Both sides send by BBR: packets that are lost on a radio link are no sign of a full line. Over a
-/// line with 5 % loss and a round trip of 100 to 220 ms, 200 streams of tokens ran at their own pace
-/// with it (1,000,000 tokens in 101 s of 100, no reader waited above 0.4 s); with CUBIC they took
-/// 537 s and a reader waited for 14 s, with NewReno 627 s and 11 s (`a_million_tokens_…`).
+/// Both sides send by Belay's own congestion control: packets that are lost on a radio link are no sign
+/// of a full line, and a full buffer is in the way of tokens. Measured beside quinn's in
+/// `docs/BENCHMARKS.md`.
 fn common() -> TransportConfig {
     let mut config = TransportConfig::default();
     config
@@ -65,8 +64,9 @@ fn common() -> TransportConfig {
 /// The relay's side.
 ///
 /// Tokens leave as small packets, one after the other: a client that acknowledged every second one
-/// would cost the relay as much again as sending them. It is asked to acknowledge every tenth, or
-/// what there is within its usual 25 ms; a gap is still reported at once.
+/// would cost the relay as much again as sending them. It is asked to acknowledge every third, or
+/// what there is within its usual 25 ms; a gap is still reported at once. More seldom would be cheaper
+/// still, but then tokens beside bulk wait for room until an acknowledgement comes.
 #[must_use]
 pub fn relay() -> Arc<TransportConfig> {
     let mut config = common();

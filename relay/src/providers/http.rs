@@ -15,6 +15,8 @@ use std::time::Duration;
 const ANTHROPIC_VERSION: &str = "2023-06-01";
 /// How long a provider may take to answer ahead of a request.
 const WARM: Duration = Duration::from_secs(10);
+/// And how often it is asked.
+const WARM_ATTEMPTS: usize = 2;
 /// Caller's headers that a provider gets to see.
 const REQUEST_HEADERS: [&str; 3] = ["anthropic-version", "anthropic-beta", "openai-beta"];
 /// Provider's headers that a caller gets to see, and prefixes of more.
@@ -113,12 +115,17 @@ impl Provider for Http {
     fn warm(&self) -> WarmFuture {
         // Whatever it answers, to this method at this place it is not an LLM request. The connection
         // goes back to the pool once the answer is read.
-        let request = self.client.head(&self.url).timeout(WARM);
+        let (client, url) = (self.client.clone(), self.url.clone());
         Box::pin(async move {
-            match request.send().await {
-                Ok(answer) => answer.bytes().await.is_ok(),
-                Err(_) => false,
+            for _ in 0..WARM_ATTEMPTS {
+                let answer = client.head(&url).timeout(WARM).send().await;
+                // A connection that the provider has just closed may still have been in the pool.
+                let Ok(answer) = answer else { continue };
+                if answer.bytes().await.is_ok() {
+                    return true;
+                }
             }
+            false
         })
     }
 

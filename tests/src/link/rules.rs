@@ -26,6 +26,8 @@ pub struct Direction {
     pub rate_bps: Option<u64>,
     /// What may wait for a line with a rate; a packet that does not fit is dropped.
     pub queue_bytes: usize,
+    /// The largest UDP payload that gets through, in bytes; longer ones vanish.
+    pub largest: usize,
     /// Part of the packets that is lost, 0 to 1.
     pub loss: f64,
     /// Part of the packets that arrives twice.
@@ -43,6 +45,7 @@ impl Default for Direction {
             jitter: Duration::ZERO,
             rate_bps: None,
             queue_bytes: 256 << 10,
+            largest: usize::MAX,
             loss: 0.0,
             duplicate: 0.0,
             reorder: 0.0,
