@@ -71,31 +71,37 @@ fn run(args: Args) -> anyhow::Result<Verdict> {
         let (only, json) = (args.only.clone(), args.json);
         let most = Duration::from_secs(if args.quick { 180 } else { 900 });
         // On a worker thread, like everything that is measured.
-        let measured = tokio::spawn(async move { tokio::time::timeout(most, measure(&args)).await });
-        let report = measured.await??.map(|report| report.only(only.as_deref()))?;
+        let measured = tokio::spawn(async move {
+            let mut report = Report::default();
+            let ended = tokio::time::timeout(most, measure(&args, &mut report)).await;
+            (report, ended)
+        });
+        let (report, ended) = measured.await?;
+        let report = report.only(only.as_deref());
+        // What there is, even if something failed in the end.
         report.print(json)?;
+        ended??;
         Ok(report.verdict())
     })
 }
 
-async fn measure(args: &Args) -> anyhow::Result<Report> {
+async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
     let wanted = |names: &[&str]| args.only.as_ref().is_none_or(|only| names.iter().any(|name| name.contains(&**only)));
     let scene = Arc::new(Scene::set().await?);
-    let mut report = Report::default();
-    let basis = first_token::measure(&scene, if args.quick { 150 } else { 1000 }, &mut report).await?;
+    let basis = first_token::measure(&scene, if args.quick { 150 } else { 1000 }, report).await?;
     if wanted(&travel::NAMES) {
         let size = if args.quick {
             travel::Size { rounds: 2, rounds_of_one: 10, tokens_of_one: 10, tokens_of_many: 130, rounds_of_crowd: 1 }
         } else {
             travel::Size { rounds: 6, rounds_of_one: 40, tokens_of_one: 15, tokens_of_many: 150, rounds_of_crowd: 4 }
         };
-        travel::measure(&scene, &size, &basis, &mut report).await?;
+        travel::measure(&scene, &size, &basis, report).await?;
     }
     if wanted(&gaps::NAMES) {
-        gaps::measure(&scene, if args.quick { 5 } else { 30 }, &mut report).await?;
+        gaps::measure(&scene, if args.quick { 5 } else { 30 }, report).await?;
     }
     if wanted(&prewarm::NAMES) {
-        prewarm::measure(if args.quick { 5 } else { 30 }, &mut report).await?;
+        prewarm::measure(if args.quick { 5 } else { 30 }, report).await?;
     }
     if wanted(&memory::NAMES) {
         let size = if args.quick {
@@ -103,12 +109,12 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
         } else {
             memory::Size { tunnels: 10_000, raw: 2000, idle: Duration::from_secs(30) }
         };
-        memory::measure(&scene, &size, &mut report).await?;
+        memory::measure(&scene, &size, report).await?;
     }
     scene.strike().await;
     // Last and alone: it has its own processes.
     if wanted(&lossy::NAMES) {
-        lossy::measure(if args.quick { 1 } else { 3 }, &mut report).await?;
+        lossy::measure(if args.quick { 1 } else { 3 }, report).await?;
     }
-    Ok(report)
+    Ok(())
 }

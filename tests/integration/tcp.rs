@@ -5,11 +5,12 @@ use belay_client::escalation::EscalationRequest;
 use belay_client::{Answer, Client, ClientError, Options, Phase};
 use belay_protocol::error::CloseCode;
 use belay_protocol::message::{Dialect, FailureCode, Outcome};
+use belay_protocol::money::NanoUsd;
 use belay_relay::Overrides;
 use belay_relay::providers::{Provider, Providers};
 use belay_tests::counting::{Counting, number};
 use belay_tests::link::{self, Direction, Link};
-use belay_tests::relay::{PATIENCE, TestClient, TestRelay, eventually};
+use belay_tests::relay::{PATIENCE, TestClient, TestRelay, eventually, tenant};
 use belay_tests::tcp_link::TcpLink;
 use belay_transport::env::Env;
 use std::sync::Arc;
@@ -312,4 +313,23 @@ async fn a_relay_can_be_told_to_leave_tcp_alone() {
     assert!(error.contains("TCP") && error.contains("listen.tcp = false"), "{error}");
     start(false).await.expect("UDP alone").shutdown().await;
     drop(other_server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_over_tcp_takes_all_its_streams_at_once() {
+    let relay = TestRelay::with("", Counting { events: 50, pace: Duration::from_millis(5) }.overrides()).await;
+    let ways = Ways::without_udp(&relay).await;
+    let client = Arc::new(relay.client_through(ways.udp.address()).await);
+    let enough = NanoUsd(10_000_000_000_000);
+    relay.relay().admin().credit(&tenant("acme"), enough, None, None).await.expect("credited");
+    let mut readers = JoinSet::new();
+    // More than a tunnel has: the rest waits.
+    for _ in 0..200 {
+        readers.spawn(read(Arc::clone(&client), count(&client.client)));
+    }
+    for seen in readers.join_all().await {
+        assert_eq!(seen.interruptions, 0);
+    }
+    relay.verify().await;
+    relay.stop().await;
 }

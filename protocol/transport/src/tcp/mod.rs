@@ -45,8 +45,6 @@ pub const CLOSE_CODES: u32 = 0x0be2_0000;
 const SEND_BUFFER: usize = 32 << 10;
 /// A request for a stream has no headers of its own.
 const HEADERS: u32 = 2 << 10;
-/// Streams that were accepted and are not taken yet.
-const BACKLOG: usize = 64;
 /// What small DATA frames that a client has not read may cost it. h2's default would close a
 /// connection whose readers are slow for its many small tokens.
 const CLIENT_FRAME_BUDGET: usize = 8 * CLIENT_CONNECTION_WINDOW as usize;
@@ -115,7 +113,8 @@ impl TcpConnection {
             .handshake(socket)
             .await
             .map_err(io::Error::other)?;
-        let (accepted, streams) = mpsc::channel(BACKLOG);
+        // Room for all that there can be: whoever takes them may be slow for a moment.
+        let (accepted, streams) = mpsc::channel(streams.max(STREAMS_BEFORE_HELLO) as usize);
         tokio::spawn(driver::relay(connection, Arc::clone(&shared), accepted));
         let side = Side::Relay(Mutex::new(streams));
         Ok(Self(Arc::new(Handle { remote, certificate, side, shared })))
@@ -199,5 +198,3 @@ fn uri() -> Result<Uri, http::Error> {
 fn first(chain: Option<&[CertificateDer<'static>]>) -> Option<CertificateDer<'static>> {
     chain.and_then(<[_]>::first).cloned()
 }
-
-const _: () = assert!(STREAMS_BEFORE_HELLO as usize <= BACKLOG);
