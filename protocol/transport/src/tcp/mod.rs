@@ -134,6 +134,14 @@ impl TcpConnection {
         };
         let over = |error: h2::Error| self.ended().unwrap_or_else(|| driver::ended(&error));
         let mut opener = opener.lock().await;
+        // h2 would queue what is above the peer's limit; a stream that waits there holds up whoever
+        // writes to it. So it is never reached: some of it is left for streams that are just ending.
+        let most = opener.current_max_send_streams();
+        tokio::select! {
+            biased;
+            ended = self.0.shared.closed() => return Err(ended),
+            () = self.0.shared.streams_end((most - most / 8).max(1) - 1) => {}
+        }
         poll_fn(|cx| opener.poll_ready(cx)).await.map_err(over)?;
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
