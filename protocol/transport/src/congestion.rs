@@ -7,7 +7,7 @@
 //! comes out of it) and a few packets or milliseconds more, which tell that there is room when they are
 //! not seen to wait. Loss counts only where it is a large part of what is sent.
 //!
-//! Beside a sender that does fill the buffer it gets little, as all of its kind do; [`FLOOR`] is what it
+//! Beside a sender that does fill the buffer it gets little, as all of its kind do; `FLOOR` is what it
 //! always takes, which is plenty for tokens.
 //!
 //! Measured beside what quinn brings, in `docs/BENCHMARKS.md`.
