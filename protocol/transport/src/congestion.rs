@@ -12,11 +12,16 @@
 //!
 //! Measured beside what quinn brings, in `docs/BENCHMARKS.md`.
 
+#[cfg(test)]
+mod line;
+mod way;
+
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use way::Way;
 
 /// Packets that may always be in flight: more than a peer may leave without an acknowledgement.
 const FLOOR: u64 = 12;
@@ -32,8 +37,6 @@ const STEP: Duration = Duration::from_millis(1);
 const GENTLE_ROUNDS: u32 = 5;
 /// Round trips of a round that must agree before it is believed, while the window doubles.
 const AGREEING: u32 = 8;
-/// So often the round trip is looked at that the way takes by itself.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Then so many rounds are sent with five eighths, and the last of them shows it, without one's own
 /// queue. What it shows may be the queue of others: their doing is not ours to make up for.
 const DRAINED_ROUNDS: u8 = 3;
@@ -41,8 +44,6 @@ const DRAINED_ROUNDS: u8 = 3;
 /// by itself (reordering looks like loss, too), as it is seen with five eighths of the window.
 const LOSS_OVER: u64 = 128;
 const LOSS_TOLERATED: f64 = 0.1;
-/// What a way may lose by itself as long as nothing is known.
-const LOSS_AT_FIRST: f64 = 0.4;
 /// Nobody needs more.
 const CEILING: u64 = 1 << 28;
 
@@ -81,20 +82,6 @@ struct State {
     drained: Option<(u8, u64)>,
 }
 
-/// What the way takes by itself.
-#[derive(Debug, Clone)]
-struct Way {
-    looked: Instant,
-    trip: Option<Duration>,
-    /// The least round trip since then.
-    least: Option<Duration>,
-    /// The part that is lost.
-    loss: f64,
-    /// How much the least ones of two rounds differ, on average.
-    noise: Duration,
-    last_round: Option<Duration>,
-}
-
 /// From the sending of a packet to its acknowledgement.
 #[derive(Debug, Clone, Default)]
 struct Round {
@@ -109,31 +96,6 @@ struct Round {
     next_window: u64,
 }
 
-impl Way {
-    /// Takes a round trip in. True if it is time to look again.
-    fn take(&mut self, now: Instant, trip: Duration, doubling: bool) -> bool {
-        self.least = Some(self.least.map_or(trip, |least| least.min(trip)));
-        if doubling || self.trip.is_none() {
-            self.trip = self.least;
-        }
-        now.saturating_duration_since(self.looked) > LOOK_EVERY
-    }
-
-    /// It has been looked at: `trip` is what it takes.
-    fn looked(&mut self, now: Instant, trip: Option<Duration>) {
-        (self.looked, self.trip, self.least) = (now, trip.or(self.trip), None);
-    }
-
-    fn lost(&mut self, part: f64) {
-        self.loss = (self.loss + part) / 2.0;
-    }
-
-    fn round_ends(&mut self, least: Option<Duration>) {
-        let (Some(before), Some(now)) = (std::mem::replace(&mut self.last_round, least), least) else { return };
-        self.noise = (self.noise * 7 + before.abs_diff(now)) / 8;
-    }
-}
-
 impl State {
     fn new(now: Instant, mtu: u16) -> Self {
         let mtu = u64::from(mtu);
@@ -141,14 +103,7 @@ impl State {
             mtu,
             window: FIRST * mtu,
             doubling: true,
-            way: Way {
-                looked: now,
-                trip: None,
-                least: None,
-                loss: LOSS_AT_FIRST,
-                noise: Duration::ZERO,
-                last_round: None,
-            },
+            way: Way::new(now),
             round: Round { window: FIRST * mtu, next_window: FIRST * mtu, ..Round::default() },
             last_sent: 0,
             smoothed: None,
@@ -351,115 +306,7 @@ impl Controller for State {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::env::Random;
-    use std::collections::VecDeque;
-
-    const PACKET: u64 = 1400;
-
-    /// A line with a rate and a queue, and a sender that always has something to send, tick by tick.
-    struct Line {
-        start: Instant,
-        us: u64,
-        rate_bps: u64,
-        delay_us: u64,
-        buffer: u64,
-        loss_permille: u64,
-        random: Random,
-        state: State,
-        smoothed: Option<Duration>,
-        /// When the line is free again.
-        free_us: u64,
-        /// Packets under way: number, sent, acknowledged (or seen to be lost) at, arrives.
-        under_way: VecDeque<(u64, u64, u64, bool)>,
-        number: u64,
-        /// Bytes that pacing lets out now.
-        allowance: f64,
-        delivered: u64,
-        waits_us: Vec<u64>,
-    }
-
-    impl Line {
-        fn new(rate_bps: u64, round_trip_ms: u64, buffer: u64) -> Self {
-            let start = Instant::now();
-            Self {
-                start,
-                us: 0,
-                rate_bps,
-                delay_us: round_trip_ms * 1000,
-                buffer,
-                loss_permille: 0,
-                random: Random::from_seed(7),
-                state: State::new(start, PACKET as u16),
-                smoothed: None,
-                free_us: 0,
-                under_way: VecDeque::new(),
-                number: 0,
-                allowance: 0.0,
-                delivered: 0,
-                waits_us: vec![],
-            }
-        }
-
-        fn run(&mut self, seconds: u64) {
-            self.delivered = 0;
-            self.waits_us.clear();
-            for _ in 0..seconds * 10_000 {
-                self.us += 100;
-                self.acknowledge();
-                self.send();
-            }
-        }
-
-        fn acknowledge(&mut self) {
-            let now = self.start + Duration::from_micros(self.us);
-            while self.under_way.front().is_some_and(|(_, _, at, _)| *at <= self.us) {
-                let Some((number, sent, at, arrives)) = self.under_way.pop_front() else { return };
-                if !arrives {
-                    self.state.on_congestion_event(now, now, false, PACKET);
-                    continue;
-                }
-                let trip = Duration::from_micros(at - sent);
-                let smoothed = self.smoothed.unwrap_or(trip);
-                self.state.acknowledged(now, smoothed, PACKET, false);
-                self.state.acknowledgement_ends(now, Some(number));
-                self.smoothed = Some((smoothed * 7 + trip) / 8);
-                self.delivered += PACKET;
-            }
-        }
-
-        /// As quinn does: a window and a quarter per round trip, ten packets at once.
-        fn send(&mut self) {
-            let round_trip_us = self.smoothed.map_or(self.delay_us, |trip| trip.as_micros() as u64);
-            let more = self.state.window as f64 * 1.25 * 100.0 / round_trip_us as f64;
-            self.allowance = (self.allowance + more).min(10.0 * PACKET as f64);
-            while self.under_way.len() as u64 * PACKET + PACKET <= self.state.window && self.allowance >= PACKET as f64
-            {
-                self.allowance -= PACKET as f64;
-                let wait_us = self.free_us.saturating_sub(self.us);
-                let fits = wait_us * self.rate_bps / 8_000_000 + PACKET <= self.buffer;
-                let arrives = fits && self.random.below(1000) >= self.loss_permille;
-                if fits {
-                    self.waits_us.push(wait_us);
-                    self.free_us = self.us + wait_us + PACKET * 8_000_000 / self.rate_bps;
-                }
-                let back = if fits { self.free_us } else { self.us + wait_us } + self.delay_us;
-                self.number += 1;
-                self.state.on_sent(self.start, PACKET, self.number);
-                self.under_way.push_back((self.number, self.us, back, arrives));
-            }
-        }
-
-        /// How long 95 of 100 packets wait at the most.
-        fn queue_ms(&mut self) -> u64 {
-            self.waits_us.sort_unstable();
-            self.waits_us[self.waits_us.len() * 95 / 100] / 1000
-        }
-
-        fn used(&self, seconds: u64) -> f64 {
-            self.delivered as f64 * 8.0 / (self.rate_bps * seconds) as f64
-        }
-    }
+    use super::line::{Line, PACKET};
 
     #[test]
     fn a_line_is_filled_and_its_queue_is_not() {
