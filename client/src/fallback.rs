@@ -129,12 +129,7 @@ pub(crate) async fn retire(tunnel: Arc<Tunnel>, mut control: Box<Control>, stop:
         }
     }
     tunnel.close().await;
-    let after = tunnel.connection().traffic();
-    Traffic {
-        arrivals: after.arrivals - before.arrivals,
-        bytes_received: after.bytes_received - before.bytes_received,
-        bytes_sent: after.bytes_sent - before.bytes_sent,
-    }
+    tunnel.connection().traffic().since(before)
 }
 
 #[cfg(test)]

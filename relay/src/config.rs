@@ -5,6 +5,7 @@
 mod check;
 mod raw;
 mod template;
+mod upstream;
 
 pub use check::{Billing, Config, ConfigError, Limits, Model, ProviderConfig, ProviderKind, Timeouts};
 pub use template::TEMPLATE;

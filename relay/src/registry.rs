@@ -182,9 +182,9 @@ impl Drop for Registration {
     fn drop(&mut self) {
         self.live.gone.cancel();
         let mut devices = self.registry.lock();
-        if let Some(instances) = devices.get_mut(&self.live.device) {
-            self.live.leave(instances);
-            if instances.is_empty() {
+        if let Some(tunnels) = devices.get_mut(&self.live.device) {
+            self.live.leave(tunnels);
+            if tunnels.is_empty() {
                 devices.remove(&self.live.device);
             }
         }
@@ -201,20 +201,20 @@ impl Registry {
         max_instances: u32,
     ) -> Result<Registration, CloseCode> {
         let mut devices = self.lock();
-        let instances = devices.entry(arrival.device.clone()).or_default();
-        let of_instance = || instances.iter().filter(|((instance, _), _)| *instance == arrival.instance);
+        let tunnels = devices.entry(arrival.device.clone()).or_default();
+        let of_instance = || tunnels.iter().filter(|((instance, _), _)| *instance == arrival.instance);
         let replaced = || of_instance().filter(|((_, path), _)| *path == arrival.path || !arrival.beside);
         if replaced().any(|(_, old)| old.generation > arrival.generation) {
             return Err(CloseCode::REPLACED);
         }
         if of_instance().next().is_none() {
-            let others: HashSet<InstanceId> = instances.keys().map(|(instance, _)| *instance).collect();
+            let others: HashSet<InstanceId> = tunnels.keys().map(|(instance, _)| *instance).collect();
             if others.len() >= max_instances as usize {
                 return Err(CloseCode::TOO_MANY_INSTANCES);
             }
         }
         replaced().for_each(|(_, old)| old.close(CloseCode::REPLACED));
-        instances
+        tunnels
             .retain(|(instance, path), _| *instance != arrival.instance || (arrival.beside && *path != arrival.path));
         let (close, closed) = watch::channel(None);
         let live = Arc::new(Live {
@@ -236,7 +236,7 @@ impl Registry {
             arrived,
             close,
         });
-        instances.insert((live.instance, live.path), Arc::clone(&live));
+        tunnels.insert((live.instance, live.path), Arc::clone(&live));
         Ok(Registration { registry: Arc::clone(self), live, closed })
     }
 
@@ -265,8 +265,8 @@ impl Registry {
         let mut devices = self.lock();
         for (live, _) in silent() {
             live.close(CloseCode::DEAD);
-            if let Some(instances) = devices.get_mut(device) {
-                live.leave(instances);
+            if let Some(tunnels) = devices.get_mut(device) {
+                live.leave(tunnels);
             }
         }
     }

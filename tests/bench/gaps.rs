@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// The figures that come from here.
-pub(crate) const NAMES: [&str; 3] = ["gap_undisturbed_p50_p99", "gap_address_change_p50_p99", "gap_reconnect_p50_p99"];
+pub(crate) const NAMES: [&str; 3] = ["gap_undisturbed", "gap_address_change", "gap_reconnect"];
 
 const WITHIN: Duration = Duration::from_secs(10);
 const PACE_MS: u64 = 5;

@@ -86,7 +86,9 @@ fn run(args: Args) -> anyhow::Result<Verdict> {
 }
 
 async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
-    let wanted = |names: &[&str]| args.only.as_ref().is_none_or(|only| names.iter().any(|name| name.contains(&**only)));
+    // A figure's name begins with one of these and goes on with `_p50` or the like.
+    let named = |only: &str, name: &str| name.contains(only) || only.contains(name);
+    let wanted = |names: &[&str]| args.only.as_ref().is_none_or(|only| names.iter().any(|name| named(only, name)));
     let scene = Arc::new(Scene::set().await?);
     let basis = first_token::measure(&scene, if args.quick { 150 } else { 1000 }, report).await?;
     if wanted(&travel::NAMES) {

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 /// The figures that come from here.
-pub(crate) const NAMES: [&str; 4] =
-    ["raw_quinn_memory", "idle_tunnel_memory", "idle_tunnels_cpu", "idle_tunnels_round_trip_p50_p99"];
+pub(crate) const NAMES: [&str; 4] = ["raw_quinn_memory", "idle_tunnel_memory", "idle_tunnels_cpu", "idle_tunnels_call"];
 
 /// Opened before anything is counted: the allocator takes its first pages in large steps.
 const WARM: usize = 20;

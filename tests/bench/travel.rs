@@ -11,16 +11,16 @@ use tokio::task::JoinSet;
 
 /// The figures that come from here.
 pub(crate) const NAMES: [&str; 12] = [
-    "paced_quinn_rtt_p50_p99",
-    "direct_travel_1_p50_p99",
-    "proxy_travel_1_p50_p99",
-    "belay_travel_1_p50_p99",
-    "direct_travel_32_p50_p99_p999",
-    "proxy_travel_32_p50_p99",
-    "belay_travel_32_p50_p99_p999",
-    "direct_travel_256_p50_p99_p999",
-    "proxy_travel_256_p50_p99",
-    "belay_travel_256_p50_p99_p999",
+    "paced_quinn_rtt",
+    "direct_travel_1",
+    "proxy_travel_1",
+    "belay_travel_1",
+    "direct_travel_32",
+    "proxy_travel_32",
+    "belay_travel_32",
+    "direct_travel_256",
+    "proxy_travel_256",
+    "belay_travel_256",
     "proxy_cpu_per_token",
     "relay_cpu_per_token",
 ];

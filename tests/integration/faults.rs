@@ -1,17 +1,20 @@
 //! Real sockets and processes, and everything that can happen to them in the middle of an answer.
 
+use crate::counted::{Seen, count, read};
 use crate::programs::{DEADLINE, Running, Site, belay, demo_config, exits, run};
 use crate::scripted::Scripted;
+use crate::tcp::Ways;
 use belay_certs::invite::Invite;
 use belay_client::escalation::EscalationRequest;
 use belay_client::state::StateDir;
 use belay_client::{Answer, Client, Options, Phase, enrol};
-use belay_protocol::message::{Dialect, End, Outcome};
+use belay_protocol::message::{Dialect, Outcome};
 use belay_relay::Overrides;
 use belay_relay::providers::{Provider, Providers};
-use belay_tests::counting::{Counting, number};
+use belay_tests::counting::Counting;
 use belay_tests::link::{self, Direction, Link};
-use belay_tests::relay::{PATIENCE, TestClient, TestRelay};
+use belay_tests::relay::{PATIENCE, TestRelay, eventually};
+use belay_transport::connection::Path as Carrier;
 use belay_transport::env::Env;
 use rustix::process::Signal;
 use std::path::Path;
@@ -21,39 +24,10 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-const ASK: &str = r#"{"model":"x","stream":true,"messages":[{"role":"user","content":"count"}]}"#;
-
-fn count(client: &Client) -> EscalationRequest {
-    EscalationRequest::new(client.request_id(), Dialect::OPENAI_CHAT, "auto", ASK)
-}
-
-/// Reads a counted answer to its end: every number once and in order.
-async fn read(client: Arc<TestClient>, request: EscalationRequest, within: Duration) -> End {
-    let mut running = client.client.escalate(request, within).await.unwrap();
-    let mut next = 0;
-    loop {
-        match timeout(within, running.next()).await.expect("it never hangs").expect("and never fails") {
-            Some(Answer::Event(event)) => {
-                if let Some(number) = number(&event) {
-                    assert_eq!(number, next, "missing, doubled or out of order");
-                    next += 1;
-                }
-            }
-            Some(Answer::End(end)) => {
-                assert_eq!(end.outcome, Outcome::COMPLETE, "{}", end.message);
-                assert_eq!(end.events, next + 1);
-                return end;
-            }
-            Some(Answer::Head(_) | Answer::Interrupted { .. } | Answer::Resumed { .. }) => {}
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
 /// Fails unless the book says what the ends say, and nothing is charged twice.
-async fn charged(relay: &TestRelay, before: i64, ends: &[End]) {
+async fn charged(relay: &TestRelay, before: i64, readers: &[Seen]) {
     relay.verify().await;
-    let charged: i64 = ends.iter().map(|end| end.cost.0).sum();
+    let charged: i64 = readers.iter().map(|seen| seen.end.cost.0).sum();
     assert_eq!(before - relay.balance("acme").await, charged);
 }
 
@@ -130,6 +104,11 @@ async fn paths_that_are_gone_for_up_to_a_minute_cost_no_event_and_no_cent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn forty_readers_that_stand_still_cost_nobody_else_anything() {
+    forty_readers_stand_still(Carrier::Quic).await;
+}
+
+/// Over that path, beside one that reads.
+pub(crate) async fn forty_readers_stand_still(path: Carrier) {
     let provider = Scripted::endless(Duration::ZERO);
     let endless: Arc<dyn Provider> = provider.clone();
     let paced: Arc<dyn Provider> = Arc::new(Counting { events: 200, pace: Duration::from_millis(10) });
@@ -138,7 +117,9 @@ async fn forty_readers_that_stand_still_cost_nobody_else_anything() {
                  price = { input = \"3\", output = \"15\" }\n[providers.paced]\nkind = \"demo\"\n\
                  [timeouts]\nheartbeat_ms = 100\ndrain_ms = 1000\n[limits]\nunread_events_mib = 1\nrequests_at_once = 100\n";
     let relay = TestRelay::with(model, Overrides { providers, ..Overrides::default() }).await;
-    let client = Arc::new(relay.client().await);
+    let ways = Ways::to(&relay).await;
+    ways.udp.blackhole(path == Carrier::Tcp);
+    let client = Arc::new(relay.client_through(ways.udp.address()).await);
     let mut stalled = vec![];
     for _ in 0..40 {
         let mut running = client.client.escalate(count(&client.client), PATIENCE).await.unwrap();
@@ -147,13 +128,15 @@ async fn forty_readers_that_stand_still_cost_nobody_else_anything() {
     }
     provider.called(40).await;
     let request = EscalationRequest { model: "paced".into(), ..count(&client.client) };
-    let end = read(Arc::clone(&client), request, PATIENCE).await;
+    let seen = read(Arc::clone(&client), request, PATIENCE).await;
     // At the provider's own pace, 2 s, or nearly so.
-    assert!(end.total_ms < 4000, "{end:?}");
+    assert!(seen.end.total_ms < 4000, "{:?}", seen.end);
+    assert!(seen.longest_gap < Duration::from_secs(1), "a gap of {:?}", seen.longest_gap);
     let heard = || relay.relay().admin().status().tunnels[0].heartbeats;
     let before = heard();
-    belay_tests::relay::eventually("heartbeats are heard", async || heard() > before + 5).await;
-    assert_eq!(client.client.status().borrow().reconnects, 0);
+    eventually("heartbeats are heard", async || heard() > before + 5).await;
+    let status = client.client.status().borrow().clone();
+    assert_eq!((status.path, status.reconnects), (path.name(), 0));
     drop(stalled);
     provider.left(40).await;
     relay.stop().await;

@@ -3,6 +3,7 @@
 
 mod access;
 mod cli;
+mod counted;
 mod crash;
 mod dial;
 mod faults;

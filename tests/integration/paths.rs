@@ -87,11 +87,13 @@ async fn a_path_that_swallows_large_packets_from_now_on_carries_smaller_ones() {
         EscalationRequest::new(client.client.request_id(), Dialect::OPENAI_CHAT, "auto", body)
     };
     let answer = client.send(large(&client)).await;
-    assert!(answer.failed.is_none() || answer.end.is_some(), "{:?}", answer.failed);
+    assert_eq!(answer.end.expect("settled").outcome, Outcome::COMPLETE, "{:?}", answer.failed);
+    assert_eq!(link.stats().up.blackholed, 0);
     link.set_both(Direction { largest: 1250, ..wide });
     let began = std::time::Instant::now();
     let answer = client.send(large(&client)).await;
-    assert!(answer.failed.is_none() || answer.end.is_some(), "{:?}", answer.failed);
+    assert_eq!(answer.end.expect("settled").outcome, Outcome::COMPLETE, "{:?}", answer.failed);
+    assert!(link.stats().up.blackholed > 0, "no packet was larger: {link:?}");
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}, {link:?}", began.elapsed());
     let short = client.ask("Why is the sky blue?").await;
     assert_eq!(short.end.expect("settled").outcome, Outcome::COMPLETE);

@@ -1,18 +1,26 @@
 //! The tunnel over TCP: where UDP does not get through, and back.
 
+use crate::counted::{count, read};
+use crate::faults::forty_readers_stand_still;
 use crate::scripted::Scripted;
+use belay_certs::tls::system_time;
 use belay_client::escalation::EscalationRequest;
-use belay_client::{Answer, Client, ClientError, Options, Phase};
-use belay_protocol::error::CloseCode;
-use belay_protocol::message::{Dialect, FailureCode, Outcome};
+use belay_client::{Client, ClientError, Options, Phase};
+use belay_protocol::ALPN;
+use belay_protocol::error::{CloseCode, StreamCode};
+use belay_protocol::kind::StreamKind;
+use belay_protocol::message::{Dialect, FailureCode};
 use belay_protocol::money::NanoUsd;
+use belay_protocol::stream::StreamError;
 use belay_relay::Overrides;
 use belay_relay::providers::{Provider, Providers};
-use belay_tests::counting::{Counting, number};
+use belay_tests::counting::Counting;
 use belay_tests::link::{self, Direction, Link};
 use belay_tests::relay::{PATIENCE, TestClient, TestRelay, eventually, tenant};
 use belay_tests::tcp_link::TcpLink;
+use belay_transport::connection::{Connection, Path};
 use belay_transport::env::Env;
+use belay_transport::tcp::TcpConnection;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,16 +28,14 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-const ASK: &str = r#"{"model":"x","stream":true,"messages":[{"role":"user","content":"count"}]}"#;
-
 /// UDP and TCP to a relay through the same port.
-struct Ways {
-    udp: Link,
-    tcp: TcpLink,
+pub(crate) struct Ways {
+    pub(crate) udp: Link,
+    pub(crate) tcp: TcpLink,
 }
 
 impl Ways {
-    async fn to(relay: &TestRelay) -> Self {
+    pub(crate) async fn to(relay: &TestRelay) -> Self {
         loop {
             let udp = Link::start(relay.address(), link::seed(), Direction::delay(Duration::from_millis(5))).unwrap();
             // The port may be taken for TCP: then another one.
@@ -47,10 +53,6 @@ impl Ways {
     }
 }
 
-fn count(client: &Client) -> EscalationRequest {
-    EscalationRequest::new(client.request_id(), Dialect::OPENAI_CHAT, "auto", ASK)
-}
-
 fn path(client: &TestClient) -> &'static str {
     client.client.status().borrow().path
 }
@@ -61,38 +63,6 @@ async fn on_path(client: &TestClient, path: &str, within: Duration) {
     timeout(within, there).await.unwrap_or_else(|_| panic!("not on {path} within {within:?}")).unwrap();
 }
 
-/// What a reader saw of a counted answer.
-struct Seen {
-    interruptions: usize,
-    longest_gap: Duration,
-}
-
-/// Reads a counted answer to its end, every number once and in order.
-async fn read(client: Arc<TestClient>, request: EscalationRequest) -> Seen {
-    let mut running = client.client.escalate(request, PATIENCE).await.expect("sent");
-    let (mut next, mut last) = (0, Instant::now());
-    let mut seen = Seen { interruptions: 0, longest_gap: Duration::ZERO };
-    loop {
-        match timeout(2 * PATIENCE, running.next()).await.expect("never hangs").expect("never fails") {
-            Some(Answer::Event(event)) => {
-                if let Some(number) = number(&event) {
-                    assert_eq!(number, next, "missing, doubled or out of order");
-                    next += 1;
-                }
-                seen.longest_gap = seen.longest_gap.max(last.elapsed());
-                last = Instant::now();
-            }
-            Some(Answer::End(end)) => {
-                assert_eq!((end.outcome, end.events), (Outcome::COMPLETE, next + 1), "{}", end.message);
-                return seen;
-            }
-            Some(Answer::Interrupted { .. }) => seen.interruptions += 1,
-            Some(Answer::Head(_) | Answer::Resumed { .. }) => {}
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn udp_that_is_dropped_costs_three_seconds_and_its_return_costs_nothing() {
     let counting = Counting { events: 1200, pace: Duration::from_millis(20) };
@@ -101,7 +71,7 @@ async fn udp_that_is_dropped_costs_three_seconds_and_its_return_costs_nothing() 
     let client = Arc::new(relay.client_through(ways.udp.address()).await);
     let before = relay.balance("acme").await;
     assert_eq!((path(&client), ways.tcp.connections()), ("quic", 0));
-    let running = tokio::spawn(read(Arc::clone(&client), count(&client.client)));
+    let running = tokio::spawn(read(Arc::clone(&client), count(&client.client), 2 * PATIENCE));
     sleep(Duration::from_millis(500)).await;
     ways.udp.blackhole(true);
     on_path(&client, "tcp", Duration::from_secs(3)).await;
@@ -113,7 +83,7 @@ async fn udp_that_is_dropped_costs_three_seconds_and_its_return_costs_nothing() 
     over_tcp.next().await.expect("answers");
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     drop(over_tcp);
-    let second = tokio::spawn(read(Arc::clone(&client), count(&client.client)));
+    let second = tokio::spawn(read(Arc::clone(&client), count(&client.client), 2 * PATIENCE));
     sleep(Duration::from_millis(500)).await;
     ways.udp.blackhole(false);
     on_path(&client, "quic", Duration::from_secs(60)).await;
@@ -146,7 +116,7 @@ async fn a_computer_without_udp_joins_asks_and_is_answered() {
     let before = relay.balance("acme").await;
     let mut readers = JoinSet::new();
     for _ in 0..40 {
-        readers.spawn(read(Arc::clone(&client), count(&client.client)));
+        readers.spawn(read(Arc::clone(&client), count(&client.client), 2 * PATIENCE));
     }
     for seen in readers.join_all().await {
         assert_eq!(seen.interruptions, 0);
@@ -165,7 +135,7 @@ async fn a_connection_over_tcp_that_breaks_or_stands_still_is_replaced() {
     let relay = TestRelay::with("", Counting { events: 500, pace: Duration::from_millis(20) }.overrides()).await;
     let ways = Ways::without_udp(&relay).await;
     let client = Arc::new(relay.client_through(ways.udp.address()).await);
-    let running = tokio::spawn(read(Arc::clone(&client), count(&client.client)));
+    let running = tokio::spawn(read(Arc::clone(&client), count(&client.client), 2 * PATIENCE));
     sleep(Duration::from_millis(500)).await;
     let before = ways.tcp.connections();
     ways.tcp.cut();
@@ -214,7 +184,7 @@ async fn over_tcp_too_a_dropped_answer_is_cancelled_and_a_refusal_says_why() {
     .await;
     // A body that the relay refuses in the middle; the words arrive although it reads no further.
     let filler = "x".repeat(2 << 20);
-    let body = ASK.replace("count", &filler);
+    let body = crate::counted::ASK.replace("count", &filler);
     let request = EscalationRequest::new(client.client.request_id(), Dialect::OPENAI_CHAT, "auto", body);
     let refused = client.send(request).await.failed.expect("too large");
     assert_eq!(refused.code, FailureCode::LIMIT, "{}", refused.message);
@@ -224,29 +194,7 @@ async fn over_tcp_too_a_dropped_answer_is_cancelled_and_a_refusal_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_that_stand_still_over_tcp_cost_only_themselves() {
-    let provider = Scripted::endless(Duration::ZERO);
-    let endless: Arc<dyn Provider> = provider.clone();
-    let paced: Arc<dyn Provider> = Arc::new(Counting { events: 200, pace: Duration::from_millis(10) });
-    let providers = Providers::from([("demo".to_owned(), endless), ("paced".to_owned(), paced)]);
-    let model = "[models.paced]\nprovider = \"paced\"\ncontext_tokens = 32000\nmax_output_tokens = 4096\n\
-                 price = { input = \"3\", output = \"15\" }\n[providers.paced]\nkind = \"demo\"\n\
-                 [timeouts]\nheartbeat_ms = 100\ndrain_ms = 1000\n[limits]\nunread_events_mib = 1\nrequests_at_once = 100\n";
-    let relay = TestRelay::with(model, Overrides { providers, ..Overrides::default() }).await;
-    let ways = Ways::without_udp(&relay).await;
-    let client = Arc::new(relay.client_through(ways.udp.address()).await);
-    let mut standing = vec![];
-    for _ in 0..40 {
-        let mut still = client.client.escalate(count(&client.client), PATIENCE).await.expect("sent");
-        still.next().await.expect("answers");
-        standing.push(still);
-    }
-    let request = EscalationRequest::new(client.client.request_id(), Dialect::OPENAI_CHAT, "paced", ASK);
-    let seen = read(Arc::clone(&client), request).await;
-    assert_eq!(seen.interruptions, 0);
-    assert!(seen.longest_gap < Duration::from_secs(1), "a gap of {:?}", seen.longest_gap);
-    assert_eq!((path(&client), client.client.status().borrow().reconnects), ("tcp", 0));
-    drop(standing);
-    relay.stop().await;
+    forty_readers_stand_still(Path::Tcp).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -325,11 +273,65 @@ async fn a_tunnel_over_tcp_takes_all_its_streams_at_once() {
     let mut readers = JoinSet::new();
     // More than a tunnel has: the rest waits.
     for _ in 0..200 {
-        readers.spawn(read(Arc::clone(&client), count(&client.client)));
+        readers.spawn(read(Arc::clone(&client), count(&client.client), 2 * PATIENCE));
     }
     for seen in readers.join_all().await {
         assert_eq!(seen.interruptions, 0);
     }
     relay.verify().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_living_tunnel_over_tcp_is_not_taken_for_dead() {
+    let relay = TestRelay::start("[limits]\ninstances_per_device = 1\n").await;
+    let ways = Ways::without_udp(&relay).await;
+    let first = relay.client_through(ways.udp.address()).await;
+    // Idle, its first heartbeat long answered: only what it is asked for can show that it lives.
+    let mut status = first.client.status();
+    timeout(PATIENCE, status.wait_for(|status| status.round_trip_us.is_some())).await.expect("a heartbeat").unwrap();
+    let (identity, key) = first.state.load().unwrap();
+    let second = Client::start(Env::system(), identity, &key, Options::default()).unwrap();
+    let refused = second.tunnel(PATIENCE).await.expect_err("there is no room");
+    assert!(matches!(refused, ClientError::Closed(CloseCode::TOO_MANY_INSTANCES)), "{refused}");
+    assert!(first.ask("Still there?").await.end.is_some());
+    assert_eq!(first.client.status().borrow().reconnects, 0);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_the_hello_a_connection_over_tcp_has_four_streams() {
+    let relay = TestRelay::start("").await;
+    let invite = relay.invite("acme").await;
+    let config = belay_certs::tls::enrolling_client(invite.fingerprint, ALPN, system_time()).unwrap();
+    let socket = TcpStream::connect(relay.address()).await.unwrap();
+    let connection = Connection::Tcp(TcpConnection::connect(socket, Arc::new(config)).await.unwrap());
+    let mut streams = vec![];
+    for _ in 0..5 {
+        let mut stream = connection.open().await.unwrap();
+        stream.writer.preface(StreamKind::Enrol);
+        stream.writer.flush().await.unwrap();
+        streams.push(stream);
+    }
+    let mut fifth = streams.pop().unwrap();
+    let refused = timeout(PATIENCE, fifth.reader.frame()).await.expect("at once").expect_err("one too many");
+    assert_eq!(refused, StreamError::Peer(StreamCode::LIMIT));
+    let fourth = timeout(Duration::from_millis(300), streams[3].reader.frame()).await;
+    assert!(fourth.is_err(), "the fourth is listened to: {fourth:?}");
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_over_tcp_count_against_the_handshakes_of_their_address() {
+    let relay = TestRelay::start("[limits]\nhandshakes_per_second = 5\n[timeouts]\nhandshake_ms = 20000\n").await;
+    let mut closed = JoinSet::new();
+    for _ in 0..40 {
+        let mut mute = TcpStream::connect(relay.address()).await.unwrap();
+        // Those that are let in have twenty seconds to say something.
+        closed.spawn(async move { timeout(Duration::from_secs(3), mute.read(&mut [0])).await.is_ok() });
+    }
+    let closed = closed.join_all().await.into_iter().filter(|closed| *closed).count();
+    // Five, and five more since TCP proves an address; some again while they come.
+    assert!((20..=30).contains(&closed), "{closed} of 40 were closed at once");
     relay.stop().await;
 }

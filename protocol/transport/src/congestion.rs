@@ -3,9 +3,9 @@
 //! A line's buffer is as long as its owner made it, and a sender that fills it until something is lost
 //! (CUBIC, NewReno) makes every token wait for all of it. On the other hand, loss on a radio link says
 //! nothing of congestion, and a sender that slows down at every loss starves. So this one goes by the
-//! round trip: it keeps as much in flight as the line holds (the least round trip of late, times what
-//! comes out of it) and a few packets or milliseconds more, which tell that there is room when they are
-//! not seen to wait. Loss counts only where it is a large part of what is sent.
+//! round trip: it keeps as much in flight as the line holds (the round trip of the way by itself, times
+//! what comes out of it) and a millisecond or a few packets more, which tell that there is room when
+//! they are not seen to wait. Loss counts only where it is more than the way loses by itself.
 //!
 //! Beside a sender that does fill the buffer it gets little, as all of its kind do; `FLOOR` is what it
 //! always takes, which is plenty for tokens.
@@ -27,7 +27,7 @@ use way::Way;
 const FLOOR: u64 = 12;
 /// Packets in flight on a new path.
 const FIRST: u64 = 32;
-/// A queue below both is none: there is room for more.
+/// A queue below either is none: there is room for more.
 const LOW: (u64, Duration) = (2, Duration::from_millis(1));
 /// A queue above both is too long.
 const HIGH: (u64, Duration) = (3, Duration::from_millis(2));
@@ -37,11 +37,11 @@ const STEP: Duration = Duration::from_millis(1);
 const GENTLE_ROUNDS: u32 = 5;
 /// Round trips of a round that must agree before it is believed, while the window doubles.
 const AGREEING: u32 = 8;
-/// Then so many rounds are sent with five eighths, and the last of them shows it, without one's own
-/// queue. What it shows may be the queue of others: their doing is not ours to make up for.
+/// To look at what the way takes by itself, so many rounds are sent with less, and the last of them
+/// shows it, without one's own queue. What it shows may be the queue of others: their doing is not ours to make up for.
 const DRAINED_ROUNDS: u8 = 3;
 /// Loss is judged over so many packets, and tolerated up to this part of them above what the way loses
-/// by itself (reordering looks like loss, too), as it is seen with five eighths of the window.
+/// by itself (reordering looks like loss, too), as it is seen in those rounds.
 const LOSS_OVER: u64 = 128;
 const LOSS_TOLERATED: f64 = 0.1;
 /// Nobody needs more.
@@ -307,6 +307,7 @@ impl Controller for State {
 #[cfg(test)]
 mod tests {
     use super::line::{Line, PACKET};
+    use super::{Controller, FLOOR, Instant};
 
     #[test]
     fn a_line_is_filled_and_its_queue_is_not() {
@@ -345,6 +346,20 @@ mod tests {
         let (used, sent) = (line.used(30), (line.number - sent) * PACKET);
         let lost = 1.0 - line.delivered as f64 / sent as f64;
         assert!(used > 0.6 && lost < 0.2, "{used:.2} of the line, {lost:.2} of the packets lost");
+    }
+
+    #[test]
+    fn marks_and_a_long_silence_make_the_window_smaller() {
+        let mut line = Line::new(20_000_000, 40, 1 << 20);
+        line.run(10);
+        let (before, now) = (line.state.window(), Instant::now());
+        line.state.on_congestion_event(now, now, false, 0);
+        assert!(line.state.window() < before, "a packet was marked");
+        line.state.on_congestion_event(now, now, true, PACKET);
+        assert_eq!(line.state.window(), FLOOR * PACKET);
+        line.run(5);
+        line.run(10);
+        assert!(line.used(10) > 0.85, "only {:.2} of the line afterwards", line.used(10));
     }
 
     #[test]

@@ -86,6 +86,18 @@ pub struct Traffic {
     pub bytes_sent: u64,
 }
 
+impl Traffic {
+    /// What came on top of `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            arrivals: self.arrivals - before.arrivals,
+            bytes_received: self.bytes_received - before.bytes_received,
+            bytes_sent: self.bytes_sent - before.bytes_sent,
+        }
+    }
+}
+
 /// A connection after its handshake. Clones are the same connection.
 #[derive(Debug, Clone)]
 pub enum Connection {

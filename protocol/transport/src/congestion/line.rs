@@ -17,7 +17,7 @@ pub(super) struct Line {
     buffer: u64,
     pub(super) loss_permille: u64,
     random: Random,
-    state: State,
+    pub(super) state: State,
     smoothed: Option<Duration>,
     /// When the line is free again.
     free_us: u64,

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Ping, PingPong, Reason, RecvStream};
 use http::Response;
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
@@ -29,16 +30,16 @@ where
     let mut connection = pin!(connection);
     let pings = connection.ping_pong();
     let mut pings = pin!(ping(pings, &shared));
+    // In the last case, its streams may learn of it first; whoever needs the reason waits for it.
     let ended = tokio::select! {
         biased;
         (_, reason) = shared.wanted_closed() => {
             write_all(&shared, |cx| connection.as_mut().poll(cx).map(|_| true)).await;
             ended_here(&reason)
         }
-        () = &mut pings => ended_here("no pings"),
+        never = &mut pings => match never {},
         over = &mut connection => over_with(over),
     };
-    // Before its streams learn of it, so that they find the reason.
     shared.end(ended);
 }
 
@@ -63,7 +64,7 @@ pub(super) async fn relay<T>(
                 let _ = timeout(LAST_WORDS, poll_fn(|cx| connection.poll_closed(cx))).await;
                 break ended_here(&reason);
             }
-            () = &mut pings => break ended_here("no pings"),
+            never = &mut pings => match never {},
             next = connection.accept() => match next {
                 None => break over_with(Ok(())),
                 Some(Err(error)) => break over_with(Err(error)),
@@ -112,19 +113,18 @@ async fn write_all(shared: &Shared, mut poll: impl FnMut(&mut Context<'_>) -> Po
     let _ = timeout(LAST_WORDS, all_written).await;
 }
 
-/// Measures the round trip at once, at every heartbeat's time, and when it is asked to. Ends with
-/// the connection.
-async fn ping(pings: Option<PingPong>, shared: &Shared) {
-    let Some(mut pings) = pings else { return };
-    loop {
+/// Measures the round trip at once, at every heartbeat's time, and when it is asked to. A connection
+/// that ends says so itself.
+async fn ping(mut pings: Option<PingPong>, shared: &Shared) -> Infallible {
+    while let Some(pings) = &mut pings {
         let sent = Instant::now();
         if pings.ping(Ping::opaque()).await.is_err() {
-            // The connection's own end says why.
-            return std::future::pending().await;
+            break;
         }
         shared.measured(sent.elapsed());
         let _ = timeout(HEARTBEAT_INTERVAL, shared.ping.notified()).await;
     }
+    std::future::pending().await
 }
 
 fn over_with(over: Result<(), h2::Error>) -> Ended {

@@ -63,8 +63,9 @@ struct Handle {
 
 #[derive(Debug)]
 enum Side {
-    /// One stream is opened at a time: h2 wakes only one that waits for room.
-    Client(AsyncMutex<SendRequest<Bytes>>),
+    /// One stream is opened at a time: h2 wakes only one that waits for room. With what every one is
+    /// asked for.
+    Client(AsyncMutex<SendRequest<Bytes>>, Uri),
     Relay(Mutex<mpsc::Receiver<Stream>>),
 }
 
@@ -93,12 +94,14 @@ impl TcpConnection {
             .await
             .map_err(io::Error::other)?;
         tokio::spawn(driver::client(connection, Arc::clone(&shared)));
-        let side = Side::Client(AsyncMutex::new(opener));
+        let uri = Uri::builder().scheme("https").authority(RELAY_SERVER_NAME).path_and_query("/").build();
+        let side = Side::Client(AsyncMutex::new(opener), uri.map_err(io::Error::other)?);
         Ok(Self(Arc::new(Handle { remote, certificate, side, shared })))
     }
 
     /// The relay's handshakes. `streams` is how many the client may have at once, once they
-    /// are granted ([`crate::connection::Connection::grant_streams`]). Errors: those of the socket and of TLS.
+    /// are granted ([`crate::connection::Connection::grant_streams`]). Errors: those of the socket and
+    /// of TLS.
     pub async fn serve(socket: TcpStream, tls: Arc<ServerConfig>, streams: u32) -> io::Result<Self> {
         let remote = socket.peer_addr()?;
         let shared = Arc::new(Shared::new());
@@ -129,7 +132,7 @@ impl TcpConnection {
     }
 
     pub(crate) async fn open(&self) -> Result<Stream, Ended> {
-        let Side::Client(opener) = &self.0.side else {
+        let Side::Client(opener, uri) = &self.0.side else {
             return Err(Ended { code: None, why: "only a client opens streams".into() });
         };
         let over = |error: h2::Error| self.ended().unwrap_or_else(|| driver::ended(&error));
@@ -146,14 +149,14 @@ impl TcpConnection {
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
         *request.version_mut() = Version::HTTP_2;
-        *request.uri_mut() = uri().map_err(|error| Ended { code: None, why: error.to_string() })?;
+        *request.uri_mut() = uri.clone();
         let (response, send) = opener.send_request(request, false).map_err(over)?;
         Ok(stream::client(response, send, &self.0.shared))
     }
 
     pub(crate) async fn accept(&self) -> Result<Stream, Ended> {
         let next = match &self.0.side {
-            Side::Client(_) => None,
+            Side::Client(..) => None,
             Side::Relay(streams) => {
                 poll_fn(|cx| streams.lock().unwrap_or_else(PoisonError::into_inner).poll_recv(cx)).await
             }
@@ -196,11 +199,6 @@ impl TcpConnection {
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.0.shared.ended()
     }
-}
-
-/// What every stream is asked for.
-fn uri() -> Result<Uri, http::Error> {
-    Uri::builder().scheme("https").authority(RELAY_SERVER_NAME).path_and_query("/").build()
 }
 
 fn first(chain: Option<&[CertificateDer<'static>]>) -> Option<CertificateDer<'static>> {
