@@ -10,6 +10,7 @@ use crate::registry::{Arrival, Arrived, Live, Registration, Registry};
 use crate::store::central::{self, Standing};
 use crate::store::executor::Db;
 use crate::streams;
+use crate::streams::Intake;
 use crate::streams::control::Link;
 use belay_certs::identity::DeviceIdentity;
 use belay_protocol::MINOR;
@@ -321,13 +322,16 @@ fn stream_span(stream: &Stream) -> Span {
 
 /// Serves one stream after the control stream.
 async fn serve_stream(shared: &Shared, caller: Option<&Caller>, mut stream: ClientStream, span: Span) {
-    let deadline = shared.escalator.config.timeouts.hello;
-    let kind = match timeout(deadline, stream.reader.preface()).instrument(span.clone()).await {
+    let intake = Intake::new(shared.escalator.config.timeouts.hello, shared.escalator.draining.clone());
+    let kind = match intake.within(stream.reader.preface()).instrument(span.clone()).await {
         Ok(Ok(kind)) => kind,
         Ok(Err(error)) => return streams::refuse(&mut stream, &error).instrument(span).await,
-        Err(_) => {
-            stream.writer.reset(StreamCode::TIMEOUT);
-            stream.reader.stop(StreamCode::TIMEOUT);
+        Err((failure, code)) if failure.code == FailureCode::DRAINING => {
+            return streams::fail(&mut stream, failure, code).instrument(span).await;
+        }
+        Err((_, code)) => {
+            stream.writer.reset(code);
+            stream.reader.stop(code);
             return;
         }
     };
@@ -345,7 +349,7 @@ async fn serve_stream(shared: &Shared, caller: Option<&Caller>, mut stream: Clie
         // time: every poll of the token path pays for each span that it is in.
         return Box::pin(streams::escalate::serve(&shared.escalator, &shared.bodies, caller, stream, &span)).await;
     }
-    serve_small(shared, caller, kind, stream, deadline).instrument(span).await;
+    serve_small(shared, caller, kind, stream, &intake).instrument(span).await;
 }
 
 /// Serves a stream of any kind but escalate.
@@ -354,17 +358,17 @@ async fn serve_small(
     caller: Option<&Caller>,
     kind: StreamKind,
     mut stream: ClientStream,
-    deadline: Duration,
+    intake: &Intake,
 ) {
     match (kind, caller) {
-        (StreamKind::Enrol, caller) => streams::enrol::serve(&shared.enrolment, caller, deadline, stream).await,
+        (StreamKind::Enrol, caller) => streams::enrol::serve(&shared.enrolment, caller, intake, stream).await,
         (_, None) => {
             let message = "a connection without a certificate can only enrol";
             let failure = streams::failure(FailureCode::UNAUTHENTICATED, message, "enrol first: belay join <invite>");
             streams::fail(&mut stream, failure, StreamCode::REFUSED).await;
         }
         (StreamKind::Billing, Some(caller)) => {
-            streams::billing::serve(&shared.escalator.tenants, caller, deadline, stream).await;
+            streams::billing::serve(&shared.escalator.tenants, caller, intake, stream).await;
         }
         (kind, Some(_)) => {
             let message = format!("streams of kind {} are not served here", kind.name());

@@ -1,27 +1,18 @@
 //! Billing streams: the balance.
 
-use super::{fail, failure, refuse};
+use super::{Intake, fail, failure, refuse};
 use crate::escalate::{Caller, ClientStream, finish_stream};
 use crate::tenants::Tenants;
 use belay_protocol::error::StreamCode;
 use belay_protocol::message::{Balance, BalanceRequest, FailureCode};
-use std::time::Duration;
-use tokio::time::timeout;
 use tracing::warn;
 
-/// Serves one billing stream. `deadline` bounds the request's arrival.
-pub async fn serve(tenants: &Tenants, caller: &Caller, deadline: Duration, mut stream: ClientStream) {
-    match timeout(deadline, stream.reader.expect::<BalanceRequest>()).await {
+/// Serves one billing stream. `intake` bounds the request's arrival.
+pub async fn serve(tenants: &Tenants, caller: &Caller, intake: &Intake, mut stream: ClientStream) {
+    match intake.within(stream.reader.expect::<BalanceRequest>()).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => return refuse(&mut stream, &error).await,
-        Err(_) => {
-            return fail(
-                &mut stream,
-                failure(FailureCode::TIMED_OUT, "no request came", "send it at once"),
-                StreamCode::TIMEOUT,
-            )
-            .await;
-        }
+        Err((failure, code)) => return fail(&mut stream, failure, code).await,
     }
     let summary = match tenants.summary(&caller.tenant).await {
         Ok(summary) => summary,

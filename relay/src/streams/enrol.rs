@@ -1,30 +1,21 @@
 //! Enrol streams: a new device with an invite, or a device that leaves.
 
-use super::{fail, failure, refuse};
+use super::{Intake, fail, failure, refuse};
 use crate::enrolment::{Enrolment, EnrolmentError};
 use crate::escalate::{Caller, ClientStream, finish_stream};
 use belay_protocol::codec::Message;
 use belay_protocol::error::{ProtocolError, StreamCode};
 use belay_protocol::frame::FrameType;
 use belay_protocol::message::{EnrolAnswer, EnrolRequest, Failed, FailureCode, LeaveAnswer, LeaveRequest};
-use std::time::Duration;
-use tokio::time::timeout;
 use tracing::{info, warn};
 
 /// Serves one enrol stream. `caller` is set on a tunnel with a certificate.
-pub async fn serve(enrolment: &Enrolment, caller: Option<&Caller>, deadline: Duration, mut stream: ClientStream) {
-    let frame = match timeout(deadline, stream.reader.frame()).await {
+pub async fn serve(enrolment: &Enrolment, caller: Option<&Caller>, intake: &Intake, mut stream: ClientStream) {
+    let frame = match intake.within(stream.reader.frame()).await {
         Ok(Ok(Some(frame))) => frame,
         Ok(Ok(None)) => return refuse(&mut stream, &ProtocolError::Truncated("the enrolment").into()).await,
         Ok(Err(error)) => return refuse(&mut stream, &error).await,
-        Err(_) => {
-            return fail(
-                &mut stream,
-                failure(FailureCode::TIMED_OUT, "no request came", "send it at once"),
-                StreamCode::TIMEOUT,
-            )
-            .await;
-        }
+        Err((failure, code)) => return fail(&mut stream, failure, code).await,
     };
     match (frame.kind, caller) {
         (FrameType::EnrolRequest, _) => match EnrolRequest::from_frame(&frame) {

@@ -1,6 +1,6 @@
 //! Escalate streams: reads the request and its body, hands them to the escalator.
 
-use super::{fail, failure, refuse};
+use super::{Intake, fail, failure, refuse};
 use crate::escalate::{Caller, ClientStream, Escalator};
 use crate::ops::memory::{BodyBudget, BodyPermit};
 use belay_protocol::codec::Message;
@@ -11,7 +11,6 @@ use belay_protocol::message::{EscalateRequest, FailureCode, Resume};
 use belay_protocol::stream::StreamError;
 use belay_transport::params::{PRIORITY_BULK, PRIORITY_TOKENS};
 use bytes::{Bytes, BytesMut};
-use tokio::time::timeout;
 use tracing::{Instrument, Span};
 
 /// What a stream asks for.
@@ -30,8 +29,8 @@ enum NoRequest {
 /// Serves one escalate stream to its end. `span` is the stream's; the request's own is below it.
 pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, mut stream: ClientStream, span: &Span) {
     stream.writer.set_priority(PRIORITY_TOKENS);
-    let deadline = escalator.config.timeouts.request_body;
-    let read = timeout(deadline, read_request(escalator, budget, &mut stream)).instrument(span.clone()).await;
+    let intake = Intake::new(escalator.config.timeouts.request_body, escalator.draining.clone());
+    let read = intake.within(read_request(escalator, budget, &mut stream)).instrument(span.clone()).await;
     let (request, body, permit) = match read {
         Ok(Ok(Asked::Run(request, body, permit))) => (request, body, permit),
         Ok(Ok(Asked::Resume(resume))) => {
@@ -51,11 +50,7 @@ pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, 
             busy.retry_after_ms = Some(1000);
             return fail(&mut stream, busy, StreamCode::LIMIT).await;
         }
-        Err(_) => {
-            let message = format!("the request did not arrive within {} ms", deadline.as_millis());
-            let late = failure(FailureCode::TIMED_OUT, message, "send the request faster");
-            return fail(&mut stream, late, StreamCode::TIMEOUT).await;
-        }
+        Err((failure, code)) => return fail(&mut stream, failure, code).await,
     };
     if !request.stream {
         stream.writer.set_priority(PRIORITY_BULK);

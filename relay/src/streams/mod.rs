@@ -10,7 +10,42 @@ use crate::escalate::{ClientStream, finish_stream};
 use belay_protocol::error::{ProtocolError, StreamCode};
 use belay_protocol::message::{Failed, FailureCode};
 use belay_protocol::stream::StreamError;
+use std::future::Future;
+use std::time::Duration;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+
+/// How long a stream may take to say what it wants: up to a deadline, and not beyond the beginning
+/// of a drain, which is for what runs.
+#[derive(Debug, Clone)]
+pub struct Intake {
+    deadline: Duration,
+    draining: CancellationToken,
+}
+
+impl Intake {
+    /// `draining` is cancelled when no new request may begin.
+    pub(crate) fn new(deadline: Duration, draining: CancellationToken) -> Self {
+        Self { deadline, draining }
+    }
+
+    /// What arrived; or what to answer, and the code that stops what still comes.
+    pub(crate) async fn within<T>(&self, arrival: impl Future<Output = T>) -> Result<T, (Failed, StreamCode)> {
+        tokio::select! {
+            // What has arrived is taken, whatever else is due.
+            biased;
+            arrived = timeout(self.deadline, arrival) => arrived.map_err(|_| {
+                let message = format!("no request arrived within {} ms", self.deadline.as_millis());
+                (failure(FailureCode::TIMED_OUT, message, "send the request at once"), StreamCode::TIMEOUT)
+            }),
+            () = self.draining.cancelled() => {
+                let failure = failure(FailureCode::DRAINING, "the relay is going down", "try again in a moment");
+                Err((failure, StreamCode::REFUSED))
+            }
+        }
+    }
+}
 
 /// Answers bytes that made no sense with a typed failure; what else comes is not read.
 pub(crate) async fn refuse(stream: &mut ClientStream, error: &StreamError) {
