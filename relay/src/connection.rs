@@ -23,10 +23,11 @@ use belay_protocol::vitals::{self, RelayState};
 use belay_transport::connection::{Connection, Path, Stream};
 use belay_transport::params::PRIORITY_CONTROL;
 use belay_transport::tcp::TcpConnection;
+use belay_transport::twice::{Losses, LossyLines};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -52,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) streams: TaskTracker,
     /// Cancelled when connections must close.
     pub(crate) stop: CancellationToken,
+    /// Where tokens that come one at a time are sent twice.
+    pub(crate) lossy_lines: Arc<LossyLines>,
 }
 
 /// Serves one connection over QUIC from its first packet to its end. `pending` is given back when the
@@ -247,6 +250,7 @@ struct ConnectionLink<'a> {
     shared: &'a Arc<Shared>,
     connection: &'a Connection,
     live: &'a Arc<Live>,
+    losses: Mutex<Losses>,
 }
 
 impl Link for ConnectionLink<'_> {
@@ -256,6 +260,7 @@ impl Link for ConnectionLink<'_> {
 
     fn heard(&self, heartbeat: &Heartbeat) {
         self.live.heard(heartbeat);
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner).look(self.connection, &self.shared.lossy_lines);
         let wanted = vitals::text_among(vitals::heartbeat::PREWARM, &heartbeat.extensions);
         let escalator = &self.shared.escalator;
         if let Some(model) = wanted
@@ -291,7 +296,7 @@ async fn streams_until_end(
         revoked: live.revoked.clone(),
         gone: live.gone.clone(),
     };
-    let link = ConnectionLink { shared, connection, live: &live };
+    let link = ConnectionLink { shared, connection, live: &live, losses: Mutex::default() };
     let go_away = GoAway { reconnect_after_ms: 500, spread_ms: 2000, reason: "the relay is shutting down".into() };
     let draining = shared.escalator.draining.clone();
     let control = streams::control::serve(control, &link, timeouts.heartbeat, draining, &go_away);

@@ -8,6 +8,7 @@ use belay_protocol::error::CloseCode;
 use belay_transport::env::{Env, Side};
 use belay_transport::params::{self, EndpointKeys};
 use belay_transport::runtime::LazyTimers;
+use belay_transport::twice::TwiceSocket;
 use quinn::{Endpoint, ServerConfig, VarInt};
 use std::io;
 use std::net::SocketAddr;
@@ -90,6 +91,7 @@ impl Listener {
 
     fn bind_quic(&self, address: SocketAddr) -> io::Result<Endpoint> {
         let socket = self.env.net.bind_udp(address, Side::Relay)?;
+        let socket = Arc::new(TwiceSocket::new(socket, Arc::clone(&self.shared.lossy_lines)));
         let config = params::endpoint(&self.env.random, Some(&self.keys));
         Endpoint::new_with_abstract_socket(config, Some(self.server.clone()), socket, Arc::new(LazyTimers))
     }

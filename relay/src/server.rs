@@ -152,6 +152,7 @@ impl Relay {
             bodies: BodyBudget::new(config.limits.bodies_in_memory, memory),
             streams: TaskTracker::new(),
             stop: CancellationToken::new(),
+            lossy_lines: Arc::default(),
         });
         let keys = endpoint_keys(&config.state_dir, &env)?;
         let tls = tls_config(&authority, &env, now_ms)?;

@@ -106,7 +106,11 @@ pub(crate) async fn measure(scene: &Arc<Scene>, size: &Size, basis: &Basis, repo
         let row = report.times(&format!("belay_travel_{streams}"), of(&belay));
         // A crowd fills the cores: its median is the wait for one of them, which no lone round trip
         // has. It is held to its slowest tokens.
-        if streams == CROWD { row.against(least) } else { row.bar(least, TRAVEL_BAR) };
+        if streams == CROWD {
+            row.against(least)
+        } else {
+            row.bar(least, TRAVEL_BAR)
+        };
         let last = |seen| us(of(seen).permille(999));
         report.figure(format!("direct_travel_{streams}_p999"), last(&direct), "us");
         let most = last(&direct) + LAST_BAR_US;

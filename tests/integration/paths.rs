@@ -30,6 +30,31 @@ async fn loss_jitter_reordering_and_duplication_change_no_token() {
     relay.stop().await;
 }
 
+/// Packets to the client per token of an answer with a token every 12 ms.
+async fn packets_per_token(client: &TestClient, link: &Link) -> f64 {
+    let before = link.stats().down.came;
+    let answer = client.ask("Why is the sky blue?").await;
+    let end = answer.end.expect("settled");
+    assert_eq!(end.outcome, Outcome::COMPLETE, "{link:?}");
+    (link.stats().down.came - before) as f64 / end.events as f64
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lone_tokens_are_sent_twice_where_the_line_loses_packets_and_once_where_it_does_not() {
+    let relay =
+        TestRelay::start("[providers.demo]\nkind = \"demo\"\npace_ms = 12\n[timeouts]\nheartbeat_ms = 200\n").await;
+    let line = || Direction::delay(Duration::from_millis(5));
+    let link = Link::start(relay.address(), link::seed(), line()).unwrap();
+    let client = relay.client_through(link.address()).await;
+    let once = packets_per_token(&client, &link).await;
+    assert!(once < 1.2, "{once} packets per token");
+    link.set(link::Way::Down, Direction { loss: 0.1, ..line() });
+    // Until the relay knows the line.
+    eventually("lone tokens are sent twice", async || packets_per_token(&client, &link).await > 1.6 * once).await;
+    relay.verify().await;
+    relay.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_change_in_the_middle_of_a_stream_costs_no_reconnect() {
     let relay = TestRelay::start("[providers.demo]\nkind = \"demo\"\npace_ms = 10\n").await;

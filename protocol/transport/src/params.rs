@@ -71,7 +71,7 @@ fn common() -> TransportConfig {
 pub fn relay() -> Arc<TransportConfig> {
     let mut config = common();
     let mut acknowledgements = AckFrequencyConfig::default();
-    acknowledgements.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY));
+    acknowledgements.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY)).reordering_threshold(VarInt::from_u32(1));
     config
         .ack_frequency_config(Some(acknowledgements))
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_BEFORE_HELLO))
