@@ -11,6 +11,7 @@ use crate::tunnel::Tunnel;
 use crate::tunnels::{Signs, Tunnels};
 use crate::vitals::Sensors;
 use belay_certs::issue::DeviceKey;
+use belay_protocol::codec::Message;
 use belay_protocol::id::RequestId;
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::{Balance, BalanceRequest, LeaveAnswer, LeaveRequest};
@@ -19,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::warn;
 
 /// How long a request waits for its connection to come back, by default as long as the relay does.
@@ -144,7 +146,27 @@ impl Client {
 
     /// The tenant's balance.
     pub async fn balance(&self, within: Duration) -> Result<Balance, ClientError> {
-        self.tunnel(within).await?.call(StreamKind::Billing, &BalanceRequest { reserved: 0 }).await
+        self.call(StreamKind::Billing, &BalanceRequest { reserved: 0 }, within).await
+    }
+
+    /// One small request that may be repeated: a tunnel that is lost meanwhile is no answer.
+    async fn call<Q: Message, A: Message>(
+        &self,
+        kind: StreamKind,
+        request: &Q,
+        within: Duration,
+    ) -> Result<A, ClientError> {
+        let until = Instant::now() + within;
+        // While it waits, a silent path is soon left.
+        let _waits = self.tunnels.wait_for_answer();
+        loop {
+            let tunnel = self.tunnels.tunnel(until).await?;
+            match tunnel.call(kind, request).await {
+                // Once it is known to be over, the next one is waited for.
+                Err(ClientError::Lost(_)) if !tunnel.takes_streams() && Instant::now() < until => {}
+                other => return other,
+            }
+        }
     }
 
     /// Asks the relay to revoke this device.

@@ -12,7 +12,7 @@ use belay_protocol::frame::{Frame, FrameType};
 use belay_protocol::message::{Extension, GoAway, Heartbeat, HeartbeatAck};
 use belay_protocol::stream::{FrameReader, FrameWriter};
 use belay_protocol::vitals::{self, RelayState, Vitals};
-use belay_transport::connection::Connection;
+use belay_transport::connection::{Connection, Path};
 use belay_transport::env::Clock;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,10 @@ const LOOK: Duration = Duration::from_millis(100);
 const QUIET: Duration = Duration::from_millis(300);
 /// A probe without an answer is suspicious after this, or three of the transport's own timeouts.
 const SUSPICIOUS: Duration = Duration::from_secs(1);
+/// Over TCP a heartbeat waits in line behind what requests send; a line is taken to carry at least so
+/// many bytes per second, for so long at the most.
+const SLOW_LINE: u64 = 16 << 10;
+const LONGEST_UPLOAD: Duration = Duration::from_secs(60);
 /// A clock that jumps further than this means that the machine slept, or the process stood still.
 const JUMP: Duration = Duration::from_secs(2);
 /// How often the way to the relay is looked up, to learn of another network.
@@ -78,6 +82,10 @@ pub(crate) struct Control {
     round_trip_us: Option<u32>,
     /// When the oldest heartbeat without an answer left.
     probed: Option<Instant>,
+    /// Bytes that had been sent when the newest heartbeat was queued, and when the newest that was
+    /// answered was: so many have arrived.
+    sent_at_beat: u64,
+    delivered: u64,
     /// How much had arrived, and when that was seen.
     arrived: (u64, Instant),
     suspected: bool,
@@ -113,6 +121,8 @@ impl Control {
             answered: 0,
             round_trip_us: None,
             probed: None,
+            sent_at_beat: 0,
+            delivered: 0,
             arrived: (0, now),
             suspected: false,
             due: now,
@@ -166,7 +176,7 @@ impl Control {
     fn look(&mut self) -> Option<Event> {
         let now = Instant::now();
         if now >= self.next_beat {
-            if self.sequence - self.answered >= MISSED {
+            if self.sequence - self.answered >= MISSED && now.duration_since(self.arrived.1) >= self.upload() {
                 return Some(Event::Ended("three heartbeats were not answered".into()));
             }
             if let Err(why) = self.beat(now, false) {
@@ -219,11 +229,21 @@ impl Control {
         // quinn tells the smoothed round trip and not its variance: in a new connection the variance
         // is half of it, and the transport's timeout two of it and the longest acknowledgement delay.
         let timeout = self.connection.rtt() * 2 + Duration::from_millis(25);
-        if now.duration_since(probed.max(self.arrived.1)) < SUSPICIOUS.max(timeout * 3) {
+        let patience = SUSPICIOUS.max(timeout * 3) + self.upload();
+        if now.duration_since(probed.max(self.arrived.1)) < patience {
             return None;
         }
         self.suspected = true;
         Some(Event::Suspect("a heartbeat is not answered"))
+    }
+
+    /// How long what was sent since the last heartbeat that arrived may be on its way, over TCP.
+    fn upload(&self) -> Duration {
+        if self.connection.path() != Path::Tcp {
+            return Duration::ZERO;
+        }
+        let ahead = self.connection.traffic().bytes_sent.saturating_sub(self.delivered);
+        Duration::from_secs(ahead / SLOW_LINE).min(LONGEST_UPLOAD)
     }
 
     /// Not answered so far: the keeper may try once more.
@@ -249,6 +269,7 @@ impl Control {
         self.sequence += 1;
         self.next_beat = now + self.interval;
         self.probed.get_or_insert(now);
+        self.sent_at_beat = self.connection.traffic().bytes_sent;
         let heartbeat = Heartbeat {
             sequence: self.sequence,
             sent_at_us: self.since_start(),
@@ -298,6 +319,7 @@ impl Control {
         self.answered = self.answered.max(ack.sequence.min(self.sequence));
         if self.answered == self.sequence {
             self.probed = None;
+            self.delivered = self.sent_at_beat;
         }
         let round_trip = self.since_start().saturating_sub(ack.echo_us).saturating_sub(ack.held_us.into());
         self.round_trip_us = Some(u32::try_from(round_trip).unwrap_or(u32::MAX));

@@ -43,14 +43,29 @@ pub(crate) struct Dialer {
 /// Which transports are tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// QUIC, and TCP beside it once QUIC has stayed without an answer for so long or has no address
-    /// left.
+    /// QUIC, and TCP beside it; each once the other has no address left, or after so long from the
+    /// beginning.
     Either {
-        /// From the beginning.
+        /// When QUIC begins.
+        quic_after: Duration,
+        /// When TCP does.
         tcp_after: Duration,
     },
     /// QUIC alone.
     Quic,
+    /// TCP alone.
+    Tcp,
+}
+
+impl Way {
+    /// When QUIC and TCP begin, those that do.
+    fn begins(self) -> (Option<Duration>, Option<Duration>) {
+        match self {
+            Self::Either { quic_after, tcp_after } => (Some(quic_after), Some(tcp_after)),
+            Self::Quic => (Some(Duration::ZERO), None),
+            Self::Tcp => (None, Some(Duration::ZERO)),
+        }
+    }
 }
 
 /// A connection that was made, with the socket below it.
@@ -77,13 +92,14 @@ struct Lane {
     path: Path,
     waiting: VecDeque<SocketAddr>,
     next_start: Instant,
+    has_begun: bool,
     running: usize,
     failure: Option<ClientError>,
 }
 
 impl Lane {
     fn new(path: Path, waiting: VecDeque<SocketAddr>, next_start: Instant) -> Self {
-        Self { path, waiting, next_start, running: 0, failure: None }
+        Self { path, waiting, next_start, has_begun: false, running: 0, failure: None }
     }
 
     /// The address whose turn it is: after the head start of the one before, or when that has failed.
@@ -93,6 +109,7 @@ impl Lane {
         }
         let address = self.waiting.pop_front()?;
         self.next_start = now + HEAD_START;
+        self.has_begun = true;
         self.running += 1;
         Some(address)
     }
@@ -144,7 +161,7 @@ impl Dialer {
     /// Races the addresses of `names`, `last_good` before all others. One gets a head start of
     /// [`HEAD_START`] on the next, IPv6 and IPv4 in turn, each at most [`HANDSHAKE`]; the first to
     /// answer wins and the others are given up. Names wait for the resolver, beside the attempts. The
-    /// same runs over TCP, as late as `way` says.
+    /// same runs over both transports, as late as `way` says.
     ///
     /// Errors: `Closed` if a relay refuses, `Unreachable` with what happened last.
     pub(crate) async fn dial(
@@ -166,23 +183,20 @@ impl Dialer {
             }
         }
         let now = Instant::now();
-        let mut quic = Lane::new(Path::Quic, known.clone(), now);
-        let mut tcp = match way {
-            Way::Either { tcp_after } => Some(Lane::new(Path::Tcp, known, now + tcp_after)),
-            Way::Quic => None,
-        };
+        let lane = |path, after: Option<Duration>| after.map(|after| Lane::new(path, known.clone(), now + after));
+        let (quic_after, tcp_after) = way.begins();
+        let mut lanes = [lane(Path::Quic, quic_after), lane(Path::Tcp, tcp_after)];
         let mut attempts = JoinSet::new();
         let mut unresolved = None;
         loop {
             let now = Instant::now();
-            if let Some(tcp) = &mut tcp
-                && quic.is_spent()
-                && resolving.is_empty()
-            {
-                tcp.next_start = tcp.next_start.min(now);
+            if resolving.is_empty() && lanes.iter().flatten().any(Lane::is_spent) {
+                // One of them has no address left: the other begins.
+                let waiting = lanes.iter_mut().flatten().filter(|lane| !lane.has_begun);
+                waiting.for_each(|lane| lane.next_start = lane.next_start.min(now));
             }
             let mut next_start: Option<Instant> = None;
-            for lane in std::iter::once(&mut quic).chain(&mut tcp) {
+            for lane in lanes.iter_mut().flatten() {
                 while let Some(address) = lane.next(now) {
                     let (dialer, path) = (self.clone(), lane.path);
                     attempts.spawn(async move { (path, dialer.dial_one(address, path).await) });
@@ -192,8 +206,8 @@ impl Dialer {
                 }
             }
             if attempts.is_empty() && resolving.is_empty() && next_start.is_none() {
-                let failures = [quic.failure, tcp.and_then(|tcp| tcp.failure), unresolved];
-                return Err(unreachable(names, failures));
+                let [quic, tcp] = lanes.map(|lane| lane.and_then(|lane| lane.failure));
+                return Err(unreachable(names, [quic, tcp, unresolved]));
             }
             tokio::select! {
                 biased;
@@ -201,20 +215,18 @@ impl Dialer {
                     Ok((_, Ok(dialed))) => return Ok(dialed),
                     // A relay has answered: another address leads to the same answer.
                     Ok((_, Err(error @ ClientError::Closed(_)))) => return Err(error),
-                    Ok((Path::Quic, Err(error))) => quic.failed(error),
-                    Ok((Path::Tcp, Err(error))) => if let Some(tcp) = &mut tcp {
-                        tcp.failed(error);
-                    },
+                    Ok((path, Err(error))) => {
+                        if let Some(lane) = lanes.iter_mut().flatten().find(|lane| lane.path == path) {
+                            lane.failed(error);
+                        }
+                    }
                     Err(error) => return Err(ClientError::Lost(error.to_string())),
                 },
                 Some(resolved) = resolving.join_next() => match resolved {
                     Ok((Ok(found), _)) => {
                         let new = in_turn(found).into_iter().filter(|address| Some(*address) != last_good);
                         for address in new {
-                            quic.waiting.push_back(address);
-                            if let Some(tcp) = &mut tcp {
-                                tcp.waiting.push_back(address);
-                            }
+                            lanes.iter_mut().flatten().for_each(|lane| lane.waiting.push_back(address));
                         }
                     }
                     Ok((Err(why), name)) => unresolved = Some(ClientError::Unreachable { addresses: name, why }),

@@ -28,15 +28,21 @@ const SOUND: Duration = Duration::from_secs(60);
 /// How much later at most.
 const LONGEST_DISTRUST: Duration = Duration::from_secs(600);
 
+/// So many tunnels over QUIC, one after the other, that fell silent soon: TCP is tried before it.
+const TOO_SHORT: u32 = 2;
+
 /// What is known of the two transports.
 #[derive(Debug)]
 pub(crate) struct Fallback {
-    /// What carries the tunnel, or carried the last one.
+    /// What carries the tunnel, or carried the last one, and since when.
     path: Path,
+    since: Instant,
     /// When the client last came back to QUIC.
     returned: Option<Instant>,
     /// Returns that did not last, one after the other.
     failed_returns: u32,
+    /// Tunnels over QUIC that fell silent soon, one after the other.
+    short: u32,
     /// The pause before the next attempt over QUIC, and when that is.
     pause: Duration,
     probe_at: Instant,
@@ -45,38 +51,66 @@ pub(crate) struct Fallback {
 impl Fallback {
     pub(crate) fn new() -> Self {
         let now = Instant::now();
-        Self { path: Path::Quic, returned: None, failed_returns: 0, pause: FIRST_PROBE, probe_at: now }
+        Self {
+            path: Path::Quic,
+            since: now,
+            returned: None,
+            failed_returns: 0,
+            short: 0,
+            pause: FIRST_PROBE,
+            probe_at: now,
+        }
     }
 
     /// How the relay is dialled while no tunnel is up.
     pub(crate) fn way(&self) -> Way {
-        Way::Either { tcp_after: if self.path == Path::Quic { TCP_AFTER } else { TCP_SOON } }
+        self.either(if self.path == Path::Quic { TCP_AFTER } else { TCP_SOON })
     }
 
     /// How it is dialled beside a tunnel that has fallen silent.
     pub(crate) fn way_beside(&self) -> Way {
-        Way::Either { tcp_after: TCP_SOON }
+        self.either(TCP_SOON)
+    }
+
+    fn either(&self, tcp_after: Duration) -> Way {
+        if self.short >= TOO_SHORT {
+            Way::Either { quic_after: TCP_AFTER, tcp_after: Duration::ZERO }
+        } else {
+            Way::Either { quic_after: Duration::ZERO, tcp_after }
+        }
+    }
+
+    /// The tunnel has fallen silent.
+    pub(crate) fn fell_silent(&mut self) {
+        if self.path == Path::Quic {
+            self.short = if self.since.elapsed() < SOUND { self.short + 1 } else { 1 };
+        }
     }
 
     /// A tunnel is up. `came_back`: over QUIC, beside one over TCP.
     pub(crate) fn up(&mut self, path: Path, came_back: bool) {
         let now = Instant::now();
         match path {
-            Path::Quic => self.returned = came_back.then_some(now),
+            Path::Quic if came_back => self.returned = Some(now),
+            // One QUIC tunnel after another: whether the return lasts is still open.
+            Path::Quic => {}
             Path::Tcp => {
                 let lasted = self.returned.take().map(|since| now.duration_since(since));
                 self.failed_returns = match lasted {
                     Some(lasted) if lasted < SOUND => self.failed_returns + 1,
+                    // It let the handshake through, and little more.
+                    _ if self.path == Path::Quic && self.short >= TOO_SHORT => self.failed_returns + 1,
                     // Between two tunnels over TCP nothing was learnt.
                     None if self.path == Path::Tcp => self.failed_returns,
                     _ => 0,
                 };
+                self.short = 0;
                 let distrust = FIRST_PROBE * 4_u32.saturating_pow(self.failed_returns.min(8));
                 self.pause = distrust.min(LONGEST_DISTRUST);
                 self.probe_at = now + self.pause;
             }
         }
-        self.path = path;
+        (self.path, self.since) = (path, now);
     }
 
     /// When QUIC is tried again; `None` while it carries the tunnel.
@@ -102,19 +136,35 @@ impl Fallback {
     }
 }
 
+/// What became of a tunnel that was retired.
+pub(crate) enum Retired {
+    /// It is closed; what it has carried meanwhile.
+    Over(Traffic),
+    /// It is wanted again, and lives.
+    Back(Arc<Tunnel>, Box<Control>),
+}
+
 /// Lets what runs over `tunnel` go on to its end, and closes it then; at once, if its path dies: what
-/// runs there goes on over the next one. Returns what it has carried meanwhile.
-pub(crate) async fn retire(tunnel: Arc<Tunnel>, mut control: Box<Control>, stop: CancellationToken) -> Traffic {
-    let Connection::Tcp(connection) = tunnel.connection().clone() else { return Traffic::default() };
+/// runs there goes on over the next one. `wanted` takes it back before.
+pub(crate) async fn retire(
+    tunnel: Arc<Tunnel>,
+    mut control: Box<Control>,
+    wanted: CancellationToken,
+    stop: CancellationToken,
+) -> Retired {
+    let Connection::Tcp(connection) = tunnel.connection().clone() else { return Retired::Over(Traffic::default()) };
     let before = tunnel.connection().traffic();
-    // Nothing new is begun here.
-    tunnel.going_away.cancel();
+    tunnel.set_retired(true);
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
             // All but the control stream.
             () = connection.streams_end(1) => break,
+            () = wanted.cancelled() => {
+                tunnel.set_retired(false);
+                return Retired::Back(tunnel, control);
+            }
             event = control.event() => match event {
                 Event::Suspect(why) => {
                     info!(why, "the path over TCP may be dead: its streams move to QUIC");
@@ -129,7 +179,7 @@ pub(crate) async fn retire(tunnel: Arc<Tunnel>, mut control: Box<Control>, stop:
         }
     }
     tunnel.close().await;
-    tunnel.connection().traffic().since(before)
+    Retired::Over(tunnel.connection().traffic().since(before))
 }
 
 #[cfg(test)]
@@ -139,9 +189,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn quic_is_tried_again_within_a_minute_and_later_if_it_does_not_last() {
         let mut fallback = Fallback::new();
-        assert_eq!(fallback.way(), Way::Either { tcp_after: TCP_AFTER });
+        assert_eq!(fallback.way(), Way::Either { quic_after: Duration::ZERO, tcp_after: TCP_AFTER });
         fallback.up(Path::Tcp, false);
-        assert_eq!(fallback.way(), Way::Either { tcp_after: TCP_SOON });
+        assert_eq!(fallback.way(), Way::Either { quic_after: Duration::ZERO, tcp_after: TCP_SOON });
         for _ in 0..10 {
             assert!(fallback.probe_at().expect("over TCP") <= Instant::now() + LONGEST_PROBE);
             fallback.still_blocked();
@@ -159,5 +209,29 @@ mod tests {
         tokio::time::advance(SOUND).await;
         fallback.up(Path::Tcp, false);
         assert_eq!(fallback.pause, FIRST_PROBE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn quic_that_falls_silent_soon_again_and_again_comes_after_tcp() {
+        let mut fallback = Fallback::new();
+        let tcp_first = Way::Either { quic_after: TCP_AFTER, tcp_after: Duration::ZERO };
+        for _ in 0..TOO_SHORT {
+            assert_ne!(fallback.way_beside(), tcp_first);
+            fallback.up(Path::Quic, false);
+            tokio::time::advance(Duration::from_secs(10)).await;
+            fallback.fell_silent();
+        }
+        assert_eq!((fallback.way(), fallback.way_beside()), (tcp_first, tcp_first));
+        fallback.up(Path::Tcp, false);
+        assert_eq!(fallback.pause, FIRST_PROBE * 4, "and it is not tried again at once");
+        assert_ne!(fallback.way(), tcp_first);
+        // One that lasted is no reason.
+        fallback.up(Path::Quic, true);
+        for _ in 0..5 {
+            tokio::time::advance(SOUND).await;
+            fallback.fell_silent();
+            fallback.up(Path::Quic, false);
+        }
+        assert_ne!(fallback.way(), tcp_first);
     }
 }

@@ -12,7 +12,7 @@ mod up;
 use crate::control::Control;
 use crate::dial::{Dialer, Way};
 use crate::error::ClientError;
-use crate::fallback::Fallback;
+use crate::fallback::{Fallback, Retired};
 use crate::state::StateDir;
 use crate::status::Phase;
 use crate::tunnel::{Target, Tunnel, hello};
@@ -20,16 +20,17 @@ use crate::tunnels::Tunnels;
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::InstanceId;
 use belay_protocol::message::GoAway;
-use belay_transport::connection::Traffic;
 use belay_transport::env::Env;
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
@@ -46,7 +47,9 @@ pub(crate) struct Keeper {
     target: Target,
     fallback: Fallback,
     /// Tunnels over TCP on which something still runs.
-    retired: JoinSet<Traffic>,
+    retired: JoinSet<Retired>,
+    /// Takes them back.
+    take_back: CancellationToken,
     /// Where that is remembered.
     state: Option<StateDir>,
     instance: InstanceId,
@@ -73,7 +76,19 @@ enum Next {
 }
 
 type Opened = Result<(Arc<Tunnel>, Box<Control>), ClientError>;
-type Attempt = Pin<Box<dyn Future<Output = Opened> + Send>>;
+
+/// A tunnel that is being brought up.
+struct Attempt {
+    opening: Pin<Box<dyn Future<Output = Opened> + Send>>,
+    /// The relay may have taken it in already, and closed the one before it: then it must be waited for.
+    committed: Arc<AtomicBool>,
+}
+
+impl Attempt {
+    fn is_committed(&self) -> bool {
+        self.committed.load(Ordering::Acquire)
+    }
+}
 
 /// How a tunnel that was up came to its end.
 enum Down {
@@ -101,6 +116,7 @@ impl Keeper {
             state,
             fallback: Fallback::new(),
             retired: JoinSet::new(),
+            take_back: CancellationToken::new(),
             env,
             dialer,
             tunnels,
@@ -138,7 +154,7 @@ impl Keeper {
         let opened = tokio::select! {
             biased;
             () = self.tunnels.stop.cancelled() => return Next::Stop,
-            opened = attempt => opened,
+            opened = attempt.opening => opened,
         };
         match opened {
             Ok((tunnel, control)) => Next::Up(tunnel, control, false),
@@ -149,15 +165,19 @@ impl Keeper {
     /// An attempt to bring a tunnel up, with the next generation. `beside`: what runs over TCP goes on
     /// there.
     fn attempt(&mut self, way: Way, beside: bool) -> Attempt {
-        self.generation += 1;
+        // Two of them: one for each transport.
+        self.generation += 2;
         let (dialer, target) = (self.dialer.clone(), self.target.clone());
         let hello = hello(self.instance, self.generation, beside);
         let (tunnels, clock) = (Arc::clone(&self.tunnels), Arc::clone(&self.env.clock));
-        Box::pin(async move {
-            let (tunnel, streams) = Tunnel::open(&dialer, &target, way, hello).await?;
+        let committed = Arc::new(AtomicBool::new(false));
+        let is_committed = Arc::clone(&committed);
+        let opening = Box::pin(async move {
+            let (tunnel, streams) = Tunnel::open(&dialer, &target, way, hello, &is_committed).await?;
             let control = Control::new(streams, &tunnel, tunnels, clock);
             Ok((Arc::new(tunnel), Box::new(control)))
-        })
+        });
+        Attempt { opening, committed }
     }
 
     /// Whether another attempt makes sense, and when.

@@ -11,17 +11,21 @@ use belay_protocol::kind::StreamKind;
 use belay_protocol::message::hello::BESIDE;
 use belay_protocol::message::{Extension, Failed, Hello, HelloAck};
 use belay_protocol::stream::{FrameReader, FrameWriter, StreamError};
-use belay_transport::connection::{Connection, Stream};
+use belay_transport::connection::{Connection, Path, Stream};
 use belay_transport::env::Env;
 use belay_transport::params::{PRIORITY_CONTROL, PRIORITY_TOKENS};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 /// How long the relay may take to answer the hello.
 const HELLO: Duration = Duration::from_secs(5);
+/// The same over QUIC where TCP can be tried, unless the round trip is long.
+const HELLO_OVER_QUIC: Duration = Duration::from_millis(1500);
 /// How long the reason of a lost connection may stay behind its streams' errors.
 const REASON: Duration = Duration::from_millis(500);
 /// How long an answer to a small request may take.
@@ -34,24 +38,64 @@ pub struct Tunnel {
     hello: HelloAck,
     /// Set by the relay's `GoAway`.
     pub(crate) going_away: CancellationToken,
+    /// Another tunnel carries what is new.
+    retired: AtomicBool,
     /// True while the path may be dead.
     silent: watch::Sender<bool>,
 }
 
 impl Tunnel {
-    /// Dials, says hello, and returns the tunnel with its control stream.
+    /// Dials, says hello, and returns the tunnel with its control stream. Where the network lets the
+    /// handshake over QUIC through and nothing after it, the same is done over TCP, if `way` allows it:
+    /// with the generation after `hello`'s, which is left free for it. `committed` is set once a hello
+    /// may have reached the relay: it then takes this tunnel for the instance's, and the one before it
+    /// for gone.
     pub(crate) async fn open(
         dialer: &Dialer,
         target: &Target,
         way: Way,
         hello: Hello,
+        committed: &AtomicBool,
     ) -> Result<(Self, (FrameWriter, FrameReader)), ClientError> {
         let dialed = dialer.dial(&target.addresses, target.last_good, way).await?;
+        let may_go_on = matches!(way, Way::Either { .. }) && dialed.connection.path() == Path::Quic;
+        let patience = if may_go_on { HELLO_OVER_QUIC.max(dialed.connection.rtt() * 6) } else { HELLO };
+        committed.store(true, Ordering::Release);
+        match Self::greet(dialed, &hello, patience).await {
+            Err(ClientError::Unreachable { addresses, why }) if may_go_on => {
+                debug!(why, "a handshake over QUIC, and nothing after it; dialling over TCP");
+                let hello = Hello { path_generation: hello.path_generation + 1, ..hello };
+                let over_tcp = async {
+                    let dialed = dialer.dial(&target.addresses, target.last_good, Way::Tcp).await?;
+                    Self::greet(dialed, &hello, HELLO).await
+                };
+                over_tcp.await.map_err(|error| match error {
+                    ClientError::Unreachable { why: tcp, .. } => {
+                        ClientError::Unreachable { addresses, why: format!("{why} Over TCP: {tcp}") }
+                    }
+                    error => error,
+                })
+            }
+            other => other,
+        }
+    }
+
+    /// Says hello on a connection.
+    async fn greet(
+        dialed: Dialed,
+        hello: &Hello,
+        patience: Duration,
+    ) -> Result<(Self, (FrameWriter, FrameReader)), ClientError> {
         let connection = &dialed.connection;
-        match timeout(HELLO, say_hello(connection, &hello)).await {
+        match timeout(patience, say_hello(connection, hello)).await {
             Ok(Ok((writer, reader, hello))) => {
-                let going_away = CancellationToken::new();
-                let tunnel = Self { dialed, hello, going_away, silent: watch::Sender::new(false) };
+                let tunnel = Self {
+                    dialed,
+                    hello,
+                    going_away: CancellationToken::new(),
+                    retired: AtomicBool::new(false),
+                    silent: watch::Sender::new(false),
+                };
                 Ok((tunnel, (writer, reader)))
             }
             Ok(Err(error)) => {
@@ -63,7 +107,7 @@ impl Tunnel {
             }
             Err(_) => {
                 connection.close(CloseCode::TIMEOUT, "no answer to the hello");
-                let why = "the relay did not answer the hello".into();
+                let why = format!("the relay did not answer the hello over {}.", connection.path());
                 Err(ClientError::Unreachable { addresses: connection.remote_address().to_string(), why })
             }
         }
@@ -118,7 +162,13 @@ impl Tunnel {
 
     /// False once the relay is going away or the connection has ended.
     pub(crate) fn takes_streams(&self) -> bool {
-        !self.going_away.is_cancelled() && self.connection().ended().is_none()
+        let ready = !self.going_away.is_cancelled() && !self.retired.load(Ordering::Acquire);
+        ready && self.connection().ended().is_none()
+    }
+
+    /// Nothing new is begun here, or it is again.
+    pub(crate) fn set_retired(&self, retired: bool) {
+        self.retired.store(retired, Ordering::Release);
     }
 
     /// The path may be dead, or is not after all.
@@ -170,7 +220,8 @@ pub(crate) fn hello(instance_id: InstanceId, path_generation: u64, beside: bool)
 /// The relay's own reason, if it closed the connection with one that it will repeat.
 pub(crate) fn closed(connection: &Connection) -> Option<ClientError> {
     let code = connection.ended()?.code?;
-    (!matches!(code, CloseCode::DONE)).then_some(ClientError::Closed(code))
+    // A tunnel that another one took the place of says nothing about the relay's will.
+    (!matches!(code, CloseCode::DONE | CloseCode::REPLACED | CloseCode::DEAD)).then_some(ClientError::Closed(code))
 }
 
 /// Reads an answer or the failure in its place.

@@ -165,6 +165,8 @@ pub struct FrameDecoder {
     /// Bytes of an unknown optional frame that are still to be skipped.
     skip: usize,
     failed: Option<ProtocolError>,
+    /// The types that are taken; `None`: all.
+    only: Option<&'static [FrameType]>,
 }
 
 impl FrameDecoder {
@@ -172,6 +174,22 @@ impl FrameDecoder {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Takes frames of these types alone. Any other is an error as soon as its header is there: nothing
+    /// of it is buffered.
+    pub fn take_only(&mut self, types: &'static [FrameType]) {
+        self.only = Some(types);
+    }
+
+    fn check(&self, kind: FrameType) -> Result<(), ProtocolError> {
+        match self.only {
+            Some(types) if !types.contains(&kind) => {
+                let expected = types.first().map_or("nothing", |kind| kind.name());
+                Err(ProtocolError::Unexpected { got: kind.name(), expected })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes bytes in. Everything pushed before must have been drained with `next`; if it was
@@ -247,6 +265,7 @@ impl FrameDecoder {
             self.skip = header.len as usize;
             return Ok(Step::Again);
         };
+        self.check(kind)?;
         if self.chunk.len() < HEADER_LEN + header.len as usize {
             return Ok(self.keep_partial());
         }
@@ -273,6 +292,7 @@ impl FrameDecoder {
             self.skip = header.len as usize;
             return Ok(Step::Again);
         };
+        self.check(kind)?;
         let whole = HEADER_LEN + header.len as usize;
         self.fill_partial(whole);
         if self.partial.len() < whole {

@@ -6,7 +6,7 @@
 
 use crate::codec::Message;
 use crate::error::{ProtocolError, StreamCode};
-use crate::frame::{Frame, FrameDecoder};
+use crate::frame::{Frame, FrameDecoder, FrameType};
 use crate::kind::StreamKind;
 use bytes::{Buf, Bytes};
 use std::collections::VecDeque;
@@ -210,6 +210,11 @@ impl FrameReader {
             Some(frame) => Ok(M::from_frame(&frame)?),
             None => Err(ProtocolError::Truncated(M::TYPE.name()).into()),
         }
+    }
+
+    /// Takes frames of these types alone; see [`FrameDecoder::take_only`].
+    pub fn take_only(&mut self, types: &'static [FrameType]) {
+        self.decoder.take_only(types);
     }
 
     /// Tells the peer to stop sending.

@@ -2,7 +2,9 @@
 
 use crate::ops::rate::Limit;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
 /// Addresses that are remembered for the handshake limit.
@@ -80,6 +82,56 @@ impl Admission {
     }
 }
 
+/// Connections of strangers, counted by address and all together: what costs a socket and has not said
+/// who it is.
+#[derive(Debug)]
+pub(crate) struct Strangers {
+    /// From one address, and in all.
+    most: (usize, usize),
+    here: Mutex<(HashMap<Prefix, usize>, usize)>,
+}
+
+/// A stranger's place, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    strangers: Arc<Strangers>,
+    prefix: Prefix,
+}
+
+impl Strangers {
+    pub(crate) fn new(from_one_address: usize, in_all: usize) -> Arc<Self> {
+        Arc::new(Self { most: (from_one_address, in_all), here: Mutex::default() })
+    }
+
+    /// A place for one more, if there is any.
+    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+        let prefix = Prefix::from(address);
+        let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
+        let (by_address, all) = &mut *here;
+        let from_there = by_address.get(&prefix).copied().unwrap_or(0);
+        if from_there >= self.most.0 || *all >= self.most.1 {
+            return None;
+        }
+        by_address.insert(prefix, from_there + 1);
+        *all += 1;
+        Some(Place { strangers: Arc::clone(self), prefix })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut here = self.strangers.here.lock().unwrap_or_else(PoisonError::into_inner);
+        let (by_address, all) = &mut *here;
+        *all -= 1;
+        if let Entry::Occupied(mut count) = by_address.entry(self.prefix) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,5 +174,20 @@ mod tests {
             admission.judge(IpAddr::V4(number.into()), false, now);
         }
         assert!(admission.addresses.len() <= MAX_ADDRESSES);
+    }
+
+    #[test]
+    fn strangers_have_so_many_places_by_address_and_in_all() {
+        let strangers = Strangers::new(2, 3);
+        let enter = |text: &str| strangers.enter(text.parse().expect("address"));
+        let first = enter("192.0.2.1").expect("room");
+        let second = enter("192.0.2.1").expect("room");
+        assert!(enter("192.0.2.1").is_none(), "its share is used up");
+        let third = enter("192.0.2.2").expect("room");
+        assert!(enter("192.0.2.3").is_none(), "all places are taken");
+        drop(first);
+        assert!(enter("192.0.2.1").is_some());
+        drop((second, third));
+        assert!(strangers.here.lock().expect("sound").0.is_empty());
     }
 }

@@ -3,6 +3,7 @@
 //! The connection's task owns its registration and its control stream. Streams are served by tasks
 //! on the relay's tracker: a request must be settled even when its connection is gone.
 
+use crate::admission::{Place, Strangers};
 use crate::enrolment::Enrolment;
 use crate::escalate::{Caller, ClientStream, Escalator};
 use crate::ops::memory::{self, BodyBudget};
@@ -36,9 +37,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span, debug, info, warn};
 
-/// How long an unused connection without a certificate may stay.
-const ENROL_PATIENCE: Duration = Duration::from_secs(30);
-
 /// How long a client may take to acknowledge a packet when its place is wanted by another.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
@@ -53,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) streams: TaskTracker,
     /// Cancelled when connections must close.
     pub(crate) stop: CancellationToken,
+    /// Connections that have not said hello, or are there to enrol.
+    pub(crate) strangers: Arc<Strangers>,
     /// Where tokens that come one at a time are sent twice.
     pub(crate) lossy_lines: Arc<LossyLines>,
 }
@@ -74,7 +74,7 @@ pub(crate) async fn serve_tcp(
     socket: TcpStream,
     remote: SocketAddr,
     tls: Arc<rustls::ServerConfig>,
-    pending: OwnedSemaphorePermit,
+    pending: (OwnedSemaphorePermit, Place),
 ) {
     let streams = shared.escalator.config.limits.streams_per_tunnel;
     let handshake = async move { Ok(Connection::Tcp(TcpConnection::serve(socket, tls, streams).await?)) };
@@ -86,7 +86,7 @@ async fn serve(
     remote: SocketAddr,
     path: Path,
     handshake: impl Future<Output = io::Result<Connection>>,
-    pending: OwnedSemaphorePermit,
+    pending: impl Send,
 ) {
     let span = tracing::info_span!("connection", %remote, %path);
     async {
@@ -94,7 +94,10 @@ async fn serve(
         let handshake = timeout(shared.escalator.config.timeouts.handshake, Box::pin(handshake)).await;
         drop(pending);
         match handshake {
-            Ok(Ok(connection)) => accepted(&shared, connection).await,
+            Ok(Ok(connection)) => match shared.strangers.enter(remote.ip()) {
+                Some(place) => accepted(&shared, connection, place).await,
+                None => connection.close(CloseCode::OVERLOADED, "too many connections that say nothing"),
+            },
             Ok(Err(error)) => debug!(%error, "handshake failed"),
             Err(_) => debug!("handshake took too long"),
         }
@@ -103,12 +106,17 @@ async fn serve(
     .await;
 }
 
-async fn accepted(shared: &Arc<Shared>, connection: Connection) {
+/// `place` is a stranger's, until the connection has said who it is.
+async fn accepted(shared: &Arc<Shared>, connection: Connection, place: Place) {
     let code = match identity(&connection) {
-        Ok(None) => enrol_only(shared, &connection).await,
+        Ok(None) => {
+            let code = enrol_only(shared, &connection).await;
+            drop(place);
+            code
+        }
         Ok(Some((identity, tenant, device))) => {
             let span = tracing::info_span!("tunnel", %tenant, %device);
-            let ended = tunnel(shared, &connection, &identity, tenant, device).instrument(span).await;
+            let ended = tunnel(shared, &connection, &identity, (tenant, device), place).instrument(span).await;
             ended.unwrap_or_else(|code| code)
         }
         Err(why) => {
@@ -136,7 +144,8 @@ fn identity(connection: &Connection) -> Result<Option<Identity>, String> {
 
 /// A connection without a certificate: enrolment and nothing else.
 async fn enrol_only(shared: &Arc<Shared>, connection: &Connection) -> CloseCode {
-    let patience = sleep(ENROL_PATIENCE);
+    // It has one thing to do.
+    let patience = sleep(shared.escalator.config.timeouts.hello * 2);
     tokio::pin!(patience);
     loop {
         let accepted = tokio::select! {
@@ -155,14 +164,15 @@ async fn tunnel(
     shared: &Arc<Shared>,
     connection: &Connection,
     identity: &DeviceIdentity,
-    tenant: TenantId,
-    device: DeviceId,
+    (tenant, device): (TenantId, DeviceId),
+    place: Place,
 ) -> Result<CloseCode, CloseCode> {
     let config = &shared.escalator.config;
     let _charge = shared.escalator.memory.charge(memory::TUNNEL).ok_or(CloseCode::OVERLOADED)?;
     admit(shared, &tenant, &device).await?;
     let hello = timeout(config.timeouts.hello, hello(connection)).await.map_err(|_| CloseCode::TIMEOUT)?;
     let (mut control, hello) = hello?;
+    drop(place);
     let arrival = Arrival {
         tenant: tenant.clone(),
         device: device.clone(),
@@ -273,6 +283,13 @@ impl Link for ConnectionLink<'_> {
 
     fn state(&self) -> RelayState {
         self.shared.escalator.state()
+    }
+
+    fn ahead_of_heartbeats(&self) -> u64 {
+        match self.connection.path() {
+            Path::Quic => 0,
+            Path::Tcp => self.connection.traffic().bytes_received,
+        }
     }
 
     async fn probed(&self) {

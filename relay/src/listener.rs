@@ -2,7 +2,7 @@
 //!
 //! The accept arms only decide and hand off; they never wait for a handshake.
 
-use crate::admission::{Admission, Verdict};
+use crate::admission::{Admission, Strangers, Verdict};
 use crate::connection::{self, Shared};
 use belay_protocol::error::CloseCode;
 use belay_transport::env::{Env, Side};
@@ -22,6 +22,8 @@ use tracing::{error, info, warn};
 
 /// Where the kernel chooses a port for UDP, it may be taken for TCP; so often another one is tried.
 const TRIES_FOR_A_PORT: u32 = 16;
+/// Of all handshakes at once, one address may have this part over TCP.
+const TCP_PART: usize = 32;
 /// No TCP connection is accepted for so long after one could not be: file descriptors may be short.
 const BREATH: Duration = Duration::from_millis(100);
 
@@ -52,12 +54,15 @@ pub(crate) struct Gate {
     pending: Arc<Semaphore>,
     most: usize,
     admission: Mutex<Admission>,
+    /// Handshakes over TCP by address: each takes a socket.
+    over_tcp: Arc<Strangers>,
 }
 
 impl Gate {
     pub(crate) fn new(most: usize, per_second: u32) -> Self {
         let admission = Mutex::new(Admission::new(per_second));
-        Self { pending: Arc::new(Semaphore::new(most)), most, admission }
+        let over_tcp = Strangers::new((most / TCP_PART).max(8), most);
+        Self { pending: Arc::new(Semaphore::new(most)), most, admission, over_tcp }
     }
 
     /// What becomes of it, and its place among the pending handshakes if there is room. Half of the
@@ -178,6 +183,7 @@ impl Listener {
 
     /// TCP has proven an address by itself; one that is over its limit is closed again.
     async fn accept_tcp(&self, listener: &TcpListener, tls: &Arc<rustls::ServerConfig>) {
+        let mut failing = false;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -185,9 +191,15 @@ impl Listener {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((socket, remote)) => self.admit_tcp(socket, remote, tls),
+                Ok((socket, remote)) => {
+                    failing = false;
+                    self.admit_tcp(socket, remote, tls);
+                }
                 Err(error) => {
-                    warn!(%error, "cannot accept a TCP connection");
+                    // Once for all that follow.
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(%error, "cannot accept TCP connections");
+                    }
                     sleep(BREATH).await;
                 }
             }
@@ -197,10 +209,11 @@ impl Listener {
     /// Not preferred: where the relay is slow to answer because all come at once, those whose UDP works
     /// try TCP as well.
     fn admit_tcp(&self, socket: TcpStream, remote: SocketAddr, tls: &Arc<rustls::ServerConfig>) {
+        let Some(place) = self.gate.over_tcp.enter(remote.ip()) else { return };
         let (Verdict::Accept, Some(permit)) = self.gate.judge(remote, true, false) else { return };
         let (shared, tls) = (Arc::clone(&self.shared), Arc::clone(tls));
         self.connections.spawn(async move {
-            connection::serve_tcp(shared, socket, remote, tls, permit).await;
+            connection::serve_tcp(shared, socket, remote, tls, (permit, place)).await;
         });
     }
 }

@@ -2,7 +2,8 @@
 //! it down in order.
 
 use crate::admin::service::AdminService;
-use crate::config::Config;
+use crate::admission::Strangers;
+use crate::config::{Config, Limits};
 use crate::connection::Shared;
 use crate::enrolment::Enrolment;
 use crate::escalate::{Escalator, Flights, Unresolved};
@@ -149,9 +150,10 @@ impl Relay {
             escalator: Arc::clone(&escalator),
             enrolment: Arc::clone(&enrolment),
             registry: Arc::clone(&registry),
-            bodies: BodyBudget::new(config.limits.bodies_in_memory, memory),
+            bodies: BodyBudget::new(config.limits.bodies_in_memory, config.limits.request_body, memory),
             streams: TaskTracker::new(),
             stop: CancellationToken::new(),
+            strangers: strangers(&config.limits),
             lossy_lines: Arc::default(),
         });
         let keys = endpoint_keys(&config.state_dir, &env)?;
@@ -183,6 +185,12 @@ impl Relay {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// True if it listens over TCP too.
+    #[must_use]
+    pub fn serves_tcp(&self) -> bool {
+        self.escalator.config.tcp
     }
 
     /// What an operator can do.
@@ -224,6 +232,13 @@ impl Relay {
         store.close();
         info!("belayd has stopped");
     }
+}
+
+/// As many from one address as its handshakes of a few seconds, and four times as many in all as
+/// handshakes at once.
+fn strangers(limits: &Limits) -> Arc<Strangers> {
+    let from_one_address = (limits.handshakes_per_second as usize).saturating_mul(4).max(16);
+    Strangers::new(from_one_address, limits.pending_handshakes.saturating_mul(4))
 }
 
 fn store_config(config: &Config, inline: bool) -> StoreConfig {

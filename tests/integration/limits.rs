@@ -17,7 +17,9 @@ use belay_relay::config::{Limits, TEMPLATE, Timeouts};
 use belay_relay::providers::{Answer, AnswerBody, Call, CallFuture, Provider, ProviderError, Providers};
 use belay_relay::{Config, Overrides};
 use belay_tests::relay::{TestRelay, eventually, tenant};
+use belay_transport::connection::Connection;
 use belay_transport::env::{Clock, SystemClock};
+use belay_transport::tcp::TcpConnection;
 use bytes::Bytes;
 use quinn::{ConnectionError, Endpoint};
 use std::net::Ipv4Addr;
@@ -25,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -275,31 +278,82 @@ async fn a_request_body_above_the_limit_is_refused_before_it_is_buffered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn request_bodies_that_stall_fill_the_memory_for_bodies_and_no_more() {
+async fn bodies_that_are_announced_cost_nothing_and_those_that_stall_only_what_has_arrived() {
     let limits = "[limits]\nrequest_body_mib = 1\nbodies_in_memory_mib = 2\n[timeouts]\nrequest_body_ms = 2000\n";
     let relay = TestRelay::start(limits).await;
     let tunnel = Device::enrol(&relay).await.tunnel().await;
     let peer = &tunnel.peer;
     let start = Instant::now();
     let mut stalled = vec![];
-    for _ in 0..2 {
+    for _ in 0..20 {
         let mut stream = peer.open(StreamKind::Escalate).await;
         stream.send(&request(MIB)).await;
-        stream.write(&body_chunk(0, b"no more comes")).await;
         stalled.push(stream);
     }
-    // The relay takes streams up in their order, so both have their share when this is answered.
+    // The relay takes streams up in their order: it knows of them all when this is answered.
+    peer.balance().await;
+    ended_as(Outcome::COMPLETE, &mut peer.ask(request(0), "Hi").await, peer).await;
+    // Half of the room is one tenant's at the most. It is used up by what arrives.
+    for at in 0..7 {
+        stalled[0].write(&body_chunk(at << 17, &[b' '; 1 << 17])).await;
+    }
     peer.balance().await;
     let asked = Instant::now();
-    let refused = peer.ask(request(0), "Hi").await.ended().await.is_failed(FailureCode::OVERLOADED);
+    let mut second = peer.open(StreamKind::Escalate).await;
+    second.send(&request(2 << 17)).await;
+    second.write(&body_chunk(0, &[b' '; 1 << 17])).await;
+    second.write(&body_chunk(1 << 17, &[b' '; 1 << 17])).await;
+    let refused = second.ended().await.is_failed(FailureCode::OVERLOADED);
     took("waiting for memory", asked, Duration::from_millis(1000));
     assert!(refused.retry_after_ms.is_some());
+    relay.relay().admin().create_tenant(tenant("other")).await.unwrap();
+    credit(&relay, "other").await;
+    assert!(relay.client_of("other").await.ask(&"Hi ".repeat(100_000)).await.end.is_some(), "another tenant's half");
     for stream in &mut stalled {
         stream.is_refused(FailureCode::TIMED_OUT, StreamCode::TIMEOUT, "a stalled body").await;
     }
     took("giving up stalled bodies", start, Duration::from_millis(2000));
     ended_as(Outcome::COMPLETE, &mut peer.ask(request(0), "Hi").await, peer).await;
     books_are_clean(&relay).await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tcp_a_reader_that_was_behind_once_is_heard_when_it_leaves() {
+    let (relay, mut calls) = puppet("").await;
+    let device = Device::enrol(&relay).await;
+    let socket = TcpStream::connect(relay.address()).await.unwrap();
+    let tcp = TcpConnection::connect(socket, Arc::new(device.tls())).await.unwrap();
+    let connection = Connection::Tcp(tcp);
+    let mut control = connection.open().await.unwrap();
+    control.writer.preface(StreamKind::Control);
+    control.writer.send(&hello([1; 16], 1)).await.unwrap();
+    control.reader.expect::<HelloAck>().await.unwrap();
+    let mut stream = connection.open().await.unwrap();
+    stream.writer.preface(StreamKind::Escalate);
+    let body = br#"{"query":"Hi"}"#;
+    stream.writer.queue(&EscalateRequest { body_len: body.len() as u32, ..for_puppet() }).unwrap();
+    stream.writer.queue_raw(body_chunk(0, body).into());
+    stream.writer.flush().await.unwrap();
+    // Nothing more will be said: no acknowledgement and no Cancel.
+    stream.writer.finish();
+    let mut strings = soon("the call", calls.recv()).await.unwrap();
+    strings.begin("text/event-stream");
+    // More than the stream's window, so that it is behind for a moment; then it has everything, and silence.
+    let event = event(16 << 10);
+    for _ in 0..40 {
+        strings.say(event.clone());
+    }
+    eventually("all was read", async || strings.taken() == 40 * event.len()).await;
+    let head = soon("the head", stream.reader.frame()).await.unwrap().unwrap();
+    assert_eq!(head.kind, FrameType::ResponseHead);
+    for _ in 0..40 {
+        assert_eq!(soon("an event", stream.reader.frame()).await.unwrap().unwrap().kind, FrameType::Event);
+    }
+    drop(stream);
+    let left = Instant::now();
+    eventually("the provider is left", async || strings.pieces.is_closed()).await;
+    took("noticing that the reader left", left, Duration::ZERO);
     relay.stop().await;
 }
 

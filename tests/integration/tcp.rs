@@ -3,8 +3,11 @@
 use crate::counted::{count, read};
 use crate::faults::forty_readers_stand_still;
 use crate::scripted::Scripted;
+use belay_certs::invite::Invite;
 use belay_certs::tls::system_time;
+use belay_client::enrol;
 use belay_client::escalation::EscalationRequest;
+use belay_client::state::StateDir;
 use belay_client::{Client, ClientError, Options, Phase};
 use belay_protocol::ALPN;
 use belay_protocol::error::{CloseCode, StreamCode};
@@ -90,6 +93,12 @@ async fn udp_that_is_dropped_costs_three_seconds_and_its_return_costs_nothing() 
     assert!(!second.is_finished(), "the stream was over before QUIC came back");
     assert_eq!(client.client.status().borrow().path_why, None);
     assert_eq!(relay.relay().admin().status().tunnels.len(), 2, "what runs over TCP goes on there");
+    // UDP fails once more while that still runs: it is not cut, and what is new goes there again.
+    ways.udp.blackhole(true);
+    let third = tokio::spawn(read(Arc::clone(&client), count(&client.client), 2 * PATIENCE));
+    on_path(&client, "tcp", Duration::from_secs(3)).await;
+    assert!(!second.is_finished(), "the stream over TCP was over before UDP failed again");
+    third.abort();
     let first = running.await.unwrap();
     assert!(first.longest_gap < Duration::from_secs(3), "a gap of {:?}", first.longest_gap);
     let second = second.await.unwrap();
@@ -162,8 +171,60 @@ async fn over_tcp_a_revoked_device_is_cut_off_within_a_second_too() {
     let refused = status.wait_for(|status| matches!(status.phase, Phase::Refused { .. }));
     timeout(Duration::from_secs(1), refused).await.expect("within a second").unwrap();
     let (identity, key) = client.state.load().unwrap();
-    let returning = Client::start(Env::system(), identity, &key, Options::default()).unwrap();
-    assert!(matches!(returning.tunnel(PATIENCE).await, Err(ClientError::Closed(CloseCode::REVOKED))));
+    // The reason arrives whatever the client is just sending: at the first attempt, each time.
+    for attempt in 0..10 {
+        let before = ways.tcp.connections();
+        let returning = Client::start(Env::system(), identity.clone(), &key, Options::default()).unwrap();
+        assert!(matches!(returning.tunnel(PATIENCE).await, Err(ClientError::Closed(CloseCode::REVOKED))));
+        assert_eq!(ways.tcp.connections(), before + 1, "attempt {attempt} did not hear the reason at once");
+    }
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_lets_only_the_handshake_through_costs_seconds_and_no_more() {
+    let relay = TestRelay::start("").await;
+    let ways = Ways::to(&relay).await;
+    let client = relay.client_through(ways.udp.address()).await;
+    let (identity, key) = client.state.load().unwrap();
+    for packets in [8, 10, 12] {
+        let so_far = ways.udp.stats().up.came;
+        let line = Direction::delay(Duration::from_millis(5));
+        ways.udp.set(link::Way::Up, Direction { first: so_far + packets, ..line });
+        let began = Instant::now();
+        let other = Client::start(Env::system(), identity.clone(), &key, Options::default()).unwrap();
+        other.balance(PATIENCE).await.unwrap_or_else(|error| panic!("{packets} packets: {error}"));
+        assert!(began.elapsed() < Duration::from_secs(5), "{packets} packets: {:?}", began.elapsed());
+        assert_eq!(other.status().borrow().path, "tcp", "{packets} packets");
+        other.close().await;
+    }
+    // Joining too.
+    let invite = relay.invite("acme").await;
+    let so_far = ways.udp.stats().up.came;
+    ways.udp.set(link::Way::Up, Direction { first: so_far + 6, ..Direction::default() });
+    let invite = Invite { addresses: vec![ways.udp.address().to_string()], ..invite };
+    let home = tempfile::tempdir().unwrap();
+    let (env, state) = (Env::system(), StateDir::at(home.path()));
+    let joining = enrol::join(&env, &state, &invite, "late");
+    timeout(Duration::from_secs(12), joining).await.expect("in time").expect("joined");
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_question_on_a_slow_line_gets_through_beside_one_that_waits() {
+    let relay = TestRelay::with("", Counting { events: 10, pace: Duration::from_secs(2) }.overrides()).await;
+    let ways = Ways::without_udp(&relay).await;
+    let client = Arc::new(relay.client_through(ways.udp.address()).await);
+    let waiting = tokio::spawn(read(Arc::clone(&client), count(&client.client), 2 * PATIENCE));
+    ways.tcp.slow_upload(64 << 10);
+    let before = ways.tcp.connections();
+    let filler = "x".repeat(400 << 10);
+    let body = crate::counted::ASK.replace("count", &filler);
+    let request = EscalationRequest::new(client.client.request_id(), Dialect::OPENAI_CHAT, "auto", body);
+    let large = client.send(request).await;
+    assert!(large.end.is_some(), "{:?}", large.failed);
+    assert_eq!(waiting.await.unwrap().interruptions, 0);
+    assert_eq!(ways.tcp.connections(), before, "the tunnel that carries it was taken for dead");
     relay.stop().await;
 }
 

@@ -319,8 +319,8 @@ impl State {
         let full = self.heap.len() >= MAX_UNDER_WAY;
         let one = &mut self.ways[way as usize];
         let fate = one.rules.fate(self.seed, way, one.packets);
+        let blackhole = one.blackhole || bytes.len() > one.rules.largest || one.packets >= one.rules.first;
         one.packets += 1;
-        let blackhole = one.blackhole || bytes.len() > one.rules.largest;
         let mut dues = [None, None];
         if !blackhole && !fate.lost && !full {
             let now = Instant::now();

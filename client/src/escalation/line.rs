@@ -96,7 +96,7 @@ impl Open {
             return Poll::Ready(match (heard, self.silence) {
                 (Ok(Some(frame)), Some(since)) => {
                     self.silence = None;
-                    self.falls_silent = falls(self.silent.clone());
+                    self.falls_silent = falls_again(self.silent.clone());
                     self.ended_silence = Some(frame);
                     Heard::Sound(since.elapsed())
                 }
@@ -115,6 +115,15 @@ impl Open {
 fn falls(mut silent: watch::Receiver<bool>) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
     Box::pin(async move {
         if silent.wait_for(|silent| *silent).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    })
+}
+
+/// The same after a silence: the path is first found to be sound.
+fn falls_again(mut silent: watch::Receiver<bool>) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
+    Box::pin(async move {
+        if silent.wait_for(|silent| !*silent).await.is_err() || silent.wait_for(|silent| *silent).await.is_err() {
             std::future::pending::<()>().await;
         }
     })

@@ -4,12 +4,12 @@ use super::{Attempt, Down, FIRST_BACKOFF, Keeper, Next, Opened};
 use crate::control::{Control, Event};
 use crate::dial::Way;
 use crate::error::ClientError;
-use crate::fallback::retire;
+use crate::fallback::{Retired, retire};
 use crate::status::Phase;
 use crate::tunnel::Tunnel;
 use belay_protocol::error::CloseCode;
 use belay_protocol::vitals::RelayState;
-use belay_transport::connection::Traffic;
+use belay_transport::connection::{Path, Traffic};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +58,7 @@ impl Keeper {
             }
             Down::BackOnQuic(second, its_control) => {
                 info!("QUIC gets through again; what runs over TCP goes on there");
-                self.retired.spawn(retire(tunnel, control, self.tunnels.stop.clone()));
+                self.retired.spawn(retire(tunnel, control, self.take_back.clone(), self.tunnels.stop.clone()));
                 Next::Up(second, its_control, true)
             }
             Down::Lost(why, go_away) => {
@@ -118,12 +118,18 @@ impl Keeper {
                     self.answered(tunnel, round_trip, relay_round_trip, state);
                 }
                 Event::Suspect(why) => {
-                    info!(why, "the path may be dead; dialling beside it");
                     tunnel.set_silent(true);
+                    self.fallback.fell_silent();
+                    if let Some((tunnel, control)) = self.take_back(tunnel.connection().path()).await {
+                        info!(why, "QUIC may be dead; back on the tunnel over TCP that lives");
+                        return Down::Replaced(tunnel, control);
+                    }
+                    info!(why, "the path may be dead; dialling beside it");
                     beside.get_or_insert_with(|| self.beside(Duration::ZERO));
                 }
                 Event::Alive => {
-                    beside = None;
+                    // One that the relay may have taken in already is in place of this one.
+                    beside = beside.take().filter(Attempt::is_committed);
                     tunnel.set_silent(false);
                 }
                 Event::LookAtNetwork => {
@@ -147,10 +153,35 @@ impl Keeper {
     fn beside(&mut self, at_most_after: Duration) -> Attempt {
         let attempt = self.attempt(self.fallback.way_beside(), false);
         let pause = self.env.random.part_of(at_most_after);
-        Box::pin(async move {
+        let Attempt { opening, committed } = attempt;
+        let opening = Box::pin(async move {
             sleep(pause).await;
-            timeout(BESIDE, attempt).await.unwrap_or_else(|_| Err(ClientError::Lost("no answer yet".into())))
-        })
+            timeout(BESIDE, opening).await.unwrap_or_else(|_| Err(ClientError::Lost("no answer yet".into())))
+        });
+        Attempt { opening, committed }
+    }
+
+    /// A tunnel over TCP that was left for `path`, and lives.
+    async fn take_back(&mut self, path: Path) -> Option<(Arc<Tunnel>, Box<Control>)> {
+        if path != Path::Quic {
+            return None;
+        }
+        std::mem::take(&mut self.take_back).cancel();
+        let mut back = None;
+        while let Some(retired) = self.retired.join_next().await {
+            match retired {
+                Ok(Retired::Back(tunnel, control)) if back.is_none() => back = Some((tunnel, control)),
+                // One is enough: what runs over another goes on there.
+                Ok(Retired::Back(tunnel, control)) => {
+                    let stop = self.tunnels.stop.clone();
+                    self.retired.spawn(retire(tunnel, control, self.take_back.clone(), stop));
+                    break;
+                }
+                Ok(Retired::Over(traffic)) => self.count_bytes(traffic),
+                Err(error) => debug!(%error, "a task that kept a retired tunnel company has failed"),
+            }
+        }
+        back
     }
 
     fn answered(
@@ -161,8 +192,10 @@ impl Keeper {
         state: Option<RelayState>,
     ) {
         self.backoff = FIRST_BACKOFF;
-        while let Some(Ok(traffic)) = self.retired.try_join_next() {
-            self.count_bytes(traffic);
+        while let Some(Ok(retired)) = self.retired.try_join_next() {
+            if let Retired::Over(traffic) = retired {
+                self.count_bytes(traffic);
+            }
         }
         let traffic = tunnel.connection().traffic();
         let (sent, received) = (self.sent_before, self.received_before);
@@ -217,7 +250,7 @@ async fn sleep_until_some(at: Option<Instant>) {
 /// An attempt's end; never, if there is none.
 async fn until(attempt: &mut Option<Attempt>) -> Opened {
     match attempt {
-        Some(attempt) => attempt.await,
+        Some(attempt) => attempt.opening.as_mut().await,
         None => std::future::pending().await,
     }
 }

@@ -175,6 +175,8 @@ impl State {
             return;
         }
         if !self.round.limited {
+            // What was sent without filling the window is soon forgotten: it must not outweigh what comes.
+            (self.acknowledged, self.lost) = (self.acknowledged / 2, self.lost / 2);
             return;
         }
         self.way.round_ends(self.round.least);
@@ -279,6 +281,9 @@ impl Controller for State {
             // A router on the way has marked a packet: its queue is long.
             self.doubling = false;
             self.set(self.window / 20 * 19);
+            if let Some((_, go_on_with)) = &mut self.drained {
+                *go_on_with = *go_on_with / 20 * 19;
+            }
         }
     }
 

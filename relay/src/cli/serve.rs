@@ -12,6 +12,7 @@ use tracing::{info, warn};
 pub(super) fn serve(global: &Global) -> anyhow::Result<()> {
     let config = Config::load(&global.config)?;
     ops::log::start(config.log_format, &config.log_filter).map_err(anyhow::Error::msg)?;
+    ops::files::raise_limit();
     let mut builder = match config.network_threads {
         // Leaner: nothing is stolen, so nothing has to be guarded against it.
         1 => tokio::runtime::Builder::new_current_thread(),
@@ -36,7 +37,11 @@ async fn run(config: Config, json: bool) -> anyhow::Result<()> {
     if json {
         println!("{}", serde_json::json!({ "listening": relay.local_addr() }));
     } else {
-        println!("belayd is listening on {} (UDP)", relay.local_addr());
+        println!(
+            "belayd is listening on {} ({})",
+            relay.local_addr(),
+            if relay.serves_tcp() { "UDP and TCP" } else { "UDP" }
+        );
     }
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: draining"),

@@ -72,9 +72,10 @@ struct Entry {
 }
 
 impl Entry {
-    /// What it costs to keep, its own place included.
+    /// What it costs to keep, with its places here, where half may be empty, and in the queue of a
+    /// reader that does not take it.
     fn cost(&self) -> usize {
-        self.prefix.len() + self.payload.len() + size_of::<Self>()
+        self.prefix.len() + self.payload.len() + 3 * size_of::<Self>()
     }
 }
 

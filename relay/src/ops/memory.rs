@@ -5,11 +5,12 @@
 //! request bodies, and the events that no reader has acknowledged. The process's own figure
 //! would be no guide: an allocator keeps what it once had.
 
-use std::sync::Arc;
+use belay_protocol::id::TenantId;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 
 /// An idle tunnel: measured at 54 KiB (docs/BENCHMARKS.md).
 pub(crate) const TUNNEL: usize = 64 << 10;
@@ -43,11 +44,16 @@ impl Memory {
 
     /// Counts `bytes` until the charge is dropped. `None`: there is no room for new work.
     pub(crate) fn charge(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
+        self.take(bytes).then(|| Charge { memory: Arc::clone(self), bytes })
+    }
+
+    /// Counts `bytes`, if there is room for new work, until they are given back.
+    fn take(&self, bytes: usize) -> bool {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             let after = used.saturating_add(bytes);
             (after <= self.max).then_some(after)
         });
-        taken.is_ok().then(|| Charge { memory: Arc::clone(self), bytes })
+        taken.is_ok()
     }
 
     /// Counts what belongs to work that is under way, whether there is room or not.
@@ -74,33 +80,82 @@ impl Drop for Charge {
     }
 }
 
-/// Memory for request bodies of the whole process; a part of what it may use in all.
+/// One tenant may have this part of the room for bodies: half.
+const TENANTS_PART: usize = 2;
+
+/// Memory for request bodies of the whole process; a part of what it may use in all. It is taken as
+/// bodies arrive, never for what is announced.
 #[derive(Debug, Clone)]
 pub struct BodyBudget {
     /// In KiB.
     room: Arc<Semaphore>,
+    /// The same for each tenant that sends bodies.
+    tenants: Arc<Mutex<HashMap<TenantId, Weak<Semaphore>>>>,
+    tenants_room: usize,
     memory: Arc<Memory>,
 }
 
-/// Room for one body.
+/// Room for one body, as far as it has arrived.
 #[derive(Debug)]
-pub(crate) struct BodyPermit(
-    #[expect(dead_code, reason = "held")] OwnedSemaphorePermit,
-    #[expect(dead_code, reason = "held")] Charge,
-);
+pub(crate) struct BodyPermit {
+    of_tenant: Arc<Semaphore>,
+    room: Arc<Semaphore>,
+    memory: Arc<Memory>,
+    kib: usize,
+}
 
 impl BodyBudget {
-    /// A budget of `bytes` of `memory`.
+    /// A budget of `bytes` of `memory`, where the largest body has `largest`.
     #[must_use]
-    pub fn new(bytes: u32, memory: Arc<Memory>) -> Self {
-        Self { room: Arc::new(Semaphore::new(bytes as usize / 1024)), memory }
+    pub fn new(bytes: u32, largest: u32, memory: Arc<Memory>) -> Self {
+        let kib = bytes as usize / 1024;
+        let tenants_room = (kib / TENANTS_PART).max(largest.div_ceil(1024) as usize).min(kib);
+        Self { room: Arc::new(Semaphore::new(kib)), tenants: Arc::default(), tenants_room, memory }
     }
 
-    /// Waits for room in the budget, and takes it from the memory if there is any.
-    pub(crate) async fn take(&self, bytes: u32, wait: Duration) -> Option<BodyPermit> {
-        let taken = Arc::clone(&self.room).acquire_many_owned(bytes.div_ceil(1024));
-        let room = timeout(wait, taken).await.ok()?.ok()?;
-        Some(BodyPermit(room, self.memory.charge(bytes as usize)?))
+    /// For one body of a tenant; there is nothing of it yet.
+    pub(crate) fn body(&self, tenant: &TenantId) -> BodyPermit {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = tenants.get(tenant).and_then(Weak::upgrade);
+        let of_tenant = known.unwrap_or_else(|| {
+            let new = Arc::new(Semaphore::new(self.tenants_room));
+            tenants.retain(|_, room| room.strong_count() > 0);
+            tenants.insert(tenant.clone(), Arc::downgrade(&new));
+            new
+        });
+        BodyPermit { of_tenant, room: Arc::clone(&self.room), memory: Arc::clone(&self.memory), kib: 0 }
+    }
+}
+
+impl BodyPermit {
+    /// Has room for `bytes` in all; waits for it until then. False: there is none.
+    pub(crate) async fn grow(&mut self, bytes: usize, until: Instant) -> bool {
+        let kib = bytes.div_ceil(1024);
+        let more = u32::try_from(kib.saturating_sub(self.kib)).unwrap_or(u32::MAX);
+        if more == 0 {
+            return true;
+        }
+        // The tenant's first: what waits there keeps nothing from others.
+        let taken = timeout_at(until, async {
+            let of_tenant = self.of_tenant.acquire_many(more).await.ok()?;
+            Some((of_tenant, self.room.acquire_many(more).await.ok()?))
+        });
+        let Ok(Some((of_tenant, room))) = taken.await else { return false };
+        if !self.memory.take(more as usize * 1024) {
+            return false;
+        }
+        of_tenant.forget();
+        room.forget();
+        self.kib = kib;
+        true
+    }
+}
+
+impl Drop for BodyPermit {
+    fn drop(&mut self) {
+        self.of_tenant.add_permits(self.kib);
+        self.room.add_permits(self.kib);
+        self.memory.give_back(self.kib * 1024);
     }
 }
 
@@ -120,6 +175,26 @@ mod tests {
         drop(first);
         assert_eq!(memory.used(), 40);
         drop(second);
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bodies_take_what_has_arrived_and_one_tenant_leaves_room_for_others() {
+        let memory = Memory::new(1 << 20);
+        let budget = BodyBudget::new(100 << 10, 10 << 10, Arc::clone(&memory));
+        let soon = || Instant::now() + std::time::Duration::from_secs(1);
+        let [a, b]: [TenantId; 2] = ["a", "b"].map(|name| name.parse().expect("name"));
+        let mut large = budget.body(&a);
+        assert!(large.grow(40 << 10, soon()).await && large.grow(30 << 10, soon()).await);
+        assert_eq!(memory.used(), 40 << 10);
+        let mut second = budget.body(&a);
+        assert!(second.grow(10 << 10, soon()).await);
+        assert!(!second.grow(11 << 10, soon()).await, "half of the room is the tenant's");
+        let mut others = budget.body(&b);
+        assert!(others.grow(50 << 10, soon()).await, "and half is left");
+        drop(large);
+        assert!(second.grow(50 << 10, soon()).await);
+        drop((second, others));
         assert_eq!(memory.used(), 0);
     }
 }

@@ -14,6 +14,9 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, trace};
 
+/// A client that sends so many bytes between two heartbeats is busy with that.
+const UPLOADING: u64 = 16 << 10;
+
 /// What the control stream shares with the connection.
 pub trait Link: Send + Sync {
     /// The round trip as the transport measures it.
@@ -22,6 +25,8 @@ pub trait Link: Send + Sync {
     fn heard(&self, heartbeat: &Heartbeat);
     /// How the relay is.
     fn state(&self) -> RelayState;
+    /// Bytes that a client has sent where a heartbeat waits in line behind them: over TCP.
+    fn ahead_of_heartbeats(&self) -> u64;
     /// Ready when somebody wants a sign of life from the client.
     fn probed(&self) -> impl Future<Output = ()> + Send;
 }
@@ -37,6 +42,7 @@ pub async fn serve<L: Link>(
     let patience = heartbeat * 3 + Duration::from_secs(1);
     let mut dead_at = Instant::now() + patience;
     let mut told = false;
+    let mut received = 0;
     loop {
         let frame = tokio::select! {
             // Going away is told even while heartbeats keep coming.
@@ -48,7 +54,15 @@ pub async fn serve<L: Link>(
                 }
                 continue;
             }
-            () = sleep_until(dead_at) => return CloseCode::DEAD,
+            () = sleep_until(dead_at) => {
+                // A large request on a slow line: its client lives.
+                let before = std::mem::replace(&mut received, link.ahead_of_heartbeats());
+                if received < before + UPLOADING {
+                    return CloseCode::DEAD;
+                }
+                dead_at += heartbeat;
+                continue;
+            }
             () = link.probed() => {
                 if stream.writer.queue(&Probe { reserved: 0 }).is_err() {
                     return CloseCode::INTERNAL;
@@ -78,6 +92,7 @@ pub async fn serve<L: Link>(
             }
         };
         dead_at = arrived + patience;
+        received = link.ahead_of_heartbeats();
         link.heard(&heartbeat);
         trace!(sequence = heartbeat.sequence, "heartbeat");
         let ack = HeartbeatAck {

@@ -7,10 +7,12 @@ use belay_protocol::codec::Message;
 use belay_protocol::error::{ProtocolError, StreamCode};
 use belay_protocol::frame::FrameType;
 use belay_protocol::message::{EnrolAnswer, EnrolRequest, Failed, FailureCode, LeaveAnswer, LeaveRequest};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// Serves one enrol stream. `caller` is set on a tunnel with a certificate.
 pub async fn serve(enrolment: &Enrolment, caller: Option<&Caller>, intake: &Intake, mut stream: ClientStream) {
+    // Whoever comes without a certificate may send little.
+    stream.reader.take_only(&[FrameType::EnrolRequest, FrameType::LeaveRequest]);
     let frame = match intake.within(stream.reader.frame()).await {
         Ok(Ok(Some(frame))) => frame,
         Ok(Ok(None)) => return refuse(&mut stream, &ProtocolError::Truncated("the enrolment").into()).await,
@@ -53,7 +55,11 @@ async fn enrol(enrolment: &Enrolment, request: EnrolRequest, stream: &mut Client
 }
 
 fn enrolment_failed(error: &EnrolmentError) -> Failed {
-    warn!(%error, "enrolment refused");
+    match error {
+        EnrolmentError::Store(_) => warn!(%error, "enrolment failed"),
+        // Anybody can cause it, as often as he likes.
+        _ => debug!(%error, "enrolment refused"),
+    }
     match error {
         EnrolmentError::Refused(why) => {
             failure(FailureCode::INVITE_REFUSED, *why, "ask for a new invite: belayd invite <tenant>")

@@ -11,6 +11,7 @@ use belay_protocol::message::{EscalateRequest, FailureCode, Resume};
 use belay_protocol::stream::StreamError;
 use belay_transport::params::{PRIORITY_BULK, PRIORITY_TOKENS};
 use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
 /// What a stream asks for.
@@ -30,7 +31,7 @@ enum NoRequest {
 pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, mut stream: ClientStream, span: &Span) {
     stream.writer.set_priority(PRIORITY_TOKENS);
     let intake = Intake::new(escalator.config.timeouts.request_body, escalator.draining.clone());
-    let read = intake.within(read_request(escalator, budget, &mut stream)).instrument(span.clone()).await;
+    let read = intake.within(read_request(escalator, budget, caller, &mut stream)).instrument(span.clone()).await;
     let (request, body, permit) = match read {
         Ok(Ok(Asked::Run(request, body, permit))) => (request, body, permit),
         Ok(Ok(Asked::Resume(resume))) => {
@@ -67,6 +68,7 @@ fn shown(model: &str) -> String {
 async fn read_request(
     escalator: &Escalator,
     budget: &BodyBudget,
+    caller: &Caller,
     stream: &mut ClientStream,
 ) -> Result<Asked, NoRequest> {
     let Some(first) = stream.reader.frame().await.map_err(NoRequest::Stream)? else {
@@ -81,32 +83,40 @@ async fn read_request(
     if request.body_len > max {
         return Err(NoRequest::TooLarge { id: request.request_id, len: request.body_len, max });
     }
-    let permit = budget.take(request.body_len, escalator.config.timeouts.request_body / 2).await;
-    let permit = permit.ok_or(NoRequest::NoMemory)?;
-    let body = read_body(stream, request.body_len as usize).await.map_err(NoRequest::Stream)?;
+    let until = Instant::now() + escalator.config.timeouts.request_body / 2;
+    let mut permit = budget.body(&caller.tenant);
+    let body = read_body(stream, request.body_len as usize, &mut permit, until).await?;
     Ok(Asked::Run(Box::new(request), body, permit))
 }
 
-async fn read_body(stream: &mut ClientStream, len: usize) -> Result<Bytes, StreamError> {
-    let malformed =
-        |why: String| StreamError::Protocol(ProtocolError::Malformed { kind: FrameType::BodyChunk.name(), why });
+/// Reads a body of `len` bytes. What has arrived is counted in `permit`; room is waited for until then.
+async fn read_body(
+    stream: &mut ClientStream,
+    len: usize,
+    permit: &mut BodyPermit,
+    until: Instant,
+) -> Result<Bytes, NoRequest> {
+    let broken = |error: ProtocolError| NoRequest::Stream(error.into());
+    let malformed = |why: String| broken(ProtocolError::Malformed { kind: FrameType::BodyChunk.name(), why });
     // Grows with what has arrived, never with what was announced.
     let mut body = BytesMut::new();
     while body.len() < len {
-        let Some(frame) = stream.reader.frame().await? else {
-            return Err(ProtocolError::Truncated("the request body").into());
+        let Some(frame) = stream.reader.frame().await.map_err(NoRequest::Stream)? else {
+            return Err(broken(ProtocolError::Truncated("the request body")));
         };
         if frame.kind != FrameType::BodyChunk {
-            let unexpected =
-                ProtocolError::Unexpected { got: frame.kind.name(), expected: FrameType::BodyChunk.name() };
-            return Err(unexpected.into());
+            let (got, expected) = (frame.kind.name(), FrameType::BodyChunk.name());
+            return Err(broken(ProtocolError::Unexpected { got, expected }));
         }
-        let (offset, chunk) = raw::split(frame.kind, frame.body)?;
+        let (offset, chunk) = raw::split(frame.kind, frame.body).map_err(broken)?;
         if offset != body.len() as u64 {
             return Err(malformed(format!("offset {offset}, expected {}", body.len())));
         }
         if chunk.is_empty() || body.len() + chunk.len() > len {
             return Err(malformed(format!("{} bytes at offset {offset} of a body of {len}", chunk.len())));
+        }
+        if !permit.grow(body.len() + chunk.len(), until).await {
+            return Err(NoRequest::NoMemory);
         }
         if chunk.len() == len {
             return Ok(chunk);

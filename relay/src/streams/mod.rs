@@ -14,7 +14,7 @@ use std::future::Future;
 use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::debug;
 
 /// How long a stream may take to say what it wants: up to a deadline, and not beyond the beginning
 /// of a drain, which is for what runs.
@@ -53,7 +53,8 @@ pub(crate) async fn refuse(stream: &mut ClientStream, error: &StreamError) {
         debug!(%error, "a stream was lost before its request was read");
         return;
     };
-    warn!(%error, "a stream broke the protocol");
+    // Anybody can cause it, as often as he likes.
+    debug!(%error, "a stream broke the protocol");
     fail(stream, failure_of(error), error.stream_code()).await;
 }
 

@@ -28,6 +28,8 @@ pub struct Direction {
     pub queue_bytes: usize,
     /// The largest UDP payload that gets through, in bytes; longer ones vanish.
     pub largest: usize,
+    /// So many packets get through, from the link's start; those after them vanish.
+    pub first: u64,
     /// Part of the packets that is lost, 0 to 1.
     pub loss: f64,
     /// Part of the packets that arrives twice.
@@ -46,6 +48,7 @@ impl Default for Direction {
             rate_bps: None,
             queue_bytes: 256 << 10,
             largest: usize::MAX,
+            first: u64::MAX,
             loss: 0.0,
             duplicate: 0.0,
             reorder: 0.0,

@@ -1,6 +1,7 @@
 //! The task that drives a TCP connection: socket, new streams, pings, and the end.
 
 use super::shared::{Shared, ended_here};
+use super::socket::{Socket, linger};
 use super::{CLOSE_CODES, STREAM_CODES, stream};
 use crate::connection::{Ended, Stream};
 use crate::params::{HEARTBEAT_INTERVAL, STREAMS_BEFORE_HELLO};
@@ -23,11 +24,11 @@ use tokio::time::{Instant, timeout};
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Drives a client's side until it is over.
-pub(super) async fn client<T>(connection: h2::client::Connection<T, Bytes>, shared: Arc<Shared>)
+pub(super) async fn client<T>(connection: h2::client::Connection<T, Bytes>, socket: Socket, shared: Arc<Shared>)
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut connection = pin!(connection);
+    let mut connection = Box::pin(connection);
     let pings = connection.ping_pong();
     let mut pings = pin!(ping(pings, &shared));
     // In the last case, its streams may learn of it first; whoever needs the reason waits for it.
@@ -40,12 +41,15 @@ where
         never = &mut pings => match never {},
         over = &mut connection => over_with(over),
     };
+    drop(connection);
+    linger(&socket).await;
     shared.end(ended);
 }
 
 /// Drives a relay's side until it is over; the client's streams go to `accepted`.
 pub(super) async fn relay<T>(
     mut connection: h2::server::Connection<T, Bytes>,
+    socket: Socket,
     shared: Arc<Shared>,
     accepted: mpsc::Sender<Stream>,
 ) where
@@ -76,6 +80,8 @@ pub(super) async fn relay<T>(
             }
         }
     };
+    drop(connection);
+    linger(&socket).await;
     shared.end(ended);
 }
 

@@ -17,15 +17,15 @@ use crate::connection::{Ended, Stream, Traffic};
 use crate::params::{
     CLIENT_CONNECTION_WINDOW, INITIAL_RTT, RELAY_CONNECTION_WINDOW, STREAM_WINDOW, STREAMS_BEFORE_HELLO,
 };
-use belay_protocol::RELAY_SERVER_NAME;
 use belay_protocol::error::CloseCode;
+use belay_protocol::{ALPN, RELAY_SERVER_NAME};
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, Uri, Version};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ServerConfig};
 use shared::Shared;
-use socket::Counted;
+use socket::{Counted, Socket};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -81,7 +81,10 @@ impl TcpConnection {
         let remote = socket.peer_addr()?;
         let shared = Arc::new(Shared::new());
         let name = ServerName::try_from(RELAY_SERVER_NAME).map_err(io::Error::other)?;
-        let socket = TlsConnector::from(tls).connect(name, Counted::new(socket, Arc::clone(&shared))).await?;
+        let plain: Socket = Arc::new(socket);
+        let counted = Counted::new(Arc::clone(&plain), Arc::clone(&shared));
+        let socket = TlsConnector::from(tls).connect(name, counted).await?;
+        check_protocol(socket.get_ref().1.alpn_protocol())?;
         let certificate = first(socket.get_ref().1.peer_certificates());
         let (opener, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
@@ -93,7 +96,7 @@ impl TcpConnection {
             .handshake(socket)
             .await
             .map_err(io::Error::other)?;
-        tokio::spawn(driver::client(connection, Arc::clone(&shared)));
+        tokio::spawn(driver::client(connection, plain, Arc::clone(&shared)));
         let uri = Uri::builder().scheme("https").authority(RELAY_SERVER_NAME).path_and_query("/").build();
         let side = Side::Client(AsyncMutex::new(opener), uri.map_err(io::Error::other)?);
         Ok(Self(Arc::new(Handle { remote, certificate, side, shared })))
@@ -105,7 +108,10 @@ impl TcpConnection {
     pub async fn serve(socket: TcpStream, tls: Arc<ServerConfig>, streams: u32) -> io::Result<Self> {
         let remote = socket.peer_addr()?;
         let shared = Arc::new(Shared::new());
-        let socket = TlsAcceptor::from(tls).accept(Counted::new(socket, Arc::clone(&shared))).await?;
+        let plain: Socket = Arc::new(socket);
+        let counted = Counted::new(Arc::clone(&plain), Arc::clone(&shared));
+        let socket = TlsAcceptor::from(tls).accept(counted).await?;
+        check_protocol(socket.get_ref().1.alpn_protocol())?;
         let certificate = first(socket.get_ref().1.peer_certificates());
         let connection = h2::server::Builder::new()
             .initial_window_size(STREAM_WINDOW)
@@ -118,7 +124,7 @@ impl TcpConnection {
             .map_err(io::Error::other)?;
         // Room for all that there can be: whoever takes them may be slow for a moment.
         let (accepted, streams) = mpsc::channel(streams.max(STREAMS_BEFORE_HELLO) as usize);
-        tokio::spawn(driver::relay(connection, Arc::clone(&shared), accepted));
+        tokio::spawn(driver::relay(connection, plain, Arc::clone(&shared), accepted));
         let side = Side::Relay(Mutex::new(streams));
         Ok(Self(Arc::new(Handle { remote, certificate, side, shared })))
     }
@@ -199,6 +205,14 @@ impl TcpConnection {
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.0.shared.ended()
     }
+}
+
+/// TLS lets a peer through that names no protocol at all.
+fn check_protocol(agreed: Option<&[u8]>) -> io::Result<()> {
+    if agreed == Some(ALPN) {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "the peer does not speak belay/1"))
 }
 
 fn first(chain: Option<&[CertificateDer<'static>]>) -> Option<CertificateDer<'static>> {

@@ -108,9 +108,13 @@ impl Shared {
         traffic.bytes_received += bytes as u64;
     }
 
+    /// Room in a socket that was full comes of the peer's acknowledgements: a sign of life, as good as
+    /// anything that arrives. While much is sent, nothing else may for long.
     pub(super) fn sent(&self, bytes: usize) {
-        self.full.store(false, Ordering::Relaxed);
-        self.traffic.lock().unwrap_or_else(PoisonError::into_inner).bytes_sent += bytes as u64;
+        let was_full = self.full.swap(false, Ordering::Relaxed);
+        let mut traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
+        traffic.bytes_sent += bytes as u64;
+        traffic.arrivals += u64::from(was_full);
     }
 
     pub(super) fn found_full(&self) {

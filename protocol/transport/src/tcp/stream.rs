@@ -14,7 +14,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 /// The most bytes offered to a stream at once.
 const WRITE_MAX: usize = 64 << 10;
@@ -32,7 +32,8 @@ pub(super) fn relay(body: RecvStream, send: SendStream<Bytes>, shared: &Arc<Shar
 fn stream(incoming: Incoming, send: SendStream<Bytes>, shared: &Arc<Shared>) -> Stream {
     let id = u64::from(send.stream_id().as_u32());
     let common = Arc::new(Common { silent: AtomicBool::new(false), _open: OpenStream::new(shared) });
-    let writer = TcpSend { stream: send, ended: false, common: Arc::clone(&common) };
+    let writer =
+        TcpSend { stream: send, ended: false, waits_for_reset: None, displaced: false, common: Arc::clone(&common) };
     let reader = TcpRecv { incoming, common };
     Stream { id, writer: FrameWriter::new(Box::new(writer)), reader: FrameReader::new(Box::new(reader)) }
 }
@@ -49,6 +50,10 @@ struct TcpSend {
     stream: SendStream<Bytes>,
     /// Finished or reset.
     ended: bool,
+    /// Who waits for a reset. h2 keeps one waker for all that a sender may wait for: a wait for room
+    /// takes its place, and it has to be put back.
+    waits_for_reset: Option<Waker>,
+    displaced: bool,
     common: Arc<Common>,
 }
 
@@ -77,17 +82,35 @@ impl TcpSend {
     }
 }
 
+impl TcpSend {
+    /// Puts the waker of who waits for a reset back, after a wait for room.
+    fn wait_for_reset_again(&mut self) {
+        if std::mem::take(&mut self.displaced)
+            && let Some(waker) = self.waits_for_reset.clone()
+            && self.stream.poll_reset(&mut Context::from_waker(&waker)).is_ready()
+        {
+            waker.wake();
+        }
+    }
+}
+
 impl SendHalf for TcpSend {
     fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &mut VecDeque<Bytes>) -> Poll<Result<(), StreamError>> {
         let wanted = chunks.iter().map(Bytes::len).sum::<usize>().min(WRITE_MAX);
         self.stream.reserve_capacity(wanted);
         let mut room = self.stream.capacity();
         while room == 0 {
-            room = match ready!(self.stream.poll_capacity(cx)) {
-                Some(Ok(room)) => room,
-                Some(Err(_)) | None => return Poll::Ready(Err(self.why_closed(cx))),
+            room = match self.stream.poll_capacity(cx) {
+                Poll::Ready(Some(Ok(room))) => room,
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(self.why_closed(cx))),
+                Poll::Pending => {
+                    // A reset ends this wait as well.
+                    self.displaced = true;
+                    return Poll::Pending;
+                }
             };
         }
+        self.wait_for_reset_again();
         while room > 0
             && let Some(front) = chunks.front_mut()
         {
@@ -113,7 +136,13 @@ impl SendHalf for TcpSend {
             Poll::Pending if self.ended && self.common.silent.load(Ordering::Acquire) => {
                 Poll::Ready(StreamError::Peer(StreamCode::NO_ERROR))
             }
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                match &mut self.waits_for_reset {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
+                }
+                Poll::Pending
+            }
         }
     }
 
