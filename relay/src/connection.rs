@@ -3,6 +3,10 @@
 //! The connection's task owns its registration and its control stream. Streams are served by tasks
 //! on the relay's tracker: a request must be settled even when its connection is gone.
 
+mod greeting;
+
+use greeting::{hello, identity};
+
 use crate::admission::{Place, Strangers};
 use crate::enrolment::Enrolment;
 use crate::escalate::{Caller, ClientStream, Escalator};
@@ -19,10 +23,9 @@ use belay_protocol::error::{CloseCode, StreamCode};
 use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::hello::BESIDE;
-use belay_protocol::message::{FailureCode, GoAway, Heartbeat, Hello, HelloAck};
+use belay_protocol::message::{FailureCode, GoAway, Heartbeat, HelloAck};
 use belay_protocol::vitals::{self, RelayState};
 use belay_transport::connection::{Connection, Path, Stream};
-use belay_transport::params::PRIORITY_CONTROL;
 use belay_transport::tcp::TcpConnection;
 use belay_transport::twice::{Losses, LossyLines};
 use std::future::Future;
@@ -131,17 +134,6 @@ async fn accepted(shared: &Arc<Shared>, connection: Connection, place: Place) {
     }
 }
 
-type Identity = (DeviceIdentity, TenantId, DeviceId);
-
-/// Who is at the other end, from the certificate and from nowhere else.
-fn identity(connection: &Connection) -> Result<Option<Identity>, String> {
-    let Some(certificate) = connection.peer_certificate() else { return Ok(None) };
-    let identity = DeviceIdentity::from_certificate(&certificate).map_err(|error| error.to_string())?;
-    let tenant = identity.tenant.parse().map_err(|error| format!("tenant: {error}"))?;
-    let device = identity.device.parse().map_err(|error| format!("device: {error}"))?;
-    Ok(Some((identity, tenant, device)))
-}
-
 /// A connection without a certificate: enrolment and nothing else.
 async fn enrol_only(shared: &Arc<Shared>, connection: &Connection) -> CloseCode {
     // It has one thing to do.
@@ -236,24 +228,6 @@ async fn admit(shared: &Shared, tenant: &TenantId, device: &DeviceId) -> Result<
             Err(CloseCode::OVERLOADED)
         }
     }
-}
-
-/// The first stream must be the control stream and begin with the hello.
-async fn hello(connection: &Connection) -> Result<(ClientStream, Hello), CloseCode> {
-    let mut stream = ClientStream::from(connection.accept().await.map_err(|_| CloseCode::DONE)?);
-    stream.writer.set_priority(PRIORITY_CONTROL);
-    match stream.reader.preface().await {
-        Ok(StreamKind::Control) => {}
-        Ok(_) | Err(_) => return Err(CloseCode::PROTOCOL),
-    }
-    let hello: Hello = stream.reader.expect().await.map_err(|error| {
-        debug!(%error, "no hello");
-        CloseCode::PROTOCOL
-    })?;
-    if hello.min_minor > MINOR || hello.max_minor < hello.min_minor {
-        return Err(CloseCode::VERSION);
-    }
-    Ok((stream, hello))
 }
 
 struct ConnectionLink<'a> {

@@ -187,7 +187,7 @@ async fn a_network_that_lets_only_the_handshake_through_costs_seconds_and_no_mor
     let ways = Ways::to(&relay).await;
     let client = relay.client_through(ways.udp.address()).await;
     let (identity, key) = client.state.load().unwrap();
-    for packets in [8, 10, 12] {
+    for packets in [7, 8, 9, 10, 12] {
         let so_far = ways.udp.stats().up.came;
         let line = Direction::delay(Duration::from_millis(5));
         ways.udp.set(link::Way::Up, Direction { first: so_far + packets, ..line });
@@ -195,9 +195,9 @@ async fn a_network_that_lets_only_the_handshake_through_costs_seconds_and_no_mor
         let other = Client::start(Env::system(), identity.clone(), &key, Options::default()).unwrap();
         other.balance(PATIENCE).await.unwrap_or_else(|error| panic!("{packets} packets: {error}"));
         assert!(began.elapsed() < Duration::from_secs(5), "{packets} packets: {:?}", began.elapsed());
-        assert_eq!(other.status().borrow().path, "tcp", "{packets} packets");
         other.close().await;
     }
+    assert!(ways.tcp.connections() > 0, "QUIC was enough each time");
     // Joining too.
     let invite = relay.invite("acme").await;
     let so_far = ways.udp.stats().up.came;
