@@ -286,6 +286,18 @@ codes! {
         CACHE_WRITE_1H = 5, "cache_write_1h_tokens";
         /// Of the output tokens, those that were reasoning; for information, not priced again.
         REASONING = 6, "reasoning_tokens";
+        /// Input tokens of sound.
+        INPUT_AUDIO = 7, "input_audio_tokens";
+        /// Output tokens of sound.
+        OUTPUT_AUDIO = 8, "output_audio_tokens";
+        /// Input tokens of pictures, where they have a price of their own.
+        INPUT_IMAGE = 9, "input_image_tokens";
+        /// Output tokens of pictures.
+        OUTPUT_IMAGE = 10, "output_image_tokens";
+        /// Calls of the provider, where a call has a price.
+        CALLS = 11, "calls";
+        /// Searches of the web that the provider made.
+        WEB_SEARCHES = 12, "web_searches";
     }
 }
 

@@ -579,6 +579,12 @@ golden_codes! {
         (4, "cache_write_5m_tokens"),
         (5, "cache_write_1h_tokens"),
         (6, "reasoning_tokens"),
+        (7, "input_audio_tokens"),
+        (8, "output_audio_tokens"),
+        (9, "input_image_tokens"),
+        (10, "output_image_tokens"),
+        (11, "calls"),
+        (12, "web_searches"),
     ];
     operations: m::Operation, 0xffff, [
         (1, "chat"),

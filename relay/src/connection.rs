@@ -284,6 +284,7 @@ async fn streams_until_end(
     let caller = Caller {
         tenant: live.tenant.clone(),
         device: live.device.clone(),
+        key: None,
         revoked: live.revoked.clone(),
         gone: live.gone.clone(),
     };

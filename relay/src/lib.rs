@@ -2,7 +2,8 @@
 //!
 //! Data flows one way through the modules: `listener` admits connections, `connection` learns
 //! who they are, [`streams`] read requests, [`escalate`] runs them against [`providers`] with money
-//! set aside in the [`store`]. [`server`] builds and stops all of it; [`admin`] is the operator's
+//! set aside in the [`store`]. [`store::books`] is what can be done with a
+//! tenant's money. [`server`] builds and stops all of it; [`admin`] is the operator's
 //! way in. `docs/ARCHITECTURE.md` says what each part must not know.
 #![warn(missing_docs)]
 
@@ -17,6 +18,7 @@ pub mod ops;
 pub mod pricing;
 pub mod providers;
 pub mod registry;
+pub mod secrets;
 pub mod server;
 pub mod store;
 pub mod streams;

@@ -20,6 +20,15 @@ pub struct PriceLine {
     pub nano_per_million: i64,
 }
 
+/// Other prices for requests whose input is large.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PriceTier {
+    /// It holds for requests with more input tokens than this, of all kinds together.
+    pub above: u64,
+    /// In place of the lines of the same kinds.
+    pub lines: Vec<PriceLine>,
+}
+
 /// A model's prices and the tenant's multiplier at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PriceSnapshot {
@@ -29,21 +38,50 @@ pub struct PriceSnapshot {
     pub multiplier_bp: u32,
     /// At least input and output.
     pub lines: Vec<PriceLine>,
+    /// By rising `above`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tiers: Vec<PriceTier>,
 }
 
+/// Kinds that a provider may count input as.
+const INPUT_KINDS: [UnitKind; 6] = [
+    UnitKind::INPUT,
+    UnitKind::CACHE_READ,
+    UnitKind::CACHE_WRITE_5M,
+    UnitKind::CACHE_WRITE_1H,
+    UnitKind::INPUT_AUDIO,
+    UnitKind::INPUT_IMAGE,
+];
+/// Kinds that a provider may count output as.
+const OUTPUT_KINDS: [UnitKind; 3] = [UnitKind::OUTPUT, UnitKind::OUTPUT_AUDIO, UnitKind::OUTPUT_IMAGE];
+
 impl PriceSnapshot {
-    /// Nano-USD per million units of that kind. Cached input without a price of its own costs what
-    /// other input costs; reasoning is part of the output and has none.
-    fn per_million(&self, kind: UnitKind) -> i64 {
-        let find = |kind| self.lines.iter().find(|line| line.kind == kind).map(|line| line.nano_per_million);
-        let input = || find(UnitKind::INPUT).unwrap_or(0);
-        match kind {
-            UnitKind::REASONING => 0,
-            UnitKind::CACHE_READ | UnitKind::CACHE_WRITE_5M | UnitKind::CACHE_WRITE_1H => {
-                find(kind).unwrap_or_else(input)
+    /// Nano-USD per million units of that kind, at that size of input. Input that is cached, and input
+    /// and output that are sound or pictures, cost what the others cost where they have no price of
+    /// their own; reasoning is part of the output and has none.
+    fn per_million(&self, kind: UnitKind, input: u64) -> i64 {
+        let named = |kind: UnitKind| {
+            let tiers = self.tiers.iter().rev().filter(|tier| input > tier.above).map(|tier| &tier.lines);
+            tiers.chain([&self.lines]).flatten().find(|line| line.kind == kind).map(|line| line.nano_per_million)
+        };
+        let price = match kind {
+            UnitKind::REASONING => Some(0),
+            // An hour's cache is never cheaper than that of five minutes.
+            UnitKind::CACHE_WRITE_1H => {
+                named(kind).or_else(|| named(UnitKind::CACHE_WRITE_5M)).or_else(|| named(UnitKind::INPUT))
             }
-            _ => find(kind).unwrap_or(0),
-        }
+            kind if INPUT_KINDS.contains(&kind) => named(kind).or_else(|| named(UnitKind::INPUT)),
+            kind if OUTPUT_KINDS.contains(&kind) => named(kind).or_else(|| named(UnitKind::OUTPUT)),
+            kind => named(kind),
+        };
+        price.unwrap_or(0)
+    }
+
+    /// The dearest price of some kinds, for any input up to that size.
+    fn dearest(&self, kinds: &[UnitKind], input: u64) -> i64 {
+        let sizes = self.tiers.iter().map(|tier| tier.above).filter(|above| *above < input).map(|above| above + 1);
+        let priced = |size| kinds.iter().map(move |kind| self.per_million(*kind, size));
+        sizes.chain([0]).flat_map(priced).max().unwrap_or(0)
     }
 
     fn line_cost(&self, units: u64, per_million: i64) -> Result<NanoUsd, MoneyError> {
@@ -55,29 +93,36 @@ impl PriceSnapshot {
         i64::try_from(rounded_up).map(NanoUsd).map_err(|_| MoneyError::OutOfRange)
     }
 
+    /// A call has a price of its own.
+    pub(crate) fn has_price_per_call(&self) -> bool {
+        self.lines.iter().any(|line| line.kind == UnitKind::CALLS)
+    }
+
     /// What this usage costs, in nano-USD, multiplier included. Errors: `OutOfRange`.
     pub fn cost(&self, usage: &[UsageLine]) -> Result<NanoUsd, MoneyError> {
+        let input = usage
+            .iter()
+            .filter(|line| INPUT_KINDS.contains(&line.kind))
+            .fold(0_u64, |sum, line| sum.saturating_add(line.units));
         usage.iter().try_fold(NanoUsd::ZERO, |sum, line| {
-            sum.checked_add(self.line_cost(line.units, self.per_million(line.kind))?)
+            sum.checked_add(self.line_cost(line.units, self.per_million(line.kind, input))?)
         })
     }
 
-    /// The most that input and output of that size can cost: input at its dearest kind, one
+    /// The most that a call with input and output of that size can cost: both at their dearest kind, one
     /// nano-dollar of rounding for every line that a settlement may have.
     pub fn most(&self, input: u64, output: u64) -> Result<NanoUsd, MoneyError> {
-        const INPUT_KINDS: [UnitKind; 4] =
-            [UnitKind::INPUT, UnitKind::CACHE_READ, UnitKind::CACHE_WRITE_5M, UnitKind::CACHE_WRITE_1H];
-        let dearest = INPUT_KINDS.into_iter().map(|kind| self.per_million(kind)).max().unwrap_or(0);
-        let rounding = NanoUsd(INPUT_KINDS.len() as i64);
-        self.line_cost(input, dearest)?
-            .checked_add(self.line_cost(output, self.per_million(UnitKind::OUTPUT))?)?
+        let rounding = NanoUsd((INPUT_KINDS.len() + OUTPUT_KINDS.len()) as i64 - 2);
+        self.line_cost(input, self.dearest(&INPUT_KINDS, input))?
+            .checked_add(self.line_cost(output, self.dearest(&OUTPUT_KINDS, input))?)?
+            .checked_add(self.line_cost(1, self.per_million(UnitKind::CALLS, input))?)?
             .checked_add(rounding)
     }
 
     /// How many output tokens `money` buys beside `input` tokens; zero if not even the input.
     pub fn affordable_output(&self, money: NanoUsd, input: u64) -> Result<u64, MoneyError> {
         let left = i128::from(money.0) - i128::from(self.most(input, 0)?.0);
-        let per_unit = i128::from(self.per_million(UnitKind::OUTPUT)) * i128::from(self.multiplier_bp);
+        let per_unit = i128::from(self.dearest(&OUTPUT_KINDS, input)) * i128::from(self.multiplier_bp);
         if left <= 0 {
             return Ok(0);
         }
@@ -100,6 +145,7 @@ mod tests {
             version: 1,
             multiplier_bp,
             lines: vec![line(UnitKind::INPUT, input), line(UnitKind::OUTPUT, output)],
+            tiers: vec![],
         }
     }
 

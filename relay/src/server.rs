@@ -11,6 +11,8 @@ use crate::listener::{Gate, Listener};
 use crate::ops::memory::{BodyBudget, Memory};
 use crate::providers::{self, Providers};
 use crate::registry::Registry;
+use crate::secrets::MasterKey;
+use crate::store::books::Books;
 use crate::store::executor::{Db, Store, StoreConfig};
 use crate::store::ledger::Boot;
 use crate::store::lock::{LockError, StateLock};
@@ -115,11 +117,15 @@ impl Relay {
         let store = Store::start(&store_config(&config, overrides.inline_store));
         let price_version = record_prices(&store, &config, now_ms).await?;
         let boot = Boot::current(env.random.bytes());
-        let tenants = Arc::new(Tenants::new(store.clone(), boot.clone(), Arc::clone(&env.clock)));
+        let master = MasterKey::load(&config.master_key, Some(&env.random))?;
+        let clock = || Arc::clone(&env.clock);
+        let books = Books::new(store.clone(), clock(), &master, config.billing.free_allowance);
+        let tenants = Arc::new(Tenants::new(store.clone(), books, boot.clone(), clock()));
         let mut providers = providers::from_config(&config).map_err(StartError::Setup)?;
         providers.extend(overrides.providers);
         let memory = Memory::new(config.limits.memory);
         let flights = Flights::new(config.limits.event_logs, Arc::clone(&memory));
+        let registry = Arc::new(Registry::default());
         let escalator = Arc::new(Escalator {
             config: Arc::clone(&config),
             env: env.clone(),
@@ -135,10 +141,10 @@ impl Relay {
             maintenance: Mutex::new(None),
             memory: Arc::clone(&memory),
             flights: Arc::clone(&flights),
+            registry: Arc::clone(&registry),
             deliveries: TaskTracker::new(),
             stop_deliveries: CancellationToken::new(),
         });
-        let registry = Arc::new(Registry::default());
         let enrolment = Arc::new(Enrolment::new(
             Arc::clone(&authority),
             env.clone(),
@@ -214,6 +220,7 @@ impl Relay {
             // Settling has its own bounded retries; reading requests their own deadlines.
             let _ = timeout(Duration::from_secs(20), self.shared.streams.wait()).await;
         }
+        self.escalator.tenants.flush(None).await;
         // What waits for a reader that is not here is let go: it is settled.
         self.escalator.stop_deliveries.cancel();
         self.escalator.deliveries.close();

@@ -4,18 +4,22 @@
 //! process, the holds of dead processes are resolved with the help of the dispatch journal, and the
 //! journal is begun anew. A running request keeps its tenant's handle alive.
 
-use crate::ops::rate::Rate;
+use crate::store::books::Books;
 use crate::store::executor::{Db, Store};
 use crate::store::journal::{self, Journal};
+use crate::store::ledger::Boot;
+use crate::store::ledger::outbox::{self, Pending};
+use crate::store::ledger::rates::Rates;
 use crate::store::ledger::recover::{Recovered, recover};
-use crate::store::ledger::{self, Boot};
 use crate::store::{StoreError, central};
 use belay_protocol::id::TenantId;
+use belay_protocol::money::NanoUsd;
 use belay_transport::env::Clock;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
-use tracing::info;
+use tracing::{info, warn};
 
 /// A tenant whose book is recovered and whose journal is open.
 #[derive(Debug)]
@@ -25,7 +29,50 @@ pub struct TenantHandle {
     /// Where dispatches are noted.
     pub journal: Journal,
     /// Its requests of the last minute.
-    pub rate: Arc<Rate>,
+    pub rates: Arc<Rates>,
+    /// Usage that central has not been handed.
+    pub unflushed: Unflushed,
+}
+
+/// Usage that waits to be handed to central, as far as it is known here: the outbox has the truth.
+#[derive(Debug, Default)]
+pub struct Unflushed {
+    nano: AtomicI64,
+    /// Since when, milliseconds since 1970; 0: nothing waits.
+    since_ms: AtomicU64,
+}
+
+impl Unflushed {
+    /// A request was settled.
+    pub(crate) fn add(&self, cost: NanoUsd, now_ms: u64) {
+        self.nano.fetch_add(cost.0, Ordering::Relaxed);
+        let _ = self.since_ms.compare_exchange(0, now_ms.max(1), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn set(&self, pending: &Pending) {
+        self.nano.store(pending.cost.0, Ordering::Relaxed);
+        let since_ms = pending.oldest_ms.map_or(0, |ms| u64::try_from(ms).unwrap_or(0).max(1));
+        self.since_ms.store(since_ms, Ordering::Relaxed);
+    }
+
+    fn is_due(&self, policy: FlushPolicy, now_ms: u64) -> bool {
+        let since_ms = self.since_ms.load(Ordering::Relaxed);
+        since_ms != 0
+            && (self.nano.load(Ordering::Relaxed) >= policy.at.0 || now_ms.saturating_sub(since_ms) >= policy.after_ms)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.since_ms.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// When usage is handed to central.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlushPolicy {
+    /// As soon as a tenant has so much waiting, in nano-USD.
+    pub at: NanoUsd,
+    /// And when the oldest has waited for so many milliseconds.
+    pub after_ms: u64,
 }
 
 type Slot = Arc<OnceCell<Arc<TenantHandle>>>;
@@ -34,6 +81,7 @@ type Slot = Arc<OnceCell<Arc<TenantHandle>>>;
 #[derive(Debug)]
 pub struct Tenants {
     store: Store,
+    books: Books,
     boot: Boot,
     clock: Arc<dyn Clock>,
     open: Mutex<HashMap<TenantId, Slot>>,
@@ -42,8 +90,8 @@ pub struct Tenants {
 impl Tenants {
     /// No tenant is open yet.
     #[must_use]
-    pub fn new(store: Store, boot: Boot, clock: Arc<dyn Clock>) -> Self {
-        Self { store, boot, clock, open: Mutex::new(HashMap::new()) }
+    pub fn new(store: Store, books: Books, boot: Boot, clock: Arc<dyn Clock>) -> Self {
+        Self { store, books, boot, clock, open: Mutex::new(HashMap::new()) }
     }
 
     /// The tenant's handle; the first caller recovers the book. The tenant must exist in central.
@@ -59,6 +107,7 @@ impl Tenants {
         let failed =
             |error: std::io::Error| StoreError::Failed { operation: "dispatch journal", why: error.to_string() };
         let dir = self.store.tenant_dir(id);
+        self.books.bring_terms(id).await?;
         let progress = journal::read(&dir).map_err(failed)?;
         let (boot, now_ms) = (self.boot.clone(), self.clock.now_ms());
         let recovered: Recovered = self
@@ -71,17 +120,48 @@ impl Tenants {
         }
         // Every hold that the journal spoke of is resolved, durably.
         let journal = Journal::start(&dir).map_err(failed)?;
-        Ok(Arc::new(TenantHandle { id: id.clone(), journal, rate: Arc::default() }))
+        let pending = self.store.run(Db::Tenant(id.clone()), outbox::pending).await?;
+        let unflushed = Unflushed::default();
+        unflushed.set(&pending);
+        Ok(Arc::new(TenantHandle { id: id.clone(), journal, rates: Arc::default(), unflushed }))
+    }
+
+    fn opened(&self) -> Vec<Arc<TenantHandle>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.values().filter_map(|slot| slot.get().cloned()).collect()
+    }
+
+    /// Hands over to central what is due; `None`: all of it.
+    pub async fn flush(&self, policy: Option<FlushPolicy>) {
+        for handle in self.opened() {
+            let due = match policy {
+                Some(policy) => handle.unflushed.is_due(policy, self.clock.now_ms()),
+                None => !handle.unflushed.is_empty(),
+            };
+            if due && let Err(error) = self.flush_one(&handle.id).await {
+                // It stays in the outbox, and is due at the next look.
+                warn!(tenant = %handle.id, %error, "cannot hand usage over to central");
+            }
+        }
+    }
+
+    /// Hands a tenant's usage over now. Returns what waits still.
+    pub async fn flush_one(&self, id: &TenantId) -> Result<Pending, StoreError> {
+        let handle = self.handle(id).await?;
+        let pending = self.books.flush(id).await?;
+        handle.unflushed.set(&pending);
+        Ok(pending)
     }
 
     /// Closes the handles that nobody uses and that have nothing to remember.
     pub fn close_idle(&self) {
-        let now_us = self.clock.now_ms().saturating_mul(1000);
+        let now_ms = self.clock.now_ms();
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         // Nobody can take a new reference while the map is locked.
         open.retain(|_, slot| {
-            let handle_used =
-                slot.get().is_some_and(|handle| Arc::strong_count(handle) > 1 || !handle.rate.is_idle(now_us));
+            let handle_used = slot.get().is_some_and(|handle| {
+                Arc::strong_count(handle) > 1 || !handle.rates.is_idle(now_ms) || !handle.unflushed.is_empty()
+            });
             Arc::strong_count(slot) > 1 || handle_used
         });
     }
@@ -92,9 +172,10 @@ impl Tenants {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// What the tenant has.
-    pub async fn summary(&self, id: &TenantId) -> Result<ledger::Summary, StoreError> {
-        self.store.run(Db::Tenant(id.clone()), ledger::summary).await
+    /// Their books.
+    #[must_use]
+    pub fn books(&self) -> &Books {
+        &self.books
     }
 
     /// Names of all tenants.
@@ -106,10 +187,12 @@ impl Tenants {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::rate::Limit;
+    use crate::secrets::{MASTER_KEY, MasterKey};
     use crate::store::executor::StoreConfig;
+    use crate::store::ledger::budget::{Measure, Scope};
+    use crate::store::ledger::rates::Bound;
     use crate::store::schema::Durability;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use belay_transport::env::Random;
     use std::time::Duration;
 
     #[derive(Debug)]
@@ -129,9 +212,12 @@ mod tests {
         let store = Store::start(&StoreConfig { dir: dir.path().into(), threads, durability, idle_close, max_open: 2 });
         let clock = Arc::new(At(AtomicU64::new(1_000_000)));
         let boot = Boot { machine: "m".into(), process: "p".into() };
-        let tenants = Tenants::new(store, boot, clock.clone());
-        let (id, limit) = ("acme".parse().expect("name"), Limit::per_minute(2));
-        let take = |handle: &TenantHandle| handle.rate.take(limit, clock.now_ms() * 1000);
+        let master = MasterKey::load(&dir.path().join(MASTER_KEY), Some(&Random::from_seed(1))).expect("made");
+        let books = Books::new(store.clone(), clock.clone(), &master, NanoUsd::ZERO);
+        let tenants = Tenants::new(store, books, boot, clock.clone());
+        let id = "acme".parse().expect("name");
+        let limit = [Bound { scope: Scope::Tenant, measure: Measure::RequestsMinute, count: 2 }];
+        let take = |handle: &TenantHandle| handle.rates.take(&limit, 0, clock.now_ms()).map(|_| ());
         for _ in 0..2 {
             assert_eq!(take(&tenants.handle(&id).await.expect("opened")), Ok(()));
             tenants.close_idle();

@@ -139,6 +139,14 @@ fn every_command_prints_one_json_value() {
     assert_eq!((&config["valid"], &config["aliases"]["auto"]), (&true.into(), &"demo".into()));
     assert_eq!(operator(&["tenant", "create", "other"])["balance_nano_usd"], 0);
     assert_eq!(operator(&["tenant", "credit", "other", "0.25"])["balance_nano_usd"], 250_000_000);
+    assert_eq!(operator(&["tenant", "refund", "other", "0.05"])["balance_nano_usd"], 200_000_000);
+    assert_eq!(operator(&["tenant", "chargeback", "other", "0.05"])["balance_nano_usd"], 150_000_000);
+    assert_eq!(operator(&["tenant", "grant", "other", "1", "--days", "3"])["credits_nano_usd"], 1_000_000_000);
+    let terms = operator(&["tenant", "terms", "other", "--tier", "free", "--ceiling", "2"]);
+    assert_eq!((&terms["tier"], &terms["ceiling"]), (&"free".into(), &2_000_000_000_i64.into()));
+    let budgets = operator(&["budget", "set", "other", "--month", "50", "--requests-per-minute", "9"]);
+    assert_eq!((budgets.as_array().unwrap().len(), operator(&["budget", "list", "other"])), (2, budgets.clone()));
+    assert_eq!(operator(&["budget", "set", "other", "--month", "none"]).as_array().unwrap().len(), 1);
     assert_eq!(operator(&["tenant", "suspend", "other"])["suspended"], true);
     assert_eq!(operator(&["tenant", "suspend", "other", "--off"])["suspended"], false);
     assert_eq!(operator(&["tenant", "list"]).as_array().unwrap().len(), 2);

@@ -155,6 +155,7 @@ async fn ended_as(outcome: Outcome, stream: &mut Stream, peer: &Peer) -> End {
 fn the_defaults_are_the_documented_ones() {
     let documented = Limits {
         requests_per_minute: 100,
+        tokens_per_minute: None,
         requests_at_once: 50,
         streams_per_tunnel: 128,
         instances_per_device: 4,

@@ -6,6 +6,7 @@ use belay_client::escalation::{Collected, EscalationRequest};
 use belay_protocol::message::{Content, Dialect, FailureCode, Outcome, UnitKind};
 use belay_protocol::money::NanoUsd;
 use belay_relay::Overrides;
+use belay_relay::store::ledger::money::Operation;
 use belay_tests::relay::{PATIENCE, TestClient, TestRelay, tenant};
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +56,7 @@ async fn five_hundred(relay: &TestRelay, paid_for: i64) -> (NanoUsd, JoinSet<Col
     let held = held_by_one(relay).await;
     relay.relay().admin().create_tenant(tenant("poor")).await.expect("made");
     let credit = NanoUsd(held.0 * paid_for);
-    relay.relay().admin().credit(&tenant("poor"), credit, None, None).await.expect("credited");
+    relay.relay().admin().operate(&tenant("poor"), Operation::Credit, credit, None, None).await.expect("credited");
     let mut running = JoinSet::new();
     for _ in 0..5 {
         let client = Arc::new(relay.client_of("poor").await);
@@ -194,7 +195,12 @@ async fn caps_reduce_or_refuse() {
     assert!(answer.end.expect("settled").cost <= NanoUsd(10_000_000));
     // Without a cap of the caller, a small balance still buys a small answer.
     relay.relay().admin().create_tenant(tenant("small")).await.expect("made");
-    relay.relay().admin().credit(&tenant("small"), NanoUsd(9_000_000), None, None).await.expect("credited");
+    relay
+        .relay()
+        .admin()
+        .operate(&tenant("small"), Operation::Credit, NanoUsd(9_000_000), None, None)
+        .await
+        .expect("credited");
     let small = relay.client_of("small").await;
     let answer = small.ask("Why is the sky blue?").await;
     assert!(answer.end.expect("settled").units(UnitKind::OUTPUT) > 0);

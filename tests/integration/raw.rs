@@ -22,6 +22,7 @@ use belay_protocol::message::{
 use belay_protocol::money::NanoUsd;
 use belay_protocol::stream::{FrameReader, FrameWriter, StreamError};
 use belay_protocol::{ALPN, MINOR, RELAY_SERVER_NAME};
+use belay_relay::store::ledger::money;
 use belay_tests::relay::{PATIENCE, TestRelay, eventually, tenant};
 use belay_transport::env::{Env, KernelNet, Net, Random, Side};
 use belay_transport::{params, quic};
@@ -448,7 +449,12 @@ pub(crate) fn prompt(question: &str) -> Vec<u8> {
 
 /// Gives a tenant many dollars more.
 pub(crate) async fn credit(relay: &TestRelay, id: &str) {
-    relay.relay().admin().credit(&tenant(id), NanoUsd(10_000_000_000_000), None, None).await.unwrap();
+    relay
+        .relay()
+        .admin()
+        .operate(&tenant(id), money::Operation::Credit, NanoUsd(10_000_000_000_000), None, None)
+        .await
+        .unwrap();
 }
 
 /// Waits until no money is held, and fails unless the books are clean then.

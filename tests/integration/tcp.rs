@@ -17,6 +17,7 @@ use belay_protocol::money::NanoUsd;
 use belay_protocol::stream::StreamError;
 use belay_relay::Overrides;
 use belay_relay::providers::{Provider, Providers};
+use belay_relay::store::ledger::money::Operation;
 use belay_tests::counting::Counting;
 use belay_tests::link::{self, Direction, Link};
 use belay_tests::relay::{PATIENCE, TestClient, TestRelay, eventually, tenant};
@@ -330,7 +331,7 @@ async fn a_tunnel_over_tcp_takes_all_its_streams_at_once() {
     let ways = Ways::without_udp(&relay).await;
     let client = Arc::new(relay.client_through(ways.udp.address()).await);
     let enough = NanoUsd(10_000_000_000_000);
-    relay.relay().admin().credit(&tenant("acme"), enough, None, None).await.expect("credited");
+    relay.relay().admin().operate(&tenant("acme"), Operation::Credit, enough, None, None).await.expect("credited");
     let mut readers = JoinSet::new();
     // More than a tunnel has: the rest waits.
     for _ in 0..200 {

@@ -8,6 +8,7 @@ use belay_protocol::dialect::prompt::Prompt;
 use belay_protocol::id::TenantId;
 use belay_protocol::message::Dialect;
 use belay_protocol::money::NanoUsd;
+use belay_relay::store::ledger::money::Operation;
 use belay_relay::{Config, Overrides, Relay};
 use belay_transport::env::Env;
 use std::net::SocketAddr;
@@ -63,7 +64,7 @@ impl TestRelay {
         let relay = Relay::start(config, Env::system(), overrides).await.unwrap();
         let tenant = tenant("acme");
         relay.admin().create_tenant(tenant.clone()).await.unwrap();
-        relay.admin().credit(&tenant, NanoUsd(5_000_000_000), None, None).await.unwrap();
+        relay.admin().operate(&tenant, Operation::Credit, NanoUsd(5_000_000_000), None, None).await.unwrap();
         Self { relay: Some(relay), config: text, dir }
     }
 

@@ -13,6 +13,7 @@ use belay_protocol::message::Dialect;
 use belay_protocol::money::NANOS_PER_USD;
 use belay_protocol::money::NanoUsd;
 use belay_relay::admin::{http, socket_path};
+use belay_relay::store::ledger::money::Operation;
 use belay_relay::{Config, Overrides, Relay};
 use belay_transport::env::Env;
 use clap::Args;
@@ -128,7 +129,8 @@ pub(super) async fn run(global: &Global, args: DevArgs) -> anyhow::Result<()> {
 async fn asked(global: &Global, args: &DevArgs, relay: &Relay, home: &Path) -> anyhow::Result<Client> {
     let tenant: belay_protocol::id::TenantId = TENANT.parse()?;
     relay.admin().create_tenant(tenant.clone()).await?;
-    relay.admin().credit(&tenant, OPENING_CREDIT, Some("opening".into()), Some("opening credit".into())).await?;
+    let (operation, note) = (Some("opening".into()), Some("opening credit".into()));
+    relay.admin().operate(&tenant, Operation::Credit, OPENING_CREDIT, operation, note).await?;
     let invite = Invite::decode(&relay.admin().invite(&tenant).await?.invite)?;
     let state_dir = StateDir::at(home);
     enrol::join(&Env::system(), &state_dir, &invite, "dev").await?;

@@ -44,6 +44,9 @@ struct Told {
     cache_write_5m: Option<u64>,
     cache_write_1h: Option<u64>,
     reasoning: Option<u64>,
+    input_audio: Option<u64>,
+    output_audio: Option<u64>,
+    web_searches: Option<u64>,
 }
 
 /// Watches an answer go by.
@@ -97,7 +100,8 @@ impl UsageMeter {
     /// Input tokens as told so far, all kinds together.
     #[must_use]
     pub fn told_input(&self) -> Option<u64> {
-        let cached = [self.told.cache_read, self.told.cache_write_5m, self.told.cache_write_1h];
+        let told = &self.told;
+        let cached = [told.cache_read, told.cache_write_5m, told.cache_write_1h, told.input_audio];
         self.told.input.map(|input| input + cached.into_iter().flatten().sum::<u64>())
     }
 
@@ -188,6 +192,9 @@ impl UsageMeter {
             (UnitKind::CACHE_WRITE_5M, told.cache_write_5m.unwrap_or(0)),
             (UnitKind::CACHE_WRITE_1H, told.cache_write_1h.unwrap_or(0)),
             (UnitKind::REASONING, told.reasoning.unwrap_or(0)),
+            (UnitKind::INPUT_AUDIO, told.input_audio.unwrap_or(0)),
+            (UnitKind::OUTPUT_AUDIO, told.output_audio.unwrap_or(0)),
+            (UnitKind::WEB_SEARCHES, told.web_searches.unwrap_or(0)),
         ];
         UsageReport {
             lines: lines
@@ -243,6 +250,9 @@ impl UsageMeter {
             }
             None => {}
         }
+        if let Some(tools) = &usage.server_tool_use {
+            keep(&mut self.told.web_searches, tools.web_search_requests);
+        }
         self.output_is_final |= is_final && usage.output_tokens.is_some();
     }
 
@@ -279,16 +289,22 @@ impl UsageMeter {
     }
 
     fn openai_usage(&mut self, usage: &OpenAiUsage) {
-        let cached = usage.prompt_tokens_details.as_ref().and_then(|details| details.cached_tokens);
+        let details = usage.prompt_tokens_details.as_ref();
+        let cached = details.and_then(|details| details.cached_tokens);
+        let audio = details.and_then(|details| details.audio_tokens);
         if let Some(prompt) = usage.prompt_tokens {
-            self.told.input = Some(prompt.saturating_sub(cached.unwrap_or(0)));
-            self.told.cache_read = cached;
+            // Both are counted inside.
+            self.told.input = Some(prompt.saturating_sub(cached.unwrap_or(0)).saturating_sub(audio.unwrap_or(0)));
+            (self.told.cache_read, self.told.input_audio) = (cached, audio);
         }
-        if usage.completion_tokens.is_some() {
-            self.told.output = usage.completion_tokens;
+        let details = usage.completion_tokens_details.as_ref();
+        if let Some(completion) = usage.completion_tokens {
+            let audio = details.and_then(|details| details.audio_tokens);
+            self.told.output = Some(completion.saturating_sub(audio.unwrap_or(0)));
+            self.told.output_audio = audio;
             self.output_is_final = true;
         }
-        if let Some(details) = &usage.completion_tokens_details {
+        if let Some(details) = details {
             self.told.reasoning = details.reasoning_tokens;
         }
     }
@@ -372,6 +388,12 @@ struct AnthropicUsage {
     cache_read_input_tokens: Option<u64>,
     cache_creation_input_tokens: Option<u64>,
     cache_creation: Option<CacheCreation>,
+    server_tool_use: Option<ServerTools>,
+}
+
+#[derive(Deserialize)]
+struct ServerTools {
+    web_search_requests: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -432,11 +454,13 @@ struct OpenAiUsage {
 #[derive(Deserialize)]
 struct PromptDetails {
     cached_tokens: Option<u64>,
+    audio_tokens: Option<u64>,
 }
 
 #[derive(Deserialize)]
 struct CompletionDetails {
     reasoning_tokens: Option<u64>,
+    audio_tokens: Option<u64>,
 }
 
 #[cfg(test)]

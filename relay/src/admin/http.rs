@@ -1,6 +1,10 @@
 //! The admin service as HTTP on a Unix socket of mode 0600 in the state directory.
 
-use super::service::{AdminError, AdminService};
+use super::service::{AdminError, AdminService, TermsChange};
+use crate::store::central::usage::CentralGrouping;
+use crate::store::ledger::budget::{Measure, Scope};
+use crate::store::ledger::money::Operation;
+use crate::store::ledger::usage::Grouping;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Json, Path, Query, State};
 use axum::http::StatusCode;
@@ -32,16 +36,70 @@ pub struct CreateTenant {
     pub id: TenantId,
 }
 
-/// Credits a tenant.
+/// Moves a tenant's money.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Credit {
+pub struct Money {
+    /// Which way, and why.
+    pub what: Operation,
     /// In nano-USD.
     pub amount_nano_usd: i64,
     /// Makes a retry harmless.
     pub operation: Option<String>,
     /// For the book.
     pub note: Option<String>,
+}
+
+/// Grants a tenant credits that expire.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grant {
+    /// In nano-USD.
+    pub amount_nano_usd: i64,
+    /// When they end, milliseconds since 1970.
+    pub expires_ms: u64,
+    /// Makes a retry harmless.
+    pub operation: Option<String>,
+    /// For the book.
+    pub note: Option<String>,
+}
+
+/// Sets a budget, or takes it away.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetBudget {
+    /// Whom it binds.
+    pub scope: Scope,
+    /// What it bounds.
+    pub measure: Measure,
+    /// Nano-USD, requests or tokens; absent: no bound any more.
+    pub amount: Option<i64>,
+}
+
+/// Asks for the usage of some days.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsageQuery {
+    /// The first, days since 1970.
+    pub from: i64,
+    /// The one after the last.
+    pub until: i64,
+    /// By what it is told apart.
+    pub by: Grouping,
+}
+
+/// Asks for the usage of all tenants, as central knows it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CentralQuery {
+    /// Only this one's.
+    pub tenant: Option<TenantId>,
+    /// The first day, days since 1970.
+    pub from: i64,
+    /// The one after the last.
+    pub until: i64,
+    /// By what it is told apart.
+    pub by: CentralGrouping,
 }
 
 /// Suspends a tenant, or lets it go on.
@@ -121,7 +179,13 @@ fn router(service: Arc<AdminService>) -> Router {
         .route("/status", get(status))
         .route("/maintenance", post(maintenance))
         .route("/tenants", get(tenants).post(create_tenant))
-        .route("/tenants/{id}/credit", post(credit))
+        .route("/tenants/{id}/money", post(money))
+        .route("/tenants/{id}/grants", post(grant))
+        .route("/tenants/{id}/terms", post(terms))
+        .route("/tenants/{id}/budgets", get(budgets).post(set_budget))
+        .route("/tenants/{id}/usage", get(usage))
+        .route("/tenants/{id}/flush", post(flush))
+        .route("/usage", get(central_usage))
         .route("/tenants/{id}/suspended", post(suspend))
         .route("/tenants/{id}/invites", post(invite))
         .route("/devices", get(devices))
@@ -155,11 +219,75 @@ async fn create_tenant(State(service): Service, body: Body<CreateTenant>) -> Res
     }
 }
 
-async fn credit(State(service): Service, Path(id): Path<TenantId>, body: Body<Credit>) -> Result<Response, AdminError> {
+async fn money(State(service): Service, Path(id): Path<TenantId>, body: Body<Money>) -> Result<Response, AdminError> {
+    match body {
+        Ok(Json(Money { what, amount_nano_usd, operation, note })) => {
+            Ok(Json(service.operate(&id, what, NanoUsd(amount_nano_usd), operation, note).await?).into_response())
+        }
+        Err(error) => Ok(bad_request(&error)),
+    }
+}
+
+async fn grant(State(service): Service, Path(id): Path<TenantId>, body: Body<Grant>) -> Result<Response, AdminError> {
+    match body {
+        Ok(Json(Grant { amount_nano_usd, expires_ms, operation, note })) => {
+            Ok(Json(service.grant(&id, NanoUsd(amount_nano_usd), expires_ms, operation, note).await?).into_response())
+        }
+        Err(error) => Ok(bad_request(&error)),
+    }
+}
+
+async fn terms(
+    State(service): Service,
+    Path(id): Path<TenantId>,
+    body: Body<TermsChange>,
+) -> Result<Response, AdminError> {
+    match body {
+        Ok(Json(change)) => Ok(Json(service.change_terms(&id, change).await?).into_response()),
+        Err(error) => Ok(bad_request(&error)),
+    }
+}
+
+async fn set_budget(
+    State(service): Service,
+    Path(id): Path<TenantId>,
+    body: Body<SetBudget>,
+) -> Result<Response, AdminError> {
     match body {
         Ok(Json(body)) => {
-            let amount = NanoUsd(body.amount_nano_usd);
-            Ok(Json(service.credit(&id, amount, body.operation, body.note).await?).into_response())
+            Ok(Json(service.set_budget(&id, body.scope, body.measure, body.amount).await?).into_response())
+        }
+        Err(error) => Ok(bad_request(&error)),
+    }
+}
+
+async fn budgets(State(service): Service, Path(id): Path<TenantId>) -> Result<Response, AdminError> {
+    Ok(Json(service.budgets(&id).await?).into_response())
+}
+
+async fn usage(
+    State(service): Service,
+    Path(id): Path<TenantId>,
+    query: Result<Query<UsageQuery>, QueryRejection>,
+) -> Result<Response, AdminError> {
+    match query {
+        Ok(Query(query)) => Ok(Json(service.usage(&id, (query.from, query.until), query.by).await?).into_response()),
+        Err(error) => Ok(bad_request(&error)),
+    }
+}
+
+async fn flush(State(service): Service, Path(id): Path<TenantId>) -> Result<Response, AdminError> {
+    let pending = service.flush(&id).await?;
+    Ok(Json(serde_json::json!({ "waiting_rows": pending.rows, "waiting_nano_usd": pending.cost.0 })).into_response())
+}
+
+async fn central_usage(
+    State(service): Service,
+    query: Result<Query<CentralQuery>, QueryRejection>,
+) -> Result<Response, AdminError> {
+    match query {
+        Ok(Query(CentralQuery { tenant, from, until, by })) => {
+            Ok(Json(service.central_usage(tenant, (from, until), by).await?).into_response())
         }
         Err(error) => Ok(bad_request(&error)),
     }

@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod http;
+pub mod info;
 pub mod service;
 
 use std::path::{Path, PathBuf};

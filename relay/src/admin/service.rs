@@ -1,19 +1,24 @@
 //! What an operator can do to a running relay.
 
+pub use super::info::{DeviceInfo, InviteInfo, Status, TenantInfo, TunnelInfo, Verified};
 use crate::config::Config;
 use crate::enrolment::{Enrolment, INVITE_LIFETIME_MS};
 use crate::escalate::Escalator;
 use crate::registry::Registry;
 use crate::store::StoreError;
-use crate::store::central::{self, Device};
+use crate::store::books::Days;
+use crate::store::central;
+use crate::store::central::usage::{CentralGroup, CentralGrouping};
 use crate::store::executor::{Db, Store};
-use crate::store::ledger::{self, verify};
+use crate::store::ledger::budget::{Budget, Measure, Scope};
+use crate::store::ledger::money::Operation;
+use crate::store::ledger::outbox::Pending;
+use crate::store::ledger::standing::{Terms, Tier};
+use crate::store::ledger::usage::{Group, Grouping};
 use crate::tenants::Tenants;
 use belay_certs::invite::Invite;
-use belay_protocol::error::CloseCode;
 use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::money::NanoUsd;
-use belay_protocol::vitals::{RelayState, Vitals};
 use belay_transport::env::Env;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -41,104 +46,31 @@ pub enum AdminError {
     Store(#[from] StoreError),
 }
 
-/// A tenant with its money.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct TenantInfo {
-    /// The tenant's name.
-    pub id: TenantId,
-    /// No request runs and no device connects while this is set.
-    pub suspended: bool,
-    /// Can be spent, in nano-USD.
-    pub balance_nano_usd: i64,
-    /// Is set aside, in nano-USD.
-    pub held_nano_usd: i64,
-    /// Was charged since the book began, in nano-USD.
-    pub charged_nano_usd: i64,
-    /// Requests that hold money.
-    pub open_holds: u32,
-    /// Milliseconds since 1970.
-    pub created_ms: u64,
+/// A change of a tenant's terms; what is not named stays.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct TermsChange {
+    /// What it pays with.
+    pub tier: Option<Tier>,
+    /// How far below zero its balance may go, in nano-USD.
+    pub ceiling: Option<NanoUsd>,
+    /// Suspend it when it comes to its ceiling.
+    pub suspend_at_ceiling: Option<bool>,
 }
 
-/// A device, and whether it is connected.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct DeviceInfo {
-    /// As central knows it.
-    #[serde(flatten)]
-    pub device: Device,
-    /// Live tunnels.
-    pub tunnels: u32,
+impl TermsChange {
+    fn apply(self, terms: &mut Terms) {
+        terms.tier = self.tier.unwrap_or(terms.tier);
+        terms.ceiling = self.ceiling.unwrap_or(terms.ceiling);
+        terms.suspend_at_ceiling = self.suspend_at_ceiling.unwrap_or(terms.suspend_at_ceiling);
+    }
 }
 
-/// A new invite.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct InviteInfo {
-    /// The join string.
-    pub invite: String,
-    /// Who will pay.
-    pub tenant: TenantId,
-    /// Milliseconds since 1970.
-    pub expires_ms: u64,
-}
-
-/// The node at a glance.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Status {
-    /// belayd's version.
-    pub version: String,
-    /// Where QUIC listens.
-    pub listen: SocketAddr,
-    /// Live tunnels.
-    pub tunnels: Vec<TunnelInfo>,
-    /// Open tenants.
-    pub open_tenants: usize,
-    /// What clients are told with their heartbeats.
-    pub state: RelayState,
-    /// Requests that run.
-    pub running_requests: usize,
-    /// Finished answers that wait for their reader.
-    pub waiting_answers: usize,
-    /// Bytes that clients make the relay use, as it counts them.
-    pub memory_bytes: usize,
-    /// Bytes of events that no reader has acknowledged, all requests together.
-    pub event_log_bytes: usize,
-    /// SHA-256 of the authority's certificate, hex.
-    pub authority: String,
-}
-
-/// A live tunnel.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct TunnelInfo {
-    /// Who pays.
-    pub tenant: TenantId,
-    /// Which device.
-    pub device: DeviceId,
-    /// Which running client.
-    pub instance: String,
-    /// What carries it: `quic` or `tcp`.
-    pub path: String,
-    /// Where it comes from.
-    pub remote: SocketAddr,
-    /// Milliseconds since 1970.
-    pub since_ms: u64,
-    /// Heartbeats heard.
-    pub heartbeats: u64,
-    /// The client's last measured round trip in microseconds; 0 before the first.
-    pub round_trip_us: u64,
-    /// How the client's computer is, as it said last.
-    pub vitals: Option<Vitals>,
-    /// The model that it has loaded itself.
-    pub loaded_model: Option<String>,
-}
-
-/// A book's check.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Verified {
-    /// Whose book.
-    pub tenant: TenantId,
-    /// What was found.
-    #[serde(flatten)]
-    pub report: verify::Report,
+/// An operation under a name that was another one's is the operator's mistake.
+fn moved<T>(result: Result<T, StoreError>) -> Result<T, AdminError> {
+    result.map_err(|error| match error {
+        StoreError::Failed { operation: "move money", why } => AdminError::Amount(why),
+        error => error.into(),
+    })
 }
 
 /// Everything an operator can do.
@@ -202,11 +134,12 @@ impl AdminService {
     }
 
     async fn info(&self, tenant: central::Tenant) -> Result<TenantInfo, AdminError> {
-        let summary = self.tenants.summary(&tenant.id).await?;
+        let summary = self.tenants.books().summary(&tenant.id).await?;
         Ok(TenantInfo {
             id: tenant.id,
-            suspended: tenant.suspended,
+            terms: tenant.terms,
             balance_nano_usd: summary.balance.0,
+            credits_nano_usd: summary.credits.0,
             held_nano_usd: summary.held.0,
             charged_nano_usd: summary.charged.0,
             open_holds: summary.open_holds,
@@ -214,48 +147,115 @@ impl AdminService {
         })
     }
 
-    /// Credits a tenant. `operation` makes a retry harmless; without one, each call is a new
-    /// credit.
-    pub async fn credit(
+    /// Moves a tenant's money. `operation` makes a retry harmless; without one, each call is a new one.
+    pub async fn operate(
         &self,
         id: &TenantId,
+        what: Operation,
         amount: NanoUsd,
         operation: Option<String>,
         note: Option<String>,
     ) -> Result<TenantInfo, AdminError> {
-        if amount <= NanoUsd::ZERO {
-            return Err(AdminError::Amount(format!("a credit must be above zero, not {amount}")));
+        self.check_amount(amount)?;
+        self.tenant(id).await?;
+        let operation = self.operation(operation);
+        moved(self.tenants.books().operate(id, what, amount, (operation, note)).await)?;
+        self.tenant(id).await
+    }
+
+    /// Grants a tenant credits that end at `expires_ms` (milliseconds since 1970).
+    pub async fn grant(
+        &self,
+        id: &TenantId,
+        amount: NanoUsd,
+        expires_ms: u64,
+        operation: Option<String>,
+        note: Option<String>,
+    ) -> Result<TenantInfo, AdminError> {
+        self.check_amount(amount)?;
+        if expires_ms <= self.env.clock.now_ms() {
+            return Err(AdminError::Amount("credits must not have expired already".into()));
         }
         self.tenant(id).await?;
-        let operation = operation.unwrap_or_else(|| {
-            let random: [u8; 16] = self.env.random.bytes();
-            format!("credit-{:032x}", u128::from_be_bytes(random))
-        });
-        let now_ms = self.env.clock.now_ms();
-        let credit = self.store.run(Db::Tenant(id.clone()), move |connection| {
-            ledger::credit(connection, amount, &operation, note.as_deref(), now_ms)
-        });
-        match credit.await {
-            Ok(_) => self.tenant(id).await,
-            Err(StoreError::Failed { operation: "credit", why }) => Err(AdminError::Amount(why)),
-            Err(error) => Err(error.into()),
+        let operation = self.operation(operation);
+        moved(self.tenants.books().grant(id, amount, expires_ms, (operation, note)).await)?;
+        self.tenant(id).await
+    }
+
+    fn check_amount(&self, amount: NanoUsd) -> Result<(), AdminError> {
+        if amount > NanoUsd::ZERO {
+            return Ok(());
         }
+        Err(AdminError::Amount(format!("the amount must be above zero, not {amount}")))
+    }
+
+    fn operation(&self, named: Option<String>) -> String {
+        named.unwrap_or_else(|| {
+            let random: [u8; 16] = self.env.random.bytes();
+            format!("operator-{:032x}", u128::from_be_bytes(random))
+        })
+    }
+
+    /// Changes what a tenant pays with, and how far.
+    pub async fn change_terms(&self, id: &TenantId, change: TermsChange) -> Result<TenantInfo, AdminError> {
+        if change.ceiling.is_some_and(|ceiling| ceiling.is_negative()) {
+            return Err(AdminError::Amount("a ceiling must not be below zero".into()));
+        }
+        let changed = self.tenants.books().change_terms(id, move |terms| change.apply(terms)).await?;
+        if changed.is_none() {
+            return Err(AdminError::NoTenant(id.clone()));
+        }
+        self.tenant(id).await
+    }
+
+    /// Sets a budget, or takes it away. Returns all that there are.
+    pub async fn set_budget(
+        &self,
+        id: &TenantId,
+        scope: Scope,
+        measure: Measure,
+        amount: Option<i64>,
+    ) -> Result<Vec<Budget>, AdminError> {
+        if amount.is_some_and(|amount| amount < 0) {
+            return Err(AdminError::Amount("a budget must not be below zero".into()));
+        }
+        self.tenant(id).await?;
+        self.tenants.books().set_budget(id, scope, measure, amount).await?;
+        self.budgets(id).await
+    }
+
+    /// All budgets of a tenant.
+    pub async fn budgets(&self, id: &TenantId) -> Result<Vec<Budget>, AdminError> {
+        self.tenant(id).await?;
+        Ok(self.tenants.books().budgets(id).await?)
+    }
+
+    /// A tenant's usage in some days, from its own book.
+    pub async fn usage(&self, id: &TenantId, days: Days, by: Grouping) -> Result<Vec<Group>, AdminError> {
+        self.tenant(id).await?;
+        Ok(self.tenants.books().usage(id, days, by).await?)
+    }
+
+    /// Hands a tenant's usage over to central now.
+    pub async fn flush(&self, id: &TenantId) -> Result<Pending, AdminError> {
+        self.tenant(id).await?;
+        Ok(self.tenants.flush_one(id).await?)
+    }
+
+    /// Usage of all tenants, or of one, as far as it has been handed over.
+    pub async fn central_usage(
+        &self,
+        tenant: Option<TenantId>,
+        days: Days,
+        by: CentralGrouping,
+    ) -> Result<Vec<CentralGroup>, AdminError> {
+        Ok(self.tenants.books().central_usage(tenant, days, by).await?)
     }
 
     /// Suspends a tenant, or lets it go on. Its tunnels close and its requests end at once.
     pub async fn suspend(&self, id: &TenantId, suspended: bool) -> Result<TenantInfo, AdminError> {
-        let name = id.clone();
-        let known = self
-            .store
-            .run(Db::Central, move |connection| central::suspend_tenant(connection, &name, suspended))
-            .await?;
-        if !known {
+        if !self.escalator.suspend(id, suspended).await? {
             return Err(AdminError::NoTenant(id.clone()));
-        }
-        self.store.run(Db::Tenant(id.clone()), move |connection| ledger::set_suspended(connection, suspended)).await?;
-        if suspended {
-            self.registry.close_tenant(id, CloseCode::SUSPENDED);
-            self.escalator.flights.revoke_tenant(id);
         }
         self.tenant(id).await
     }
@@ -305,7 +305,7 @@ impl AdminService {
         };
         let mut verified = Vec::new();
         for id in ids {
-            let report = self.store.run(Db::Tenant(id.clone()), verify::verify).await?;
+            let report = self.tenants.books().verify(&id).await?;
             verified.push(Verified { tenant: id, report });
         }
         Ok(verified)

@@ -6,8 +6,11 @@ use belay_protocol::money::NanoUsd;
 use belay_protocol::vitals::Vitals;
 use belay_relay::Config;
 use belay_relay::admin::client::{AdminClient, ClientError};
-use belay_relay::admin::http::{CreateTenant, Credit, Maintenance, Revoke, Suspend};
-use belay_relay::admin::service::{DeviceInfo, InviteInfo, Status, TenantInfo};
+use belay_relay::admin::http::{CreateTenant, Grant, Maintenance, Money, Revoke, Suspend};
+use belay_relay::admin::service::{DeviceInfo, InviteInfo, Status, TenantInfo, TermsChange};
+use belay_relay::store::ledger::calendar::DAY_MS;
+use belay_relay::store::ledger::money::Operation;
+use belay_relay::store::ledger::standing::Tier;
 use clap::{Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
@@ -26,18 +29,38 @@ pub(super) enum TenantCommand {
     List,
     /// Add money to a tenant
     #[command(after_help = "Example:\n  belayd tenant credit acme 20 --note \"invoice 7\" --operation invoice-7")]
-    Credit {
+    Credit(MoneyArgs),
+    /// Take money from a tenant whose payment was given back; the balance may go below its floor
+    #[command(after_help = "Example:\n  belayd tenant refund acme 20 --note \"invoice 7\" --operation refund-7")]
+    Refund(MoneyArgs),
+    /// Take money from a tenant whose payment was taken back by its payer
+    #[command(after_help = "Example:\n  belayd tenant chargeback acme 20 --operation dispute-7")]
+    Chargeback(MoneyArgs),
+    /// Give a tenant credits that expire; they are used before its balance
+    #[command(after_help = "Example:\n  belayd tenant grant acme 5 --days 90 --note \"knowledge credits\"")]
+    Grant {
+        #[command(flatten)]
+        money: MoneyArgs,
+        /// For how many days
+        #[arg(long, default_value_t = 365)]
+        days: u64,
+    },
+    /// Change what a tenant pays with, and how far below zero it may go
+    #[command(
+        after_help = "Examples:\n  belayd tenant terms acme --tier free\n  belayd tenant terms acme --ceiling 50"
+    )]
+    Terms {
         /// Which tenant
         id: TenantId,
-        /// How much, in dollars
-        #[arg(value_name = "DOLLARS")]
-        amount: NanoUsd,
-        /// Stands in the book
+        /// "free" (an allowance every month) or "managed" (its balance)
         #[arg(long)]
-        note: Option<String>,
-        /// Names this credit: repeating the command with the same name credits once
-        #[arg(long, value_name = "NAME")]
-        operation: Option<String>,
+        tier: Option<Tier>,
+        /// How far below zero its balance may go, in dollars
+        #[arg(long, value_name = "DOLLARS")]
+        ceiling: Option<NanoUsd>,
+        /// Suspend it when it comes to its ceiling
+        #[arg(long, value_name = "true|false")]
+        suspend_at_ceiling: Option<bool>,
     },
     /// Stop a tenant: its tunnels close, its requests end at once
     #[command(after_help = "Examples:\n  belayd tenant suspend acme\n  belayd tenant suspend acme --off")]
@@ -48,6 +71,21 @@ pub(super) enum TenantCommand {
         #[arg(long)]
         off: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MoneyArgs {
+    /// Which tenant
+    id: TenantId,
+    /// How much, in dollars
+    #[arg(value_name = "DOLLARS")]
+    amount: NanoUsd,
+    /// Stands in the book
+    #[arg(long)]
+    note: Option<String>,
+    /// Names this operation: repeating the command with the same name does it once
+    #[arg(long, value_name = "NAME")]
+    operation: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -102,32 +140,41 @@ pub(super) async fn maintenance(global: &Global, args: MaintenanceArgs) -> anyho
     Ok(())
 }
 
-fn connect(global: &Global) -> anyhow::Result<AdminClient> {
+pub(super) fn connect(global: &Global) -> anyhow::Result<AdminClient> {
     let config = Config::load_without_keys(&global.config)?;
     Ok(AdminClient::new(&config.state_dir)?)
 }
 
 pub(super) async fn tenant(global: &Global, command: TenantCommand) -> anyhow::Result<()> {
     let client = connect(global)?;
-    let credit_body = |amount: NanoUsd, operation, note| Credit { amount_nano_usd: amount.0, operation, note };
     let info: TenantInfo = match command {
         TenantCommand::List => return list_tenants(global, &client).await,
         TenantCommand::Create { id, credit } => {
             // Looked at first, or the tenant would be made all the same.
             if let Some(amount) = credit.filter(|amount| *amount <= NanoUsd::ZERO) {
-                return Err(ClientError::Refused(format!("a credit must be above zero, not {amount}")).into());
+                return Err(ClientError::Refused(format!("the amount must be above zero, not {amount}")).into());
             }
             let created = client.post("/tenants", &CreateTenant { id: id.clone() }).await?;
             match credit {
                 Some(amount) => {
-                    let body = credit_body(amount, Some(format!("opening-{id}")), Some("opening credit".into()));
-                    client.post(&format!("/tenants/{id}/credit"), &body).await?
+                    let (operation, note) = (Some(format!("opening-{id}")), Some("opening credit".into()));
+                    move_money(&client, Operation::Credit, MoneyArgs { id, amount, note, operation }).await?
                 }
                 None => created,
             }
         }
-        TenantCommand::Credit { id, amount, note, operation } => {
-            client.post(&format!("/tenants/{id}/credit"), &credit_body(amount, operation, note)).await?
+        TenantCommand::Credit(args) => move_money(&client, Operation::Credit, args).await?,
+        TenantCommand::Refund(args) => move_money(&client, Operation::Refund, args).await?,
+        TenantCommand::Chargeback(args) => move_money(&client, Operation::Chargeback, args).await?,
+        TenantCommand::Grant { money: MoneyArgs { id, amount, note, operation }, days } => {
+            let now_ms = belay_transport::env::Clock::now_ms(&belay_transport::env::SystemClock);
+            let expires_ms = now_ms.saturating_add(days.saturating_mul(DAY_MS));
+            let body = Grant { amount_nano_usd: amount.0, expires_ms, operation, note };
+            client.post(&format!("/tenants/{id}/grants"), &body).await?
+        }
+        TenantCommand::Terms { id, tier, ceiling, suspend_at_ceiling } => {
+            let change = TermsChange { tier, ceiling, suspend_at_ceiling };
+            client.post(&format!("/tenants/{id}/terms"), &change).await?
         }
         TenantCommand::Suspend { id, off } => {
             client.post(&format!("/tenants/{id}/suspended"), &Suspend { suspended: !off }).await?
@@ -136,9 +183,27 @@ pub(super) async fn tenant(global: &Global, command: TenantCommand) -> anyhow::R
     if global.json {
         return print_json(&info);
     }
-    let state = if info.suspended { ", suspended" } else { "" };
-    println!("tenant {}: balance {}{state}", info.id, NanoUsd(info.balance_nano_usd));
+    let mut parts = vec![format!("balance {}", NanoUsd(info.balance_nano_usd))];
+    if info.credits_nano_usd != 0 {
+        parts.push(format!("credits {}", NanoUsd(info.credits_nano_usd)));
+    }
+    if info.terms.ceiling != NanoUsd::ZERO {
+        parts.push(format!("ceiling {}", info.terms.ceiling));
+    }
+    if info.terms.tier != Tier::Managed {
+        parts.push(format!("tier {}", info.terms.tier));
+    }
+    if info.terms.suspended {
+        parts.push("suspended".into());
+    }
+    println!("tenant {}: {}", info.id, parts.join(", "));
     Ok(())
+}
+
+async fn move_money(client: &AdminClient, what: Operation, args: MoneyArgs) -> anyhow::Result<TenantInfo> {
+    let MoneyArgs { id, amount, note, operation } = args;
+    let body = Money { what, amount_nano_usd: amount.0, operation, note };
+    Ok(client.post(&format!("/tenants/{id}/money"), &body).await?)
 }
 
 async fn list_tenants(global: &Global, client: &AdminClient) -> anyhow::Result<()> {
@@ -156,14 +221,20 @@ async fn list_tenants(global: &Global, client: &AdminClient) -> anyhow::Result<(
             vec![
                 tenant.id.to_string(),
                 NanoUsd(tenant.balance_nano_usd).to_string(),
+                NanoUsd(tenant.credits_nano_usd).to_string(),
                 NanoUsd(tenant.held_nano_usd).to_string(),
                 NanoUsd(tenant.charged_nano_usd).to_string(),
-                if tenant.suspended { "suspended" } else { "active" }.into(),
+                tenant.terms.tier.to_string(),
+                if tenant.terms.suspended { "suspended" } else { "active" }.into(),
                 table::time(tenant.created_ms),
             ]
         })
         .collect();
-    table::print(&["TENANT", "BALANCE", "HELD", "CHARGED", "STATE", "CREATED"], &[1, 2, 3], &rows);
+    table::print(
+        &["TENANT", "BALANCE", "CREDITS", "HELD", "CHARGED", "TIER", "STATE", "CREATED"],
+        &[1, 2, 3, 4],
+        &rows,
+    );
     Ok(())
 }
 

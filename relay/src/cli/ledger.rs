@@ -7,12 +7,15 @@ use belay_protocol::id::TenantId;
 use belay_relay::Config;
 use belay_relay::admin::client::{AdminClient, ClientError};
 use belay_relay::admin::service::{AdminError, Verified};
+use belay_relay::secrets::MasterKey;
+use belay_relay::store::books::Books;
 use belay_relay::store::executor::{Db, Store, StoreConfig};
-use belay_relay::store::ledger::verify::verify;
 use belay_relay::store::lock::StateLock;
 use belay_relay::store::schema::Durability;
 use belay_relay::store::{StoreError, central};
+use belay_transport::env::SystemClock;
 use clap::Subcommand;
+use std::sync::Arc;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -91,10 +94,12 @@ async fn offline(config: &Config, tenant: Option<TenantId>) -> anyhow::Result<Ve
         }
         ids = vec![tenant];
     }
+    let master = MasterKey::load(&config.master_key, None)?;
+    let books = Books::new(store.clone(), Arc::new(SystemClock), &master, config.billing.free_allowance);
     let mut verified = Vec::new();
     for id in ids {
-        let report: Result<_, StoreError> = store.run(Db::Tenant(id.clone()), verify).await;
-        verified.push(Verified { tenant: id, report: report? });
+        let report = books.verify(&id).await?;
+        verified.push(Verified { tenant: id, report });
     }
     store.close();
     Ok(verified)

@@ -5,6 +5,7 @@ mod admin;
 mod config;
 mod exit;
 mod ledger;
+mod money;
 mod serve;
 mod table;
 
@@ -58,6 +59,12 @@ enum Command {
     /// List and revoke devices
     #[command(subcommand, after_help = "Examples:\n  belayd device list\n  belayd device revoke laptop-1f2e3d4c")]
     Device(admin::DeviceCommand),
+    /// Bound what a tenant, a device or a key may spend and ask for
+    #[command(subcommand, after_help = "Example:\n  belayd budget set acme --month 50")]
+    Budget(money::BudgetCommand),
+    /// Show what tenants have used
+    #[command(after_help = "Examples:\n  belayd usage\n  belayd usage --by day --tenant acme --from 2026-11-01")]
+    Usage(money::UsageArgs),
     /// Check the books
     #[command(subcommand, after_help = "Example:\n  belayd ledger verify")]
     Ledger(ledger::Command),
@@ -90,6 +97,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tenant(command) => runtime()?.block_on(admin::tenant(&global, command)),
         Command::Invite(args) => runtime()?.block_on(admin::invite(&global, &args)),
         Command::Device(command) => runtime()?.block_on(admin::device(&global, command)),
+        Command::Budget(command) => runtime()?.block_on(money::budget(&global, command)),
+        Command::Usage(args) => runtime()?.block_on(money::usage(&global, args)),
         Command::Ledger(command) => runtime()?.block_on(ledger::run(&global, command)),
         Command::Maintenance(args) => runtime()?.block_on(admin::maintenance(&global, args)),
         Command::Status => runtime()?.block_on(admin::status(&global)),

@@ -1,5 +1,7 @@
 //! Tables that align.
 
+use belay_relay::store::ledger::calendar;
+
 /// Prints a table; columns named in `right` are aligned to the right.
 pub(super) fn print(header: &[&str], right: &[usize], rows: &[Vec<String>]) {
     let width = |column: usize| {
@@ -22,18 +24,9 @@ pub(super) fn print(header: &[&str], right: &[usize], rows: &[Vec<String>]) {
 
 /// A time as text, UTC, to the second.
 pub(super) fn time(ms: u64) -> String {
-    let (days, seconds) = (ms / 86_400_000, ms / 1000 % 86_400);
-    // Days to a date, by the civil calendar (proleptic Gregorian, era of 400 years).
-    let z = i64::try_from(days).unwrap_or(0) + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = yoe + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z", seconds / 3600, seconds / 60 % 60, seconds % 60)
+    let seconds = ms / 1000 % 86_400;
+    let day = calendar::day_text(calendar::day(ms));
+    format!("{day} {:02}:{:02}:{:02}Z", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
 #[cfg(test)]

@@ -3,8 +3,12 @@
 use super::raw::{Raw, nearest};
 use super::upstream::{model, provider};
 use crate::ops::log::LogFormat;
-use crate::pricing::PriceLine;
+use crate::pricing::{PriceLine, PriceTier};
+use crate::secrets::MASTER_KEY;
+use crate::store::ledger::hold::Multipliers;
+use crate::tenants::FlushPolicy;
 use belay_protocol::message::Dialect;
+use belay_protocol::money::NanoUsd;
 use belay_transport::params;
 use secrecy::SecretString;
 use std::collections::BTreeMap;
@@ -63,6 +67,8 @@ pub struct Config {
     pub network_threads: usize,
     /// Everything that the relay remembers is below this directory.
     pub state_dir: PathBuf,
+    /// The file of the master key.
+    pub master_key: PathBuf,
     /// Threads of the store.
     pub store_threads: usize,
     /// A tenant's file that nobody used for so long is closed.
@@ -88,8 +94,12 @@ pub struct Config {
 /// What is charged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Billing {
-    /// Applied to every price line, in basis points.
-    pub multiplier_bp: u32,
+    /// Applied to every price line of a request, by the tenant's tier, in basis points.
+    pub multipliers: Multipliers,
+    /// What a tenant of the free tier has in a month, in nano-USD.
+    pub free_allowance: NanoUsd,
+    /// When usage is handed to central.
+    pub flush: FlushPolicy,
     /// The output cap where the caller names none, in tokens.
     pub default_max_output: u32,
 }
@@ -99,6 +109,8 @@ pub struct Billing {
 pub struct Limits {
     /// Requests per minute and tenant.
     pub requests_per_minute: u32,
+    /// Tokens per minute and tenant; `None`: as many as can be paid.
+    pub tokens_per_minute: Option<u32>,
     /// Requests at once and tenant.
     pub requests_at_once: u32,
     /// Streams at once in a tunnel after the hello.
@@ -204,6 +216,8 @@ pub struct Model {
     pub cap_field: String,
     /// Its prices.
     pub prices: Vec<PriceLine>,
+    /// Its prices for large inputs, by rising size.
+    pub tiers: Vec<PriceTier>,
 }
 
 /// Whether provider keys are looked up.
@@ -264,16 +278,7 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
             return Err(wrong(&key, "is the name of a model as well; choose another alias".into()));
         }
     }
-    let billing = Billing {
-        multiplier_bp: raw.billing.multiplier_basis_points.unwrap_or(10_300),
-        default_max_output: raw.billing.default_max_output_tokens.unwrap_or(4096),
-    };
-    if !(1..=1_000_000).contains(&billing.multiplier_bp) {
-        return Err(wrong(
-            "billing.multiplier_basis_points",
-            "must be from 1 to 1000000; 10000 charges the price itself".into(),
-        ));
-    }
+    let billing = billing(&raw.billing).map_err(|(key, why)| wrong(key, why))?;
     let limits = limits(&raw.limits).map_err(|(key, why)| wrong(key, why))?;
     let timeouts = timeouts(&raw.timeouts).map_err(|(key, why)| wrong(key, why))?;
     Ok(Config {
@@ -281,6 +286,7 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
         tcp: raw.listen.tcp.unwrap_or(true),
         public: raw.listen.public,
         network_threads,
+        master_key: raw.state.master_key_file.unwrap_or_else(|| state_dir.join(MASTER_KEY)),
         state_dir,
         store_threads,
         idle_close: Duration::from_secs(raw.state.idle_close_s.unwrap_or(60)),
@@ -301,6 +307,32 @@ pub(super) fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'
 }
 
 type Wrong = (&'static str, String);
+
+fn billing(raw: &super::raw::RawBilling) -> Result<Billing, Wrong> {
+    let multiplier = |key, value: Option<u32>, default: u32| {
+        let value = value.unwrap_or(default);
+        let why = "must be from 1 to 1000000; 10000 charges the price itself";
+        if (1..=1_000_000).contains(&value) { Ok(value) } else { Err((key, why.to_owned())) }
+    };
+    let dollars = |key, text: Option<&str>, default: &str| {
+        let text = text.unwrap_or(default);
+        let amount = text.parse().ok().filter(|amount| *amount >= NanoUsd::ZERO);
+        amount.ok_or_else(|| (key, format!("{text:?} is no amount of dollars; write for example \"1.00\"")))
+    };
+    Ok(Billing {
+        multipliers: Multipliers {
+            free: multiplier("billing.multiplier_free", raw.multiplier_free, 10_000)?,
+            managed: multiplier("billing.multiplier_managed", raw.multiplier_managed, 10_300)?,
+            byok: multiplier("billing.multiplier_byok", raw.multiplier_byok, 3_000)?,
+        },
+        free_allowance: dollars("billing.free_allowance", raw.free_allowance.as_deref(), "0")?,
+        flush: FlushPolicy {
+            at: dollars("billing.flush_at", raw.flush_at.as_deref(), "5")?,
+            after_ms: raw.flush_after_s.unwrap_or(60).saturating_mul(1000),
+        },
+        default_max_output: raw.default_max_output_tokens.unwrap_or(4096),
+    })
+}
 
 fn limits(raw: &super::raw::RawLimits) -> Result<Limits, Wrong> {
     let mib = |key, value: Option<u32>, default: u32, most: u32| {
@@ -323,6 +355,7 @@ fn limits(raw: &super::raw::RawLimits) -> Result<Limits, Wrong> {
     }
     Ok(Limits {
         requests_per_minute: raw.requests_per_minute.unwrap_or(100),
+        tokens_per_minute: raw.tokens_per_minute.filter(|count| *count > 0),
         requests_at_once: raw.requests_at_once.unwrap_or(50),
         streams_per_tunnel: streams,
         instances_per_device: raw.instances_per_device.unwrap_or(4),
@@ -367,6 +400,7 @@ fn timeouts(raw: &super::raw::RawTimeouts) -> Result<Timeouts, Wrong> {
 #[cfg(test)]
 mod tests {
     use super::super::{Config, TEMPLATE};
+    use super::Multipliers;
 
     fn error(text: &str) -> String {
         Config::parse(text, "belayd.toml").expect_err(text).to_string()
@@ -375,7 +409,7 @@ mod tests {
     #[test]
     fn the_template_is_valid() {
         let config = Config::parse(TEMPLATE, "template").expect("valid");
-        assert_eq!(config.billing.multiplier_bp, 10_300);
+        assert_eq!(config.billing.multipliers, Multipliers { free: 10_000, managed: 10_300, byok: 3_000 });
         assert!(config.aliases.contains_key("auto"));
     }
 

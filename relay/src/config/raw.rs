@@ -34,6 +34,7 @@ pub(super) struct Listen {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct State {
     pub(super) dir: Option<PathBuf>,
+    pub(super) master_key_file: Option<PathBuf>,
     pub(super) store_threads: Option<usize>,
     pub(super) idle_close_s: Option<u64>,
 }
@@ -48,7 +49,12 @@ pub(super) struct Log {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawBilling {
-    pub(super) multiplier_basis_points: Option<u32>,
+    pub(super) multiplier_free: Option<u32>,
+    pub(super) multiplier_managed: Option<u32>,
+    pub(super) multiplier_byok: Option<u32>,
+    pub(super) free_allowance: Option<String>,
+    pub(super) flush_at: Option<String>,
+    pub(super) flush_after_s: Option<u64>,
     pub(super) default_max_output_tokens: Option<u32>,
 }
 
@@ -56,6 +62,7 @@ pub(super) struct RawBilling {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLimits {
     pub(super) requests_per_minute: Option<u32>,
+    pub(super) tokens_per_minute: Option<u32>,
     pub(super) requests_at_once: Option<u32>,
     pub(super) streams_per_tunnel: Option<u32>,
     pub(super) instances_per_device: Option<u32>,
@@ -114,6 +121,26 @@ pub(super) struct RawModel {
 pub(super) struct RawPrice {
     pub(super) input: String,
     pub(super) output: String,
+    pub(super) cache_read: Option<String>,
+    pub(super) cache_write_5m: Option<String>,
+    pub(super) cache_write_1h: Option<String>,
+    pub(super) input_audio: Option<String>,
+    pub(super) output_audio: Option<String>,
+    pub(super) input_image: Option<String>,
+    pub(super) output_image: Option<String>,
+    /// Dollars per thousand calls.
+    pub(super) thousand_calls: Option<String>,
+    #[serde(default)]
+    pub(super) tiers: Vec<RawTier>,
+}
+
+/// Other prices for requests with a large input.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTier {
+    pub(super) above: u64,
+    pub(super) input: Option<String>,
+    pub(super) output: Option<String>,
     pub(super) cache_read: Option<String>,
     pub(super) cache_write_5m: Option<String>,
     pub(super) cache_write_1h: Option<String>,

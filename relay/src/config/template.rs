@@ -21,6 +21,10 @@ threads = 0
 # Everything that the relay remembers is below this directory: its authority, the central database,
 # a directory per tenant. It must be there for this relay alone.
 dir = "belay-state"
+# The master key: 32 random bytes, with which the books' checkpoints are signed. Made at the first start as
+# master.key in the state directory; keep it elsewhere to have the books protected from whoever can write
+# that directory.
+# master_key_file = "/etc/belayd/master.key"
 # Threads that write to SQLite.
 store_threads = 4
 # A tenant's file that nobody used for so many seconds is closed.
@@ -33,13 +37,26 @@ format = "human"
 filter = "info"
 
 [billing]
-# Applied to every price line; 10000 charges the provider's price itself.
-multiplier_basis_points = 10300
+# Applied to every price line of a request, in basis points (10000 charges the provider's price itself),
+# by what the tenant pays with: an allowance every month and nothing beyond it ("free"), its balance
+# ("managed"), or its own provider keys and a licence to the relay ("byok").
+multiplier_free = 10000
+multiplier_managed = 10300
+multiplier_byok = 3000
+# What a tenant of the free tier has in a calendar month (UTC), in dollars.
+free_allowance = "0"
+# Each tenant's usage is handed to the central database when so many dollars of it wait, or the oldest has
+# waited for so long; and when the relay stops.
+flush_at = "5.00"
+flush_after_s = 60
 # The output cap where a caller names none (the model's own ceiling and the balance may lower it).
 default_max_output_tokens = 4096
 
 [limits]
+# Per tenant; a tenant's own budgets come before them (belayd budget set). Tokens in and out; 0: as many
+# as can be paid.
 requests_per_minute = 100
+tokens_per_minute = 0
 requests_at_once = 50
 streams_per_tunnel = 128
 streams_per_tenant = 1024
@@ -87,8 +104,10 @@ kind = "demo"
 # kind = "openai"
 # key_file = "/etc/belayd/openai.key"
 
-# Models by the name that callers use. Prices are dollars per million tokens, as text. Prices of
-# cached input that are not named are the same as input's.
+# Models by the name that callers use. Prices are dollars per million tokens, as text: input, output,
+# cache_read, cache_write_5m, cache_write_1h, input_audio, output_audio, input_image, output_image; those
+# that are not named are the same as input's or output's. thousand_calls is what a thousand requests cost
+# on top. tiers holds other prices for requests with more input tokens than "above".
 [models.demo]
 provider = "demo"
 name = "demo-1"
@@ -100,7 +119,13 @@ price = { input = "0.50", output = "1.50" }
 # provider = "anthropic"
 # context_tokens = 200000
 # max_output_tokens = 64000
-# price = { input = "3", output = "15", cache_read = "0.30", cache_write_5m = "3.75", cache_write_1h = "6" }
+# [models.claude-sonnet-4-5.price]
+# input = "3"
+# output = "15"
+# cache_read = "0.30"
+# cache_write_5m = "3.75"
+# cache_write_1h = "6"
+# tiers = [{ above = 200000, input = "6", output = "22.50", cache_read = "0.60", cache_write_5m = "7.50", cache_write_1h = "12" }]
 
 # [models.gpt-5]
 # provider = "openai"

@@ -1,8 +1,8 @@
 //! The rules for providers, models and prices.
 
 use super::check::{Keys, Model, ProviderConfig, ProviderKind, unknown};
-use super::raw::{RawModel, RawPrice, RawProvider, nearest};
-use crate::pricing::PriceLine;
+use super::raw::{RawModel, RawPrice, RawProvider, RawTier, nearest};
+use crate::pricing::{PriceLine, PriceTier};
 use belay_protocol::message::UnitKind;
 use belay_protocol::money::NanoUsd;
 use std::collections::BTreeMap;
@@ -83,18 +83,56 @@ pub(super) fn model(key: &str, raw: &RawModel, providers: &BTreeMap<String, Prov
         max_output_tokens: raw.max_output_tokens,
         cap_field,
         prices: prices(&raw.price)?,
+        tiers: tiers(&raw.price.tiers)?,
     })
 }
 
+type Named<'a> = (UnitKind, Option<&'a String>);
+
 fn prices(raw: &RawPrice) -> Result<Vec<PriceLine>, String> {
-    let lines = [
+    let mut lines = lines([
         (UnitKind::INPUT, Some(&raw.input)),
         (UnitKind::OUTPUT, Some(&raw.output)),
         (UnitKind::CACHE_READ, raw.cache_read.as_ref()),
         (UnitKind::CACHE_WRITE_5M, raw.cache_write_5m.as_ref()),
         (UnitKind::CACHE_WRITE_1H, raw.cache_write_1h.as_ref()),
-    ];
-    lines
+        (UnitKind::INPUT_AUDIO, raw.input_audio.as_ref()),
+        (UnitKind::OUTPUT_AUDIO, raw.output_audio.as_ref()),
+        (UnitKind::INPUT_IMAGE, raw.input_image.as_ref()),
+        (UnitKind::OUTPUT_IMAGE, raw.output_image.as_ref()),
+    ])?;
+    // Lines are per million.
+    for mut line in self::lines([(UnitKind::CALLS, raw.thousand_calls.as_ref())])? {
+        line.nano_per_million =
+            line.nano_per_million.checked_mul(1000).ok_or_else(|| format!("price of {}: too large", line.kind))?;
+        lines.push(line);
+    }
+    Ok(lines)
+}
+
+fn tiers(raw: &[RawTier]) -> Result<Vec<PriceTier>, String> {
+    let mut above = None;
+    let mut tiers = vec![];
+    for tier in raw {
+        if above.is_some_and(|above| tier.above <= above) {
+            return Err(format!("price.tiers: above = {} does not come after the tier before it", tier.above));
+        }
+        above = Some(tier.above);
+        let lines = lines([
+            (UnitKind::INPUT, tier.input.as_ref()),
+            (UnitKind::OUTPUT, tier.output.as_ref()),
+            (UnitKind::CACHE_READ, tier.cache_read.as_ref()),
+            (UnitKind::CACHE_WRITE_5M, tier.cache_write_5m.as_ref()),
+            (UnitKind::CACHE_WRITE_1H, tier.cache_write_1h.as_ref()),
+        ])?;
+        tiers.push(PriceTier { above: tier.above, lines });
+    }
+    Ok(tiers)
+}
+
+/// Those prices that are named. Errors: one that is no price.
+fn lines<'a>(named: impl IntoIterator<Item = Named<'a>>) -> Result<Vec<PriceLine>, String> {
+    named
         .into_iter()
         .filter_map(|(kind, text)| Some((kind, text?)))
         .map(|(kind, text)| {

@@ -73,6 +73,7 @@ impl Flight<'_> {
         let first_event_ms = self.first_event.map(|at| at.duration_since(self.held.at).as_millis());
         let settlement = Settlement {
             request_id: self.held.guard.request_id,
+            offer: 0,
             outcome,
             message,
             usage: report.lines,
@@ -85,6 +86,7 @@ impl Flight<'_> {
             Ok(settled) => {
                 self.held.guard.disarm();
                 let end = &settled.end;
+                self.held.tenant.unflushed.add(end.cost, self.escalator.env.clock.now_ms());
                 info!(outcome = %end.outcome, cost = %end.cost, balance = %end.balance, estimated = end.estimated,
                     events = end.events, first_event_ms = end.first_event_ms, total_ms = end.total_ms, "request settled");
                 match frame(FrameType::End, &settled.end_bytes) {

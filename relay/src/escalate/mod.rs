@@ -24,6 +24,7 @@ mod reader;
 mod refusal;
 mod resume;
 mod runner;
+mod suspend;
 mod sweeper;
 mod watch;
 
@@ -38,12 +39,13 @@ use refusal::{refused, store_failed};
 use crate::config::Config;
 use crate::ops::memory::{self, BodyPermit, Charge, Memory};
 use crate::providers::{Call, CallFuture, Providers};
+use crate::registry::Registry;
 use crate::store::StoreError;
 use crate::store::central::{Standing, admit};
 use crate::store::executor::{Db, Store};
 use crate::store::journal::Progress;
 use crate::store::ledger::Boot;
-use crate::store::ledger::hold::{HoldOutcome, HoldRefusal, hold};
+use crate::store::ledger::hold::{self, HoldOutcome, HoldRefusal};
 use crate::tenants::{TenantHandle, Tenants};
 use belay_protocol::codec::Message;
 use belay_protocol::error::StreamCode;
@@ -75,6 +77,8 @@ pub struct Caller {
     pub tenant: TenantId,
     /// Which device.
     pub device: DeviceId,
+    /// The API key that it asks under, by its id.
+    pub key: Option<String>,
     /// Cancelled when the device is revoked or its tenant suspended, while its tunnel is there.
     pub revoked: CancellationToken,
     /// Cancelled when the tunnel is gone.
@@ -119,6 +123,8 @@ pub struct Escalator {
     pub(crate) memory: Arc<Memory>,
     /// Requests that a reader can come back to.
     pub(crate) flights: Arc<Flights>,
+    /// Tunnels of tenants, to be closed when one is suspended.
+    pub(crate) registry: Arc<Registry>,
     /// Tasks of answers that wait for their reader.
     pub(crate) deliveries: TaskTracker,
     /// Cancelled when they must be let go.
@@ -173,6 +179,13 @@ impl Escalator {
         Ok(standing.await? != Standing::Good)
     }
 
+    /// How long a hold lasts without being renewed. No request outlives its total time; what has is
+    /// nobody's.
+    pub(crate) fn lease_ms(&self) -> u64 {
+        let longest = self.config.timeouts.total + self.config.timeouts.resume_window;
+        u64::try_from(longest.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// How many requests are running.
     #[must_use]
     pub fn running(&self) -> usize {
@@ -224,6 +237,10 @@ impl Escalator {
             Err(failure) => {
                 span.in_scope(|| info!(code = %failure.code, "request refused: {}", failure.message));
                 send_failed(&mut stream, &failure).await;
+                // Only now: its tunnels close.
+                if failure.code == FailureCode::PAYMENT_REQUIRED {
+                    self.enforce_ceiling(&caller.tenant).await;
+                }
             }
         }
     }
@@ -245,7 +262,7 @@ impl Escalator {
         let id = request.request_id;
         let plan = plan::plan(&self.config, self.price_version, request, body)?;
         let tenant = self.tenants.handle(&caller.tenant).await.map_err(|error| store_failed(id, &error))?;
-        let hold_request = plan.hold_request(self, caller, request, body, &tenant.rate);
+        let hold_request = plan.hold_request(self, caller, request, body, &tenant.rates);
         let input_bytes = hold_request.input_bytes;
         let registration = match self.flights.enter(&caller.tenant, id, &caller.device, hold_request.digest) {
             Entered::New(registration) => registration,
@@ -275,13 +292,13 @@ impl Escalator {
             stage: Stage::Queued { made_ms: hold_request.now_ms },
         };
         let db = Db::Tenant(caller.tenant.clone());
-        let outcome = self.store.run(db, move |connection| hold(connection, &hold_request));
+        let outcome = self.store.run(db, move |connection| hold::hold(connection, &hold_request));
         // Made ready while the store writes; it is sent only when it is polled.
         let expected = plan.expected_output(self);
         let prepared = self.prepare(&plan, request, body, expected);
         let outcome = outcome.await;
         match outcome.map_err(|error| store_failed(id, &error))? {
-            HoldOutcome::Held { amount, output_cap } => {
+            HoldOutcome::Held(hold::Held { amount, output_cap, .. }) => {
                 guard.stage = Stage::Held;
                 let at = tokio::time::Instant::now();
                 let held = Held { guard, tenant, amount, output_cap, at, _charge: charge };

@@ -1,10 +1,11 @@
 //! What would be sent to which provider, and what it could cost. Pure: no I/O.
 
 use super::{Caller, Escalator, failed};
-use crate::config::{Config, Model};
-use crate::ops::rate::Rate;
-use crate::pricing::PriceSnapshot;
-use crate::store::ledger::hold::HoldRequest;
+use crate::config::{Config, Model, ProviderKind};
+use crate::pricing::{BASIS_POINTS, PriceSnapshot};
+use crate::store::ledger::hold::{HoldRequest, PerMinute};
+use crate::store::ledger::rates::Rates;
+use crate::store::ledger::request::Offer;
 use belay_certs::sha256;
 use belay_protocol::dialect::body::{BodyFacts, inspect};
 use belay_protocol::dialect::edit::{self, Edits};
@@ -76,8 +77,10 @@ pub(crate) fn plan(
         dialect,
         price: PriceSnapshot {
             version: price_version,
-            multiplier_bp: config.billing.multiplier_bp,
+            // The hold applies that of the tenant.
+            multiplier_bp: BASIS_POINTS,
             lines: model.prices.clone(),
+            tiers: model.tiers.clone(),
         },
         stream,
         wants_usage_event,
@@ -124,7 +127,7 @@ impl Plan {
         caller: &Caller,
         request: &EscalateRequest,
         body: &Bytes,
-        rate: &Arc<Rate>,
+        rates: &Arc<Rates>,
     ) -> HoldRequest {
         let limits = &escalator.config.limits;
         let context = u64::from(self.model.context_tokens);
@@ -143,12 +146,19 @@ impl Plan {
         HoldRequest {
             request_id: request.request_id,
             device: caller.device.clone(),
+            key: caller.key.clone(),
             digest: digest(request, body),
             boot: escalator.boot.clone(),
             now_ms: escalator.env.clock.now_ms(),
-            provider: self.provider.clone(),
-            model: self.model.name.clone(),
-            price: self.price.clone(),
+            offers: vec![Offer {
+                provider: self.provider.clone(),
+                model: self.model.name.clone(),
+                price: self.price.clone(),
+                keyless: escalator.config.providers[&self.provider].kind == ProviderKind::Demo,
+            }],
+            multipliers: escalator.config.billing.multipliers,
+            allowance: escalator.config.billing.free_allowance,
+            lease_ms: escalator.lease_ms(),
             input_bound: bound.min(context),
             input_bytes,
             asked_output: self.asked_output,
@@ -157,8 +167,8 @@ impl Plan {
             choices,
             extra_output,
             cost_cap: request.cost_cap,
-            rate: Arc::clone(rate),
-            per_minute: limits.requests_per_minute,
+            rates: Arc::clone(rates),
+            per_minute: PerMinute { requests: limits.requests_per_minute, tokens: limits.tokens_per_minute },
             at_once: limits.requests_at_once,
         }
     }

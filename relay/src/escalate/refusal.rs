@@ -1,9 +1,13 @@
 //! What callers are told of a request that did not run.
 
 use crate::store::StoreError;
+use crate::store::ledger::budget::Measure;
 use crate::store::ledger::hold::HoldRefusal;
+use crate::store::ledger::rates::RateRefusal;
+use crate::store::ledger::standing::Tier;
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{Failed, FailureCode};
+use belay_protocol::money::NanoUsd;
 use tracing::warn;
 
 /// A failure with its request, ready to be sent.
@@ -35,12 +39,35 @@ pub(super) fn store_failed(id: RequestId, error: &StoreError) -> Failed {
 pub(super) fn refused(id: RequestId, refusal: &HoldRefusal) -> Failed {
     let make = |code, message: String, remedy: &str| failed(id, code, message, remedy);
     match refusal {
-        HoldRefusal::PaymentRequired { missing, balance } => Failed {
+        HoldRefusal::PaymentRequired { missing, available, tier, suspended } => {
+            let has = if *tier == Tier::Free { "this month's allowance" } else { "the balance" };
+            let then = if *suspended { "; the tenant is suspended" } else { "" };
+            let remedy = match tier {
+                Tier::Free => "wait for the next month's allowance, or ask the operator for a paid tier",
+                Tier::Managed | Tier::Byok => "top up, ask for fewer output tokens, or allow a smaller answer",
+            };
+            Failed {
+                missing: Some(*missing),
+                ..make(
+                    FailureCode::PAYMENT_REQUIRED,
+                    format!("{has} of {available} does not cover this request; {missing} is missing{then}"),
+                    remedy,
+                )
+            }
+        }
+        HoldRefusal::OverBudget { missing, room, retry_after_ms } => Failed {
             missing: Some(*missing),
+            retry_after_ms: Some(*retry_after_ms),
             ..make(
                 FailureCode::PAYMENT_REQUIRED,
-                format!("the balance of {balance} does not cover this request; {missing} is missing"),
-                "top up, ask for fewer output tokens, or allow a smaller answer",
+                format!(
+                    "the budget of {} for this {} is {}, with {} left; {missing} is missing",
+                    room.budget.scope,
+                    if room.budget.measure == Measure::SpendDay { "day" } else { "month" },
+                    NanoUsd(room.budget.amount),
+                    room.left
+                ),
+                "wait until the budget begins anew, ask for fewer output tokens, or have it raised",
             )
         },
         HoldRefusal::AboveCostCap { missing } => Failed {
@@ -51,14 +78,24 @@ pub(super) fn refused(id: RequestId, refusal: &HoldRefusal) -> Failed {
                 "raise the cost cap, ask for fewer output tokens, or allow a smaller answer",
             )
         },
-        HoldRefusal::RateLimited { retry_after_ms } => Failed {
+        HoldRefusal::RateLimited(RateRefusal { bound, retry_after_ms }) => Failed {
             retry_after_ms: Some(*retry_after_ms),
             ..make(
                 FailureCode::RATE_LIMITED,
-                "too many requests in this minute".into(),
+                format!(
+                    "too many {} in this minute: {} may have {}",
+                    if bound.measure == Measure::TokensMinute { "tokens" } else { "requests" },
+                    bound.scope,
+                    bound.count
+                ),
                 "wait as long as retry_after_ms says",
             )
         },
+        HoldRefusal::NoProviderKey { provider } => make(
+            FailureCode::PAYMENT_REQUIRED,
+            format!("the tenant pays with keys of its own and has none for provider {provider}"),
+            "have one set, or choose a model of another provider",
+        ),
         HoldRefusal::TooManyAtOnce => Failed {
             retry_after_ms: Some(1000),
             ..make(FailureCode::RATE_LIMITED, "too many requests at once".into(), "wait until one has ended")

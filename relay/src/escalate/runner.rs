@@ -325,6 +325,7 @@ impl Flight<'_> {
             events: self.log.next(),
             output_bytes: self.meter.output_bytes(),
             told_input: self.meter.told_input(),
+            offer: 0,
         }
     }
 

@@ -1,5 +1,5 @@
 //! The sweeper: resolves holds that their tasks could not, recovers tenants that nobody asked for,
-//! and closes what is idle.
+//! hands usage over to central, and closes what is idle.
 
 use super::Escalator;
 use crate::store::StoreError;
@@ -79,6 +79,7 @@ impl Escalator {
                 _ = ticks.tick() => {}
             }
             self.resolve_lost().await;
+            self.tenants.flush(Some(self.config.billing.flush)).await;
             self.tenants.close_idle();
         }
         self.resolve_lost().await;
@@ -107,7 +108,9 @@ impl Escalator {
                 let mut settlement = estimate(id, progress, input_bytes, now_ms);
                 settlement.outcome = Outcome::LIMIT;
                 settlement.message = "the request's task ended without settling; charged by estimate".into();
-                self.settle(&lost.tenant, settlement).await.map(|_| ())
+                let settled = self.settle(&lost.tenant, settlement).await?;
+                self.tenants.handle(&lost.tenant).await?.unflushed.add(settled.end.cost, now_ms);
+                Ok(())
             }
         }
     }

@@ -1,7 +1,5 @@
 //! One rule for every rate limit: the generic cell rate algorithm on a single stored number.
 
-use std::sync::{Mutex, PoisonError};
-
 /// So many per period, all of them at once if need be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
@@ -30,28 +28,40 @@ impl Limit {
     /// Lets one through at `now_us`. `tat_us` is what the last one left (0 at first). Returns what
     /// to remember, or how long to wait.
     pub fn take(self, tat_us: u64, now_us: u64) -> Result<u64, u64> {
-        let next = tat_us.max(now_us).saturating_add(self.interval_us);
+        self.take_some(tat_us, now_us, 1)
+    }
+
+    /// The same for `count` at once. More than fit into a period pass alone, when nothing else has
+    /// passed for one: they would never pass otherwise.
+    pub fn take_some(self, tat_us: u64, now_us: u64, count: u64) -> Result<u64, u64> {
+        let next = self.add(tat_us, now_us, count);
         let allowed_until = now_us.saturating_add(self.burst_us);
-        if next > allowed_until { Err(next - allowed_until) } else { Ok(next) }
-    }
-}
-
-/// A limit's one number, shared. It is as good as new when its time has passed.
-#[derive(Debug, Default)]
-pub struct Rate(Mutex<u64>);
-
-impl Rate {
-    /// Lets one through at `now_us`, or says how long to wait.
-    pub fn take(&self, limit: Limit, now_us: u64) -> Result<(), u64> {
-        let mut tat_us = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *tat_us = limit.take(*tat_us, now_us)?;
-        Ok(())
+        let is_alone = self.interval_us <= self.burst_us && tat_us <= now_us;
+        if next > allowed_until && !is_alone {
+            // Where it takes more than a period, it waits until it would be alone.
+            let wait_us = (next - allowed_until).min(tat_us.max(now_us) - now_us);
+            return Err(if self.interval_us > self.burst_us { next - allowed_until } else { wait_us });
+        }
+        Ok(next)
     }
 
-    /// True if nothing has to be remembered of it.
+    /// Counts so many on top, whether or not they are within the limit.
     #[must_use]
-    pub fn is_idle(&self, now_us: u64) -> bool {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) <= now_us
+    pub fn add(self, tat_us: u64, now_us: u64, count: u64) -> u64 {
+        tat_us.max(now_us).saturating_add(self.interval_us.saturating_mul(count))
+    }
+
+    /// Counts so many less.
+    #[must_use]
+    pub fn give_back(self, tat_us: u64, count: u64) -> u64 {
+        tat_us.saturating_sub(self.interval_us.saturating_mul(count))
+    }
+
+    /// How many would pass now.
+    #[must_use]
+    pub fn left(self, tat_us: u64, now_us: u64) -> u64 {
+        let used_us = tat_us.saturating_sub(now_us);
+        self.burst_us.saturating_sub(used_us) / self.interval_us.max(1)
     }
 }
 
@@ -69,6 +79,22 @@ mod tests {
         }
         assert_eq!(limit.take(tat, now), Err(600_000));
         assert!(limit.take(tat, now + 600_000).is_ok());
+    }
+
+    #[test]
+    fn many_at_once_pass_as_far_as_there_is_room_and_too_many_alone() {
+        let limit = Limit::per_minute(1000);
+        let now = 1_000_000_000;
+        let after = limit.take_some(0, now, 900).expect("room");
+        assert_eq!(limit.left(after, now), 100);
+        assert_eq!(limit.take_some(after, now, 200), Err(6_000_000));
+        assert_eq!(limit.left(limit.give_back(after, 400), now), 500);
+        // Used beyond what there was: the next one waits for it.
+        let beyond = limit.add(after, now, 600);
+        assert_eq!((limit.left(beyond, now), limit.take(beyond, now)), (0, Err(30_060_000)));
+        let too_many = limit.take_some(0, now, 5000).expect("alone");
+        assert_eq!(limit.take_some(too_many, now, 5000), Err(300_000_000), "until it is alone again");
+        assert!(limit.take_some(too_many, now + 300_000_000, 5000).is_ok());
     }
 
     #[test]

@@ -1,8 +1,13 @@
 //! The relay-wide database: tenants, invites, devices, price lists.
 
+pub mod keys;
+pub mod usage;
+
 use super::StoreError;
+use super::ledger::standing::Terms;
 use super::ledger::time;
 use belay_protocol::id::{DeviceId, TenantId};
+use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
@@ -11,8 +16,11 @@ use serde::{Deserialize, Serialize};
 pub struct Tenant {
     /// The tenant's name.
     pub id: TenantId,
-    /// No request runs and no device connects while this is set.
-    pub suspended: bool,
+    /// What it pays with, how far, and whether it may do anything at all.
+    #[serde(flatten)]
+    pub terms: Terms,
+    /// Rises with every change of the terms.
+    pub version: i64,
     /// When it was created, milliseconds since 1970.
     pub created_ms: u64,
 }
@@ -67,23 +75,59 @@ pub fn create_tenant(connection: &Connection, id: &TenantId, now_ms: u64) -> Res
     Ok(connection.execute(sql, params![id.as_str(), time(now_ms)])? == 1)
 }
 
+const TENANT: &str = "id, tier, ceiling_nano, suspended, suspend_at_ceiling, version, created_ms";
+
+fn tenant_of(row: &Row<'_>) -> rusqlite::Result<Tenant> {
+    let tier: String = row.get(1)?;
+    let tier = tier
+        .parse()
+        .map_err(|why: String| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, why.into()))?;
+    let terms = Terms { tier, ceiling: NanoUsd(row.get(2)?), suspended: row.get(3)?, suspend_at_ceiling: row.get(4)? };
+    Ok(Tenant { id: parsed(row, 0)?, terms, version: row.get(5)?, created_ms: ms(row, 6)? })
+}
+
 /// All tenants by name.
 pub fn tenants(connection: &Connection) -> Result<Vec<Tenant>, StoreError> {
-    let mut statement = connection.prepare("SELECT id, suspended, created_ms FROM tenant ORDER BY id")?;
-    let rows = statement
-        .query_map([], |row| Ok(Tenant { id: parsed(row, 0)?, suspended: row.get(1)?, created_ms: ms(row, 2)? }))?;
+    let mut statement = connection.prepare(&format!("SELECT {TENANT} FROM tenant ORDER BY id"))?;
+    let rows = statement.query_map([], tenant_of)?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// One tenant.
+pub fn tenant(connection: &Connection, id: &TenantId) -> Result<Option<Tenant>, StoreError> {
+    let sql = format!("SELECT {TENANT} FROM tenant WHERE id = ?1");
+    Ok(connection.prepare_cached(&sql)?.query_row([id.as_str()], tenant_of).optional()?)
+}
+
+/// Changes a tenant's terms. Returns it as it is now; `None`: there is no such tenant.
+pub fn change_terms(
+    connection: &Connection,
+    id: &TenantId,
+    change: impl FnOnce(&mut Terms),
+) -> Result<Option<Tenant>, StoreError> {
+    let Some(mut changed) = tenant(connection, id)? else { return Ok(None) };
+    change(&mut changed.terms);
+    changed.version += 1;
+    let terms = &changed.terms;
+    connection.execute(
+        "UPDATE tenant SET tier = ?2, ceiling_nano = ?3, suspended = ?4, suspend_at_ceiling = ?5, version = ?6
+         WHERE id = ?1",
+        params![
+            id.as_str(),
+            terms.tier.name(),
+            terms.ceiling.0,
+            terms.suspended,
+            terms.suspend_at_ceiling,
+            changed.version
+        ],
+    )?;
+    Ok(Some(changed))
 }
 
 /// True if there is such a tenant.
 pub fn tenant_exists(connection: &Connection, id: &TenantId) -> Result<bool, StoreError> {
     Ok(connection.query_row("SELECT count(*) FROM tenant WHERE id = ?1", [id.as_str()], |row| row.get::<_, i64>(0))?
         == 1)
-}
-
-/// Suspends a tenant or lets it go on. False if there is no such tenant.
-pub fn suspend_tenant(connection: &Connection, id: &TenantId, suspended: bool) -> Result<bool, StoreError> {
-    Ok(connection.execute("UPDATE tenant SET suspended = ?2 WHERE id = ?1", params![id.as_str(), suspended])? == 1)
 }
 
 /// Records an invite by the hash of its secret.

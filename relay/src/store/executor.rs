@@ -409,13 +409,13 @@ mod tests {
 
     fn put(key: &'static str) -> impl FnOnce(&Connection) -> Result<(), StoreError> {
         move |connection| {
-            connection.execute("INSERT INTO meta (key, value) VALUES (?1, '')", [key])?;
+            connection.execute("INSERT INTO budget (scope, measure, amount) VALUES (?1, '', 0)", [key])?;
             Ok(())
         }
     }
 
     fn count(connection: &Connection) -> Result<i64, StoreError> {
-        Ok(connection.query_row("SELECT count(*) FROM meta", [], |row| row.get(0))?)
+        Ok(connection.query_row("SELECT count(*) FROM budget", [], |row| row.get(0))?)
     }
 
     #[tokio::test]

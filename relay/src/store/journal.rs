@@ -24,6 +24,8 @@ pub struct Progress {
     pub output_bytes: u64,
     /// Input tokens, if the provider has told them.
     pub told_input: Option<u64>,
+    /// Which of the request's offers runs, by its place.
+    pub offer: u8,
 }
 
 /// The open journal of a tenant. Appending takes a couple of microseconds and never blocks on the
@@ -67,6 +69,7 @@ fn encode(request: RequestId, progress: Progress) -> [u8; RECORD_LEN] {
     let mut record = [0; RECORD_LEN];
     record[0] = MAGIC;
     record[1] = u8::from(progress.told_input.is_some());
+    record[2] = progress.offer;
     record[4..20].copy_from_slice(&request.0);
     record[20..28].copy_from_slice(&progress.events.to_le_bytes());
     record[28..36].copy_from_slice(&progress.output_bytes.to_le_bytes());
@@ -84,7 +87,7 @@ fn decode(record: &[u8]) -> Option<(RequestId, Progress)> {
     }
     let request = RequestId(*record[4..].first_chunk::<16>()?);
     let told_input = if record[1] == 1 { Some(number(36)?) } else { None };
-    Some((request, Progress { events: number(20)?, output_bytes: number(28)?, told_input }))
+    Some((request, Progress { events: number(20)?, output_bytes: number(28)?, told_input, offer: record[2] }))
 }
 
 /// FNV-1a: tells a torn record from a whole one; it need not resist an attacker.
@@ -102,7 +105,7 @@ mod tests {
         assert_eq!(read(dir.path()).expect("read"), None);
         let journal = Journal::start(dir.path()).expect("made");
         let (a, b) = (RequestId([1; 16]), RequestId([2; 16]));
-        let later = Progress { events: 7, output_bytes: 99, told_input: Some(0) };
+        let later = Progress { events: 7, output_bytes: 99, told_input: Some(0), offer: 2 };
         journal.append(a, Progress::default()).expect("written");
         journal.append(b, Progress::default()).expect("written");
         journal.append(a, later).expect("written");

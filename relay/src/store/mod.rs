@@ -6,6 +6,7 @@
 //! only after that commit is durable. [`ledger`] is the tenant's book, [`central`] the relay-wide
 //! database, [`journal`] the dispatch journal beside the book, [`schema`] the migrations.
 
+pub mod books;
 pub mod central;
 pub mod executor;
 pub mod journal;

@@ -14,7 +14,7 @@ pub async fn serve(tenants: &Tenants, caller: &Caller, intake: &Intake, mut stre
         Ok(Err(error)) => return refuse(&mut stream, &error).await,
         Err((failure, code)) => return fail(&mut stream, failure, code).await,
     }
-    let summary = match tenants.summary(&caller.tenant).await {
+    let summary = match tenants.books().summary(&caller.tenant).await {
         Ok(summary) => summary,
         Err(error) => {
             warn!(%error, "cannot read a balance");

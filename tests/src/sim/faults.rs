@@ -9,6 +9,7 @@ use belay_client::state::StateDir;
 use belay_client::{Answer, Client, Options, enrol};
 use belay_protocol::message::{Dialect, End, Outcome};
 use belay_protocol::money::NanoUsd;
+use belay_relay::store::ledger::money::Operation;
 use belay_relay::store::ledger::verify::Report;
 use belay_relay::{Config, Overrides, Relay};
 use belay_transport::env::{Env, Random, TokioClock};
@@ -99,7 +100,7 @@ async fn simulate(plan: &Plan) -> Left {
     let relay = Relay::start(config, env(net.host(Ipv4Addr::new(10, 0, 0, 1)), 2), overrides).await.unwrap();
     let acme = tenant("acme");
     relay.admin().create_tenant(acme.clone()).await.unwrap();
-    relay.admin().credit(&acme, CREDIT, None, None).await.unwrap();
+    relay.admin().operate(&acme, Operation::Credit, CREDIT, None, None).await.unwrap();
     let random = Random::from_seed(plan.seed);
     let (mut readers, mut holes, mut clients) = (JoinSet::new(), JoinSet::new(), vec![]);
     for device in 0..plan.devices {

@@ -10,6 +10,7 @@ use belay_protocol::dialect::prompt::Prompt;
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{Content, Dialect, End};
 use belay_protocol::money::NanoUsd;
+use belay_relay::store::ledger::money::Operation;
 use belay_relay::store::ledger::verify::Report;
 use belay_relay::{Config, Overrides, Relay};
 use belay_transport::env::{Env, Random, TokioClock};
@@ -117,7 +118,7 @@ async fn simulate(plan: Plan) -> Outcome {
     let relay = Relay::start(config, relay_env, overrides).await.unwrap();
     let acme = tenant("acme");
     relay.admin().create_tenant(acme.clone()).await.unwrap();
-    relay.admin().credit(&acme, CREDIT, None, None).await.unwrap();
+    relay.admin().operate(&acme, Operation::Credit, CREDIT, None, None).await.unwrap();
     let world = Arc::new(World { plan, start: Instant::now(), random, history: Mutex::default() });
     let mut tasks = tokio::task::JoinSet::new();
     for device in 0..plan.devices {

@@ -25,14 +25,16 @@ pub enum Found {
 
 /// Looks a request up. Errors: those of the store; `Corrupt` for a settled request without `End`.
 pub fn find(connection: &Connection, id: RequestId, device: &DeviceId) -> Result<Found, StoreError> {
-    type Row = (i64, Option<Vec<u8>>, String, String);
+    type Row = (i64, Option<Vec<u8>>, Option<String>, Option<String>);
     let row: Option<Row> = connection
         .prepare_cached("SELECT state, end, provider, model FROM request WHERE request_id = ?1 AND device = ?2")?
         .query_row((id.0, device.as_str()), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
         .optional()?;
     match row {
         Some((state::OPEN, ..)) => Ok(Found::Open),
-        Some((state::SETTLED, Some(end), provider, model)) => Ok(Found::Settled { end, provider, model }),
+        Some((state::SETTLED, Some(end), provider, model)) => {
+            Ok(Found::Settled { end, provider: provider.unwrap_or_default(), model: model.unwrap_or_default() })
+        }
         Some((state::SETTLED, None, ..)) => {
             Err(StoreError::Corrupt { what: "a settled request", why: format!("{id} has no End") })
         }

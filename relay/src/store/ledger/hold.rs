@@ -1,22 +1,18 @@
 //! Setting money aside before a provider is called.
 
-use super::{Account, Boot, Transfer, TransferKind, state, time};
-use crate::ops::rate::{Limit, Rate};
-use crate::pricing::PriceSnapshot;
+use super::budget::{self, Budget, Room};
+use super::cap::{self, Cap};
+use super::credits;
+use super::rates::{RateRefusal, Rates, Remaining};
+use super::request::{self, Offer};
+use super::standing::{Standing, Tier, standing, suspend};
+use super::{Boot, calendar, state};
 use crate::store::StoreError;
+use crate::store::ledger::usage::Class;
 use belay_protocol::id::{DeviceId, RequestId};
 use belay_protocol::money::NanoUsd;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension};
 use std::sync::Arc;
-
-/// Below this, an answer is not worth its price: where the caller named no cap, rather refuse.
-const LEAST_OUTPUT: u64 = 16;
-/// Where the caller named no cap, one request takes at most this part of the balance, so that
-/// others that run beside it get something too.
-const FAIR_SHARE: i64 = 8;
-/// A fair share that buys fewer output tokens than this is too small to be fair: the whole balance
-/// may be used.
-const USEFUL_OUTPUT: u64 = 256;
 
 /// A request that wants to run.
 #[derive(Debug, Clone)]
@@ -25,18 +21,22 @@ pub struct HoldRequest {
     pub request_id: RequestId,
     /// Who asks.
     pub device: DeviceId,
+    /// The API key that it is asked under.
+    pub key: Option<String>,
     /// SHA-256 of what is asked: the same id must come with the same digest.
     pub digest: [u8; 32],
     /// This process.
     pub boot: Boot,
     /// The wall clock.
     pub now_ms: u64,
-    /// The provider's name.
-    pub provider: String,
-    /// The provider's model.
-    pub model: String,
-    /// The prices that will be charged.
-    pub price: PriceSnapshot,
+    /// Who may serve it, the first choice first, and at which prices.
+    pub offers: Vec<Offer>,
+    /// Multipliers by tier, in basis points.
+    pub multipliers: Multipliers,
+    /// What the free tier has in a month, in nano-USD.
+    pub allowance: NanoUsd,
+    /// How long the hold lasts without being renewed, in milliseconds.
+    pub lease_ms: u64,
     /// The most input tokens that the provider can count.
     pub input_bound: u64,
     /// Bytes of input, for an estimate if the provider never counts.
@@ -53,25 +53,52 @@ pub struct HoldRequest {
     pub extra_output: u64,
     /// The caller's own limit for the cost.
     pub cost_cap: Option<NanoUsd>,
-    /// The tenant's requests of the last minute. Kept in memory for as long as it matters; a restart
-    /// of the relay forgets it.
-    pub rate: Arc<Rate>,
-    /// Requests per minute.
-    pub per_minute: u32,
+    /// The tenant's requests of the last minute, in memory for as long as they matter; a restart of
+    /// the relay forgets them.
+    pub rates: Arc<Rates>,
+    /// Requests and tokens per minute where no budget says otherwise.
+    pub per_minute: PerMinute,
     /// Requests at once.
     pub at_once: u32,
+}
+
+/// How often a tenant may ask, where no budget of its own says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PerMinute {
+    /// Requests in any minute.
+    pub requests: u32,
+    /// Tokens in any minute; `None`: as many as can be paid.
+    pub tokens: Option<u32>,
+}
+
+/// A multiplier for each tier, in basis points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Multipliers {
+    /// For the free tier.
+    pub free: u32,
+    /// For tenants that pay with the relay's keys.
+    pub managed: u32,
+    /// For tenants with keys of their own.
+    pub byok: u32,
+}
+
+impl Multipliers {
+    /// That of a tier.
+    #[must_use]
+    pub fn of(self, tier: Tier) -> u32 {
+        match tier {
+            Tier::Free => self.free,
+            Tier::Managed => self.managed,
+            Tier::Byok => self.byok,
+        }
+    }
 }
 
 /// What became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HoldOutcome {
     /// The money is set aside.
-    Held {
-        /// How much, in nano-USD.
-        amount: NanoUsd,
-        /// The cap to send to the provider, in tokens.
-        output_cap: u32,
-    },
+    Held(Held),
     /// The request was settled before: its recorded `End`, byte for byte.
     Finished {
         /// The encoded `End`.
@@ -85,6 +112,21 @@ pub enum HoldOutcome {
     Refused(HoldRefusal),
 }
 
+/// Money set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// How much, in nano-USD.
+    pub amount: NanoUsd,
+    /// The cap to send to the provider, in tokens.
+    pub output_cap: u32,
+    /// What the tenant pays with.
+    pub tier: Tier,
+    /// Which of the offers may serve it, by their place.
+    pub offers: Vec<usize>,
+    /// What is left of the limits per minute.
+    pub remaining: Vec<Remaining>,
+}
+
 /// Why a request may not run. Nothing was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HoldRefusal {
@@ -92,21 +134,36 @@ pub enum HoldRefusal {
     PaymentRequired {
         /// How much is missing, in nano-USD.
         missing: NanoUsd,
-        /// What is there.
-        balance: NanoUsd,
+        /// What could be spent.
+        available: NanoUsd,
+        /// What the tenant pays with.
+        tier: Tier,
+        /// It was suspended for that.
+        suspended: bool,
+    },
+    /// A budget does not cover it.
+    OverBudget {
+        /// How much is missing, in nano-USD.
+        missing: NanoUsd,
+        /// Which budget, and when it begins anew.
+        room: Room,
+        /// Until then, in milliseconds.
+        retry_after_ms: u64,
     },
     /// It would cost more than the caller's own limit.
     AboveCostCap {
         /// By how much, in nano-USD.
         missing: NanoUsd,
     },
-    /// Too many requests in this minute.
-    RateLimited {
-        /// Try again after this long.
-        retry_after_ms: u64,
-    },
+    /// Too many requests or tokens in this minute.
+    RateLimited(RateRefusal),
     /// Too many requests at once.
     TooManyAtOnce,
+    /// The tenant has no key of its own for any of the providers.
+    NoProviderKey {
+        /// One of them.
+        provider: String,
+    },
     /// The same id came with another body or from another device.
     Conflict,
     /// The same request is running.
@@ -117,51 +174,43 @@ pub enum HoldRefusal {
 
 /// Checks everything and sets the money aside, in the caller's transaction.
 pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcome, StoreError> {
-    let standing = standing(connection)?;
-    if standing.suspended {
-        return Ok(HoldOutcome::Refused(HoldRefusal::Suspended));
+    let mut standing = standing(connection)?;
+    let refused = |refusal| Ok(HoldOutcome::Refused(refusal));
+    if standing.terms.suspended {
+        return refused(HoldRefusal::Suspended);
     }
-    let known = known(connection, request)?;
-    if let Known::Answer(outcome) = known {
+    if let Known::Answer(outcome) = known(connection, request)? {
         return Ok(outcome);
     }
     if standing.open >= i64::from(request.at_once) {
-        return Ok(HoldOutcome::Refused(HoldRefusal::TooManyAtOnce));
+        return refused(HoldRefusal::TooManyAtOnce);
     }
-    let output_cap = match output_cap(request, standing.prepaid)? {
-        Ok(cap) => cap,
-        Err(refusal) => return Ok(HoldOutcome::Refused(refusal)),
+    let tier = standing.terms.tier;
+    let offers = usable(connection, request, tier)?;
+    let Some(first) = offers.first() else {
+        let provider = request.offers.first().map(|offer| offer.provider.clone()).unwrap_or_default();
+        return refused(HoldRefusal::NoProviderKey { provider });
     };
-    let limit = Limit::per_minute(request.per_minute);
-    if let Err(wait_us) = request.rate.take(limit, request.now_ms.saturating_mul(1000)) {
-        return Ok(HoldOutcome::Refused(HoldRefusal::RateLimited { retry_after_ms: wait_us.div_ceil(1000) }));
+    debug_assert!(*first < request.offers.len());
+    if refresh_credits(connection, &standing, request.allowance, request.now_ms)? {
+        standing = self::standing(connection)?;
     }
-    let amount = request.price.most(request.input_bound, total_output(request, output_cap))?;
-    Transfer::of_request(request.now_ms, TransferKind::Hold, request.request_id).amount(amount).post(connection)?;
-    write_request(connection, request, amount)?;
-    Ok(HoldOutcome::Held { amount, output_cap })
-}
-
-/// What decides whether anything may run.
-struct Standing {
-    suspended: bool,
-    /// Holds that are open.
-    open: i64,
-    prepaid: NanoUsd,
-}
-
-/// In one statement: a request waits for it.
-fn standing(connection: &Connection) -> Result<Standing, StoreError> {
-    let standing = connection
-        .prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM meta WHERE key = 'suspended' AND value = '1'),
-                    (SELECT count(*) FROM request WHERE state = 0),
-                    (SELECT balance_nano FROM account WHERE id = ?1)",
-        )?
-        .query_row([Account::Prepaid as i64], |row| {
-            Ok(Standing { suspended: row.get(0)?, open: row.get(1)?, prepaid: NanoUsd(row.get(2)?) })
-        })?;
-    Ok(standing)
+    let budgets = budget::of(connection, &request.device, request.key.as_deref())?;
+    let room = budget::room(connection, &budgets, request.now_ms)?;
+    let priced: Vec<Offer> =
+        offers.iter().map(|at| request.offers[*at].multiplied(request.multipliers.of(tier))).collect();
+    let available = standing.available();
+    let Cap { output_cap, amount } = match cap::choose(request, &priced, &standing, room.as_ref())? {
+        Ok(cap) => cap,
+        Err(short) => return Ok(HoldOutcome::Refused(refuse(connection, request, &standing, room, short)?)),
+    };
+    debug_assert!(amount <= available);
+    let remaining = match take_rates(request, &budgets, output_cap) {
+        Ok(remaining) => remaining,
+        Err(refusal) => return refused(HoldRefusal::RateLimited(refusal)),
+    };
+    set_aside(connection, request, &priced, amount, &standing)?;
+    Ok(HoldOutcome::Held(Held { amount, output_cap, tier, offers, remaining }))
 }
 
 enum Known {
@@ -171,7 +220,7 @@ enum Known {
 }
 
 fn known(connection: &Connection, request: &HoldRequest) -> Result<Known, StoreError> {
-    type Row = (String, Vec<u8>, i64, Option<Vec<u8>>, String, String);
+    type Row = (String, Vec<u8>, i64, Option<Vec<u8>>, Option<String>, Option<String>);
     let row: Option<Row> = connection
         .prepare_cached("SELECT device, digest, state, end, provider, model FROM request WHERE request_id = ?1")?
         .query_row([request.request_id.0], |row| {
@@ -187,7 +236,10 @@ fn known(connection: &Connection, request: &HoldRequest) -> Result<Known, StoreE
     }
     match (state, end) {
         (state::OPEN, _) => refused(HoldRefusal::InProgress),
-        (state::SETTLED, Some(end)) => Ok(Known::Answer(HoldOutcome::Finished { end, provider, model })),
+        (state::SETTLED, Some(end)) => {
+            let (provider, model) = (provider.unwrap_or_default(), model.unwrap_or_default());
+            Ok(Known::Answer(HoldOutcome::Finished { end, provider, model }))
+        }
         (state::SETTLED, None) => {
             Err(StoreError::Corrupt { what: "a settled request", why: format!("{} has no End", request.request_id) })
         }
@@ -195,62 +247,101 @@ fn known(connection: &Connection, request: &HoldRequest) -> Result<Known, StoreE
     }
 }
 
-/// The output tokens that the provider may bill at that cap.
-fn total_output(request: &HoldRequest, cap: u32) -> u64 {
-    (u64::from(cap) * u64::from(request.choices)).saturating_add(request.extra_output)
-}
-
-/// The cap that is asked for, or that the money allows.
-fn output_cap(request: &HoldRequest, available: NanoUsd) -> Result<Result<u32, HoldRefusal>, StoreError> {
-    let spendable = request.cost_cap.map_or(available, |cap| cap.min(available));
-    let affordable = |money: NanoUsd| -> Result<u64, StoreError> {
-        let output = request.price.affordable_output(money, request.input_bound)?;
-        Ok(output.saturating_sub(request.extra_output) / u64::from(request.choices))
-    };
-    let wanted = request.asked_output.unwrap_or(request.default_output);
-    let (cap, least) = match request.asked_output {
-        Some(asked) if !request.may_reduce => (u64::from(asked), u64::from(asked)),
-        Some(asked) => (affordable(spendable)?.min(asked.into()), LEAST_OUTPUT.min(asked.into())),
-        None => {
-            let share = affordable(NanoUsd(spendable.0 / FAIR_SHARE))?;
-            let fair = if share >= USEFUL_OUTPUT { share } else { affordable(spendable)?.min(USEFUL_OUTPUT) };
-            (fair.min(wanted.into()), LEAST_OUTPUT.min(wanted.into()))
+/// The offers whose provider may be called for the tenant: with keys of its own, those it has a key for.
+fn usable(connection: &Connection, request: &HoldRequest, tier: Tier) -> Result<Vec<usize>, StoreError> {
+    let mut usable = vec![];
+    for (at, offer) in request.offers.iter().enumerate() {
+        if tier != Tier::Byok || offer.keyless || request::has_key(connection, &offer.provider)? {
+            usable.push(at);
         }
-    };
-    let needed_cap = u32::try_from(cap.max(least)).unwrap_or(u32::MAX);
-    let needed = request.price.most(request.input_bound, total_output(request, needed_cap))?;
-    if needed > available {
-        return Ok(Err(HoldRefusal::PaymentRequired { missing: needed - available, balance: available }));
     }
-    match request.cost_cap {
-        Some(limit) if needed > limit => Ok(Err(HoldRefusal::AboveCostCap { missing: needed - limit })),
-        _ => Ok(Ok(needed_cap)),
+    Ok(usable)
+}
+
+/// Grants the free tier its allowance of the month, once, and takes back credits that have expired. True
+/// if anything changed.
+pub fn refresh(connection: &Connection, allowance: NanoUsd, now_ms: u64) -> Result<bool, StoreError> {
+    let standing = standing(connection)?;
+    refresh_credits(connection, &standing, allowance, now_ms)
+}
+
+fn refresh_credits(
+    connection: &Connection,
+    standing: &Standing,
+    allowance: NanoUsd,
+    now_ms: u64,
+) -> Result<bool, StoreError> {
+    let granted = standing.terms.tier == Tier::Free && allow(connection, allowance, now_ms)?;
+    // Without credits there is nothing that could have expired.
+    let expired = standing.credits > NanoUsd::ZERO && credits::expire(connection, now_ms)?;
+    Ok(granted || expired)
+}
+
+/// Grants the allowance of this month, once. True if it did.
+fn allow(connection: &Connection, allowance: NanoUsd, now_ms: u64) -> Result<bool, StoreError> {
+    let month = calendar::month(now_ms);
+    let name = format!("allowance-{}", calendar::month_text(month));
+    if allowance == NanoUsd::ZERO || credits::is_granted(connection, &name)? {
+        return Ok(false);
+    }
+    credits::grant(connection, allowance, &name, None, calendar::month_start_ms(month + 1), now_ms)?;
+    Ok(true)
+}
+
+/// Says what was too small, and suspends the tenant if that is what its terms want.
+fn refuse(
+    connection: &Connection,
+    request: &HoldRequest,
+    standing: &Standing,
+    room: Option<Room>,
+    short: cap::Short,
+) -> Result<HoldRefusal, StoreError> {
+    match (short, room) {
+        (cap::Short::CostCap { missing }, _) => Ok(HoldRefusal::AboveCostCap { missing }),
+        (cap::Short::Budget { missing }, Some(room)) => {
+            let retry_after_ms = room.renews_ms.saturating_sub(request.now_ms);
+            Ok(HoldRefusal::OverBudget { missing, room, retry_after_ms })
+        }
+        (cap::Short::Budget { missing } | cap::Short::Money { missing }, _) => {
+            let terms = standing.terms;
+            let suspended = terms.suspend_at_ceiling && terms.ceiling > NanoUsd::ZERO && terms.tier != Tier::Free;
+            if suspended {
+                suspend(connection)?;
+            }
+            let available = standing.available();
+            Ok(HoldRefusal::PaymentRequired { missing, available, tier: terms.tier, suspended })
+        }
     }
 }
 
-fn write_request(connection: &Connection, request: &HoldRequest, amount: NanoUsd) -> Result<(), StoreError> {
-    let price = serde_json::to_string(&request.price)
-        .map_err(|error| StoreError::Failed { operation: "encode a price", why: error.to_string() })?;
-    connection
-        .prepare_cached(
-            "INSERT INTO request (request_id, device, digest, state, boot, provider, model, price, input_bytes,
-                                  held_nano, created_ms)
-             VALUES (?1, ?2, ?3, 0, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
-             ON CONFLICT (request_id) DO UPDATE SET state = 0, boot = excluded.boot, provider = excluded.provider,
-                 model = excluded.model, price = excluded.price, input_bytes = excluded.input_bytes,
-                 held_nano = excluded.held_nano, created_ms = excluded.created_ms, finished_ms = NULL",
-        )?
-        .execute(params![
-            request.request_id.0,
-            request.device.as_str(),
-            request.digest,
-            request.boot.to_text(),
-            request.provider,
-            request.model,
-            price,
-            i64::try_from(request.input_bytes).unwrap_or(i64::MAX),
-            amount.0,
-            time(request.now_ms),
-        ])?;
-    Ok(())
+fn take_rates(request: &HoldRequest, budgets: &[Budget], output_cap: u32) -> Result<Vec<Remaining>, RateRefusal> {
+    let tokens = cap::estimated_tokens(request, output_cap);
+    let limits = super::rates::limits(budgets, request.per_minute, &request.device, request.key.as_deref());
+    request.rates.take(&limits, tokens, request.now_ms)
+}
+
+/// Moves the money and writes the request down: first what the credits cover.
+fn set_aside(
+    connection: &Connection,
+    request: &HoldRequest,
+    offers: &[Offer],
+    amount: NanoUsd,
+    standing: &Standing,
+) -> Result<(), StoreError> {
+    let from_credits = amount.min(standing.credits);
+    let opened = request::Opened {
+        request_id: request.request_id,
+        device: request.device.as_str(),
+        key: request.key.as_deref().unwrap_or(""),
+        class: Class::Cloud,
+        digest: request.digest,
+        boot: request.boot.to_text(),
+        terms: request::terms_id(connection, offers)?,
+        input_bytes: i64::try_from(request.input_bytes).unwrap_or(i64::MAX),
+        held: amount,
+        from_credits,
+        created_ms: super::time(request.now_ms),
+        lease_ms: super::time(request.now_ms.saturating_add(request.lease_ms)),
+    };
+    request::set_aside(connection, &opened, request.now_ms)
 }

@@ -62,6 +62,7 @@ pub(crate) fn estimate(request_id: RequestId, progress: Progress, input_bytes: u
     ];
     Settlement {
         request_id,
+        offer: progress.offer.into(),
         outcome: Outcome::RELAY_DIED,
         message: "the relay stopped while the request ran; charged for what had been produced, by estimate".into(),
         usage: lines

@@ -1,19 +1,24 @@
 //! Turning a hold into a charge, or giving it back.
 
-use super::{Account, Transfer, TransferKind, balance, state, time};
-use crate::pricing::PriceSnapshot;
+use super::chain::{Chain, Transfer};
+use super::request::{self, Stored};
+use super::standing::standing;
+use super::usage::{self, Totals};
+use super::{Account, TransferKind, balance, budget, credits, outbox, state, time};
 use crate::store::StoreError;
 use belay_protocol::codec::Message;
 use belay_protocol::id::RequestId;
-use belay_protocol::message::{End, Outcome, UsageLine};
+use belay_protocol::message::{End, Outcome, UnitKind, UsageLine};
 use belay_protocol::money::NanoUsd;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
 /// How a request came to its end.
 #[derive(Debug, Clone)]
 pub struct Settlement {
     /// Which request.
     pub request_id: RequestId,
+    /// Which of its offers was taken, by its place.
+    pub offer: usize,
     /// How it ended.
     pub outcome: Outcome,
     /// Why, for people.
@@ -41,76 +46,150 @@ pub struct Settled {
     pub absorbed: NanoUsd,
 }
 
-struct Open {
-    provider: String,
-    model: String,
-    price: PriceSnapshot,
-    held: NanoUsd,
-    created_ms: i64,
-}
-
-/// Settles a hold: charges the usage at the snapshot's prices, gives the rest back, keeps the
-/// exact `End`. Usage above the hold is charged as far as the balance reaches; the rest is posted
-/// to `relay:absorbed`. Settling again returns the first answer.
+/// Settles a hold: charges the usage at the terms it was taken at, gives the rest back, keeps the
+/// exact `End`. Credits pay first. Usage above the hold is charged as far as the floor and the
+/// budgets allow; the rest is posted to `relay:absorbed`. Settling again returns the first answer.
 ///
 /// Errors: `Failed` if there is no such hold.
 pub fn settle(connection: &Connection, settlement: &Settlement) -> Result<Settled, StoreError> {
     let request_id = settlement.request_id;
-    if let Some(settled) = settled_before(connection, request_id)? {
-        return Ok(settled);
+    let no_hold = || StoreError::Failed { operation: "settle", why: format!("there is no open hold {request_id}") };
+    let mut stored = request::find(connection, request_id)?.ok_or_else(no_hold)?;
+    match (stored.state, stored.end.take()) {
+        (state::OPEN, _) => {}
+        (state::SETTLED, Some(end_bytes)) => {
+            return Ok(Settled { end: End::decode_body(&end_bytes)?, end_bytes, absorbed: stored.absorbed });
+        }
+        _ => return Err(no_hold()),
     }
-    let open = open_hold(connection, request_id)?;
-    let cost = open.price.cost(&settlement.usage)?;
-    let absorbed = charge(connection, settlement, open.held, cost)?;
-    let elapsed = time(settlement.now_ms).saturating_sub(open.created_ms);
+    let mut offers = request::terms(connection, stored.terms)?;
+    let out_of_place = || StoreError::Corrupt { what: "terms", why: format!("there is no offer {}", settlement.offer) };
+    if settlement.offer >= offers.len() {
+        return Err(out_of_place());
+    }
+    let offer = offers.swap_remove(settlement.offer);
+    let mut usage = settlement.usage.clone();
+    if offer.price.has_price_per_call() {
+        usage.push(UsageLine { kind: UnitKind::CALLS, units: 1 });
+    }
+    let cost = offer.price.cost(&usage)?;
+    let mut chain = Chain::at(connection, settlement.now_ms)?;
+    let paid = pay(connection, &mut chain, &stored, cost, settlement.now_ms)?;
+    stored.provider = Some(offer.provider);
+    stored.model = Some(offer.model);
+    finish(connection, &mut chain, stored, settlement, (usage, paid))
+}
+
+/// Who pays for what.
+struct Paid {
+    /// Out of the hold.
+    settled: NanoUsd,
+    /// By the tenant, above the hold.
+    excess: NanoUsd,
+    /// By the relay.
+    absorbed: NanoUsd,
+}
+
+/// Gives back what was held and not used, and takes what was used and not held.
+fn pay(
+    connection: &Connection,
+    chain: &mut Chain<'_>,
+    stored: &Stored,
+    cost: NanoUsd,
+    now_ms: u64,
+) -> Result<Paid, StoreError> {
+    let id = stored.request_id;
+    let transfer = |kind, from, to, amount| Transfer::new(kind, from, to, amount).of(id);
+    let settled = cost.min(stored.held);
+    let by_credits = settled.min(stored.from_credits);
+    let by_balance = settled - by_credits;
+    let credits_back = stored.from_credits - by_credits;
+    let balance_back = stored.held - stored.from_credits - by_balance;
+    chain.post(&transfer(TransferKind::ReleaseCredits, Account::Held, Account::Credits, credits_back))?;
+    chain.post(&transfer(TransferKind::Release, Account::Held, Account::Prepaid, balance_back))?;
+    if stored.from_credits > NanoUsd::ZERO {
+        credits::release(connection, stored.row, by_credits)?;
+    }
+    let above = cost - settled;
+    let excess = if above > NanoUsd::ZERO { above.min(headroom(connection, stored, now_ms)?) } else { NanoUsd::ZERO };
+    chain.post(&transfer(TransferKind::Excess, Account::Prepaid, Account::Revenue, excess))?;
+    chain.post(&transfer(TransferKind::Absorb, Account::Absorbed, Account::Revenue, above - excess))?;
+    Ok(Paid { settled, excess, absorbed: above - excess })
+}
+
+/// What the tenant's balance and its budgets can still pay. The request's own hold counts as spent.
+fn headroom(connection: &Connection, stored: &Stored, now_ms: u64) -> Result<NanoUsd, StoreError> {
+    let standing = standing(connection)?;
+    let device = stored.device.parse().map_err(|error: belay_protocol::id::IdError| StoreError::Corrupt {
+        what: "a device",
+        why: error.to_string(),
+    })?;
+    let key = Some(stored.key.as_str()).filter(|key| !key.is_empty());
+    let budgets = budget::of(connection, &device, key)?;
+    let room = budget::room(connection, &budgets, now_ms)?.map_or(NanoUsd(i64::MAX), |room| room.left);
+    Ok(standing.payable().min(room))
+}
+
+/// Writes down how it ended, with the entry that proves it.
+fn finish(
+    connection: &Connection,
+    chain: &mut Chain<'_>,
+    mut stored: Stored,
+    settlement: &Settlement,
+    (usage, paid): (Vec<UsageLine>, Paid),
+) -> Result<Settled, StoreError> {
+    let elapsed = time(settlement.now_ms).saturating_sub(stored.created_ms);
+    let cost = paid.settled.checked_add(paid.excess)?;
+    let credits = balance(connection, Account::Credits)?;
     let end = End {
-        request_id,
+        request_id: stored.request_id,
         outcome: settlement.outcome,
         message: settlement.message.chars().take(1000).collect(),
-        provider: open.provider,
-        model: open.model,
-        usage: settlement.usage.clone(),
-        cost: cost - absorbed,
-        balance: balance(connection, Account::Prepaid)?,
+        provider: stored.provider.clone().unwrap_or_default(),
+        model: stored.model.clone().unwrap_or_default(),
+        usage,
+        cost,
+        balance: balance(connection, Account::Prepaid)?.checked_add(credits)?,
         estimated: settlement.estimated,
         events: settlement.events,
         first_event_ms: settlement.first_event_ms,
         total_ms: u32::try_from(elapsed).unwrap_or(0),
     };
     let end_bytes = end.encode_body()?;
-    connection
-        .prepare_cached(
-            "UPDATE request SET state = 1, cost_nano = ?2, absorbed_nano = ?3, estimated = ?4, end = ?5, finished_ms = ?6
-             WHERE request_id = ?1",
-        )?
-        .execute(params![
-            request_id.0,
-            end.cost.0,
-            absorbed.0,
-            settlement.estimated,
-            end_bytes,
-            time(settlement.now_ms)
-        ])?;
-    Ok(Settled { end, end_bytes, absorbed })
+    stored.state = state::SETTLED;
+    (stored.cost, stored.absorbed, stored.estimated) = (cost, paid.absorbed, settlement.estimated);
+    stored.end = Some(end_bytes.clone());
+    stored.finished_ms = Some(chain.at_ms());
+    let transfer = Transfer::new(TransferKind::Settle, Account::Held, Account::Revenue, paid.settled);
+    chain.record(&transfer.of(stored.request_id).proving(stored.evidence()))?;
+    write(connection, &stored)?;
+    let at_ms = u64::try_from(chain.at_ms()).unwrap_or(0);
+    let totals = Totals::of(&end.usage, cost, paid.absorbed, settlement.estimated);
+    let subject = stored.subject()?;
+    usage::add(connection, at_ms, &subject, &totals)?;
+    outbox::put(connection, stored.request_id, chain.at_ms(), &subject, &totals)?;
+    Ok(Settled { end, end_bytes, absorbed: paid.absorbed })
 }
 
-/// Posts the charge and returns what the relay bears of it.
-fn charge(
-    connection: &Connection,
-    settlement: &Settlement,
-    held: NanoUsd,
-    cost: NanoUsd,
-) -> Result<NanoUsd, StoreError> {
-    let transfer = |kind, amount| {
-        Transfer::of_request(settlement.now_ms, kind, settlement.request_id).amount(amount).post(connection)
-    };
-    transfer(TransferKind::Settle, cost.min(held))?;
-    transfer(TransferKind::Release, held - cost.min(held))?;
-    let excess = cost - cost.min(held);
-    let paid = excess.min(balance(connection, Account::Prepaid)?.max(NanoUsd::ZERO));
-    transfer(TransferKind::Excess, paid)?;
-    transfer(TransferKind::Absorb, excess - paid)?;
-    Ok(excess - paid)
+/// Writes the end of a request into its row.
+pub(super) fn write(connection: &Connection, stored: &Stored) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(
+            "UPDATE request SET state = ?2, provider = ?3, model = ?4, cost_nano = ?5, absorbed_nano = ?6,
+                 estimated = ?7, end = ?8, finished_ms = ?9 WHERE id = ?1",
+        )?
+        .execute(params![
+            stored.row,
+            stored.state,
+            stored.provider,
+            stored.model,
+            stored.cost.0,
+            stored.absorbed.0,
+            stored.estimated,
+            stored.end,
+            stored.finished_ms,
+        ])?;
+    Ok(())
 }
 
 /// Gives a hold back: the request never ran, or failed with nothing to pay. The same id may run
@@ -136,43 +215,18 @@ fn void_hold(
     made_ms: Option<u64>,
     now_ms: u64,
 ) -> Result<(), StoreError> {
-    let held: Option<i64> = connection
-        .prepare_cached(
-            "SELECT held_nano FROM request
-             WHERE request_id = ?1 AND state = 0 AND created_ms = coalesce(?2, created_ms)",
-        )?
-        .query_row(params![request_id.0, made_ms.map(time)], |row| row.get(0))
-        .optional()?;
-    let Some(held) = held else { return Ok(()) };
-    Transfer::of_request(now_ms, TransferKind::Void, request_id).amount(NanoUsd(held)).post(connection)?;
-    connection
-        .prepare_cached("UPDATE request SET state = ?2, finished_ms = ?3 WHERE request_id = ?1")?
-        .execute(params![request_id.0, state::VOIDED, time(now_ms)])?;
-    Ok(())
-}
-
-fn settled_before(connection: &Connection, request_id: RequestId) -> Result<Option<Settled>, StoreError> {
-    let row: Option<(Vec<u8>, i64)> = connection
-        .prepare_cached("SELECT end, absorbed_nano FROM request WHERE request_id = ?1 AND state = 1")?
-        .query_row([request_id.0], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    row.map(|(end_bytes, absorbed)| {
-        Ok(Settled { end: End::decode_body(&end_bytes)?, end_bytes, absorbed: NanoUsd(absorbed) })
-    })
-    .transpose()
-}
-
-fn open_hold(connection: &Connection, request_id: RequestId) -> Result<Open, StoreError> {
-    let row: Option<(String, String, String, i64, i64)> = connection
-        .prepare_cached(
-            "SELECT provider, model, price, held_nano, created_ms FROM request WHERE request_id = ?1 AND state = 0",
-        )?
-        .query_row([request_id.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))
-        .optional()?;
-    let Some((provider, model, price, held, created_ms)) = row else {
-        return Err(StoreError::Failed { operation: "settle", why: format!("there is no open hold {request_id}") });
-    };
-    let price = serde_json::from_str(&price)
-        .map_err(|error| StoreError::Corrupt { what: "a price snapshot", why: error.to_string() })?;
-    Ok(Open { provider, model, price, held: NanoUsd(held), created_ms })
+    let is_that_one = |stored: &Stored| made_ms.is_none_or(|made_ms| stored.created_ms == time(made_ms));
+    let open = request::find(connection, request_id)?.filter(|stored| stored.state == state::OPEN);
+    let Some(mut stored) = open.filter(is_that_one) else { return Ok(()) };
+    let mut chain = Chain::at(connection, now_ms)?;
+    let back = |kind, to, amount| Transfer::new(kind, Account::Held, to, amount).of(request_id);
+    chain.post(&back(TransferKind::ReleaseCredits, Account::Credits, stored.from_credits))?;
+    if stored.from_credits > NanoUsd::ZERO {
+        credits::release(connection, stored.row, NanoUsd::ZERO)?;
+    }
+    stored.state = state::VOIDED;
+    stored.finished_ms = Some(chain.at_ms());
+    let rest = stored.held - stored.from_credits;
+    chain.record(&back(TransferKind::Void, Account::Prepaid, rest).proving(stored.evidence()))?;
+    write(connection, &stored)
 }

@@ -1,18 +1,31 @@
 //! Checking a book against itself.
 
-use super::{Account, state};
+mod beside;
+
+use super::chain::{self, GENESIS, Hash, Posted};
+use super::request::{self, Stored};
+use super::seal::SealKey;
+use super::usage::{Subject, Totals};
+use super::{Account, TransferKind, calendar, state};
 use crate::store::StoreError;
 use belay_protocol::codec::Message;
-use belay_protocol::id::RequestId;
+use belay_protocol::id::{RequestId, TenantId};
 use belay_protocol::message::End;
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Problems that are told; what comes on top is only counted.
+const MOST_TOLD: usize = 100;
 
 /// What a check found.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Transfers in the book.
     pub transfers: u64,
+    /// Of these, those up to the last checkpoint.
+    #[serde(default)]
+    pub sealed: u64,
     /// Requests settled.
     pub settled: u64,
     /// Requests voided.
@@ -21,140 +34,316 @@ pub struct Report {
     pub open: u64,
     /// What is wrong, first things first; empty if the book is clean.
     pub problems: Vec<String>,
+    /// Problems beyond those that are told.
+    #[serde(default)]
+    pub further_problems: u64,
 }
 
-/// Recomputes everything that the book says twice: account balances, the sum of all entries, the
-/// holds, each request's charge and its `End`.
-pub fn verify(connection: &Connection) -> Result<Report, StoreError> {
-    let count = |sql: &str| -> Result<u64, StoreError> {
-        let count: i64 = connection.query_row(sql, [], |row| row.get(0))?;
-        Ok(u64::try_from(count).unwrap_or(0))
-    };
-    let mut report = Report {
-        transfers: count("SELECT count(*) FROM transfer")?,
-        settled: count("SELECT count(*) FROM request WHERE state = 1")?,
-        voided: count("SELECT count(*) FROM request WHERE state = 2")?,
-        open: count("SELECT count(*) FROM request WHERE state = 0")?,
-        problems: Vec::new(),
-    };
+impl Report {
+    fn problem(&mut self, what: String) {
+        if self.problems.len() < MOST_TOLD {
+            self.problems.push(what);
+        } else {
+            self.further_problems += 1;
+        }
+    }
+}
+
+/// What the entries say of a request.
+#[derive(Debug, Clone, Default)]
+struct Moved {
+    revenue: i64,
+    absorbed: i64,
+    held: i64,
+    /// The last entry about its state: which kind, and what it proves.
+    proof: Option<(i64, Hash)>,
+}
+
+type ByRequest = HashMap<[u8; 16], Moved>;
+
+/// Recomputes everything that the book says twice: the chain, balances, holds, each request's charge
+/// and its `End`, sums of usage, credits; and the checkpoints, if their key is given.
+pub fn verify(connection: &Connection, seal: Option<(&TenantId, &SealKey)>) -> Result<Report, StoreError> {
+    let mut report = Report::default();
     integrity(connection, &mut report)?;
-    accounts(connection, &mut report)?;
-    requests(connection, &mut report)?;
+    let Entries { balances, touched, mut moved, mut grants } = entries(connection, &mut report)?;
+    accounts(connection, &balances, &touched, &mut report)?;
+    requests(connection, &mut moved, &mut report)?;
+    for id in moved.keys() {
+        report.problem(format!("request {} has transfers but no record", RequestId(*id)));
+    }
+    beside::credit_grants(connection, &balances, &mut grants, &mut report)?;
+    beside::terms(connection, &mut report)?;
+    references(connection, &mut report)?;
+    beside::outbox(connection, &mut report)?;
+    beside::checkpoints(connection, seal, &mut report)?;
     Ok(report)
 }
 
 fn integrity(connection: &Connection, report: &mut Report) -> Result<(), StoreError> {
     let answer: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
     if answer != "ok" {
-        report.problems.push(format!("the file is damaged: {answer}"));
-    }
-    let orphan: Option<String> = connection
-        .query_row("SELECT \"table\" FROM pragma_foreign_key_check LIMIT 1", [], |row| row.get(0))
-        .map(Some)
-        .or_else(none_if_no_row)?;
-    if let Some(table) = orphan {
-        report.problems.push(format!("a row of table {table} refers to one that is not there"));
+        report.problem(format!("the file is damaged: {answer}"));
     }
     Ok(())
 }
 
-fn none_if_no_row<T>(error: rusqlite::Error) -> Result<Option<T>, StoreError> {
-    match error {
-        rusqlite::Error::QueryReturnedNoRows => Ok(None),
-        other => Err(other.into()),
+fn references(connection: &Connection, report: &mut Report) -> Result<(), StoreError> {
+    let mut orphans = connection.prepare("SELECT \"table\" FROM pragma_foreign_key_check")?;
+    let mut orphans = orphans.query([])?;
+    while let Some(row) = orphans.next()? {
+        let table: String = row.get(0)?;
+        report.problem(format!("a row of table {table} refers to one that is not there"));
+    }
+    Ok(())
+}
+
+/// What the entries say.
+struct Entries {
+    /// By account.
+    balances: BTreeMap<i64, i64>,
+    /// The last entry that changed it, by account.
+    touched: BTreeMap<i64, i64>,
+    moved: ByRequest,
+    /// What they prove of grants.
+    grants: HashSet<Hash>,
+}
+
+/// Follows the chain.
+fn entries(connection: &Connection, report: &mut Report) -> Result<Entries, StoreError> {
+    let deepest: i64 = connection.query_row("SELECT deepest_ceiling_nano FROM tenant", [], |row| row.get(0))?;
+    let mut balances: BTreeMap<i64, i64> = Account::ALL.into_iter().map(|account| (account as i64, 0)).collect();
+    let (mut moved, mut grants, mut touched) = (ByRequest::new(), HashSet::new(), BTreeMap::new());
+    let (mut expected, mut last_ms, mut hash) = (1, 0, GENESIS);
+    let mut statement = connection.prepare(&format!("SELECT {} FROM transfer ORDER BY id", chain::COLUMNS))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        report.transfers += 1;
+        let entry = match Posted::read(row) {
+            Ok(entry) => entry,
+            Err(error) => {
+                report.problem(format!("entry {expected} cannot be read: {error}"));
+                expected += 1;
+                continue;
+            }
+        };
+        if entry.id != expected {
+            report.problem(format!("entry {expected} is missing"));
+        } else if entry.hash_after(&hash) != entry.hash {
+            report.problem(format!(
+                "entry {} does not follow from the one before it: one of the two was changed",
+                entry.id
+            ));
+        }
+        if entry.at_ms < last_ms {
+            report.problem(format!("entry {} is older than the one before it", entry.id));
+        }
+        (expected, last_ms, hash) = (entry.id + 1, entry.at_ms, entry.hash);
+        for (account, change, after) in
+            [(entry.from, -entry.amount, entry.from_after), (entry.to, entry.amount, entry.to_after)]
+        {
+            touched.insert(account, entry.id);
+            let balance = balances.entry(account).or_default();
+            *balance = balance.wrapping_add(change);
+            if *balance != after {
+                report.problem(format!(
+                    "entry {} leaves account {account} with {after} nano-USD instead of {balance}",
+                    entry.id
+                ));
+                *balance = after;
+            }
+        }
+        let takes = entry.kind == TransferKind::Hold as i64 || entry.kind == TransferKind::Excess as i64;
+        if takes && entry.amount > 0 && entry.from_after < -deepest {
+            report.problem(format!(
+                "entry {} takes the balance to {} nano-USD, below its floor",
+                entry.id, entry.from_after
+            ));
+        }
+        if entry.kind == TransferKind::Grant as i64 {
+            grants.extend(entry.evidence);
+        }
+        follow(&mut moved, &entry);
+    }
+    Ok(Entries { balances, touched, moved, grants })
+}
+
+fn follow(moved: &mut ByRequest, entry: &Posted) {
+    let Some(id) = entry.request_id else { return };
+    let request = moved.entry(id).or_default();
+    let sum = |account: Account| match account as i64 {
+        number if number == entry.to => entry.amount,
+        number if number == entry.from => -entry.amount,
+        _ => 0,
+    };
+    request.revenue += sum(Account::Revenue);
+    request.absorbed -= sum(Account::Absorbed);
+    request.held += sum(Account::Held);
+    if let Some(evidence) = entry.evidence {
+        request.proof = Some((entry.kind, evidence));
     }
 }
 
-fn accounts(connection: &Connection, report: &mut Report) -> Result<(), StoreError> {
-    let mut statement = connection.prepare(
-        "SELECT account.name, account.id, account.balance_nano,
-                coalesce((SELECT sum(amount_nano) FROM entry WHERE entry.account = account.id), 0)
-         FROM account ORDER BY account.id",
-    )?;
-    let rows: Vec<(String, i64, i64, i64)> = statement
+fn accounts(
+    connection: &Connection,
+    balances: &BTreeMap<i64, i64>,
+    touched: &BTreeMap<i64, i64>,
+    report: &mut Report,
+) -> Result<(), StoreError> {
+    let mut statement = connection.prepare("SELECT id, name, balance_nano, last_transfer FROM account ORDER BY id")?;
+    let rows: Vec<(i64, String, i64, i64)> = statement
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
         .collect::<Result<_, _>>()?;
-    for (name, id, kept, summed) in &rows {
-        if kept != summed {
-            report.problems.push(format!("account {name} shows {kept} nano-USD, its entries sum to {summed}"));
+    for account in Account::ALL {
+        let (number, summed) = (account as i64, balances.get(&(account as i64)).copied().unwrap_or(0));
+        let Some((_, name, kept, last)) = rows.iter().find(|row| row.0 == number) else {
+            report.problem(format!("account {} is missing", account.name()));
+            continue;
+        };
+        if name != account.name() {
+            report.problem(format!("account {} is called {name}", account.name()));
         }
-        if *id == Account::Prepaid as i64 && *kept < 0 {
-            report.problems.push(format!("account {name} is below zero: {kept} nano-USD"));
+        match touched.get(&number).copied().unwrap_or(0) {
+            found if found < *last => {
+                report.problem(format!("entry {last} is missing: account {name} was changed by it"));
+            }
+            found if found > *last => {
+                report.problem(format!("account {name} knows nothing of entry {found}, which changes it"));
+            }
+            _ => {}
+        }
+        if *kept != summed {
+            report.problem(format!("account {name} shows {kept} nano-USD, its entries sum to {summed}"));
         }
     }
-    let total: i64 = rows.iter().map(|(_, _, kept, _)| *kept).sum();
+    let total: i64 = balances.values().sum();
     if total != 0 {
-        report.problems.push(format!("the accounts sum to {total} nano-USD instead of 0"));
-    }
-    let sum: i64 = connection.query_row("SELECT coalesce(sum(amount_nano), 0) FROM entry", [], |row| row.get(0))?;
-    if sum != 0 {
-        report.problems.push(format!("the entries sum to {sum} nano-USD instead of 0"));
+        report.problem(format!("the entries sum to {total} nano-USD instead of 0"));
     }
     let open: i64 =
         connection
             .query_row("SELECT coalesce(sum(held_nano), 0) FROM request WHERE state = 0", [], |row| row.get(0))?;
-    let held = rows.iter().find(|row| row.1 == Account::Held as i64).map_or(0, |row| row.2);
+    let held = balances.get(&(Account::Held as i64)).copied().unwrap_or(0);
     if held != open {
-        report.problems.push(format!("account tenant:held shows {held} nano-USD, open requests hold {open}"));
+        report.problem(format!("account tenant:held has {held} nano-USD, open requests hold {open}"));
     }
     Ok(())
 }
 
-fn requests(connection: &Connection, report: &mut Report) -> Result<(), StoreError> {
-    // What each request's transfers brought to revenue, less what was absorbed, is its cost; what
-    // they left in `held` is its open hold.
-    let mut statement = connection.prepare(
-        "WITH moved AS (
-            SELECT request_id,
-                sum(CASE WHEN to_account = 4 THEN amount_nano ELSE 0 END) AS revenue,
-                sum(CASE WHEN from_account = 5 THEN amount_nano ELSE 0 END) AS absorbed,
-                sum((to_account = 3) * amount_nano - (from_account = 3) * amount_nano) AS held
-            FROM transfer WHERE request_id IS NOT NULL GROUP BY request_id
-        )
-        SELECT request.request_id, request.state, request.cost_nano, request.absorbed_nano, request.held_nano,
-               request.end, moved.revenue, moved.absorbed, moved.held
-        FROM request LEFT JOIN moved ON moved.request_id = request.request_id
-        UNION ALL
-        SELECT moved.request_id, -1, 0, 0, 0, NULL, moved.revenue, moved.absorbed, moved.held
-        FROM moved WHERE NOT EXISTS (SELECT 1 FROM request WHERE request.request_id = moved.request_id)",
-    )?;
+type Sums = BTreeMap<(i64, Subject), Totals>;
+
+fn requests(connection: &Connection, moved: &mut ByRequest, report: &mut Report) -> Result<(), StoreError> {
+    let (mut by_day, mut by_month) = (Sums::new(), Sums::new());
+    let mut statement = connection.prepare(&format!("SELECT {} FROM request ORDER BY id", request::COLUMNS))?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        let id = RequestId(row.get(0)?);
-        let amounts: [Option<i64>; 6] = [row.get(2)?, row.get(3)?, row.get(4)?, row.get(6)?, row.get(7)?, row.get(8)?];
-        let [cost, absorbed, hold, revenue, moved_absorbed, left] = amounts.map(|amount| amount.unwrap_or(0));
-        let end: Option<Vec<u8>> = row.get(5)?;
-        let mut problem = |what: String| report.problems.push(format!("request {id}: {what}"));
-        match row.get::<_, i64>(1)? {
-            state::OPEN if left != hold => problem(format!("holds {hold} nano-USD, its transfers leave {left}")),
-            state::OPEN => {}
-            state::SETTLED => {
-                if (revenue - moved_absorbed, moved_absorbed, left) != (cost, absorbed, 0) {
-                    problem(format!(
-                        "settled at {cost} nano-USD with {absorbed} absorbed, its transfers say {} and {moved_absorbed}, {left} still held",
-                        revenue - moved_absorbed
-                    ));
-                }
-                check_end(id, cost, end.as_deref(), &mut problem);
-            }
-            state::VOIDED if (revenue, left) != (0, 0) => {
-                problem(format!("voided, but {revenue} nano-USD were charged and {left} are held"));
-            }
-            state::VOIDED => {}
-            _ => problem("has transfers but no record".into()),
+        let stored = Stored::read(row)?;
+        let what = moved.remove(&stored.request_id.0).unwrap_or_default();
+        match stored.state {
+            state::OPEN => report.open += 1,
+            state::SETTLED => report.settled += 1,
+            _ => report.voided += 1,
+        }
+        for problem in request_problems(&stored, &what) {
+            report.problem(format!("request {}: {problem}", stored.request_id));
+        }
+        if stored.state == state::SETTLED
+            && let Some(Ok(end)) = stored.end.as_deref().map(End::decode_body)
+            && let Ok(subject) = stored.subject()
+        {
+            let totals = Totals::of(&end.usage, stored.cost, stored.absorbed, stored.estimated);
+            let at_ms = u64::try_from(stored.finished_ms.unwrap_or(0)).unwrap_or(0);
+            by_day.entry((calendar::day(at_ms), subject.clone())).or_default().add(&totals);
+            by_month.entry((calendar::month(at_ms), subject)).or_default().add(&totals);
         }
     }
-    Ok(())
+    sums(connection, "usage_day", "day", by_day, report)?;
+    sums(connection, "usage_month", "month", by_month, report)
 }
 
-fn check_end(id: RequestId, cost: i64, end: Option<&[u8]>, problem: &mut impl FnMut(String)) {
-    match end.map(End::decode_body) {
-        None => problem("settled without an End".into()),
-        Some(Err(error)) => problem(format!("its End does not decode: {error}")),
-        Some(Ok(end)) if end.request_id != id => problem(format!("its End is that of {}", end.request_id)),
-        Some(Ok(end)) if end.cost.0 != cost => {
-            problem(format!("charged {cost} nano-USD, its End says {}", end.cost.0));
+fn request_problems(stored: &Stored, moved: &Moved) -> Vec<String> {
+    let mut problems = vec![];
+    let charged = moved.revenue - moved.absorbed;
+    let proving = match stored.state {
+        state::OPEN => {
+            if moved.held != stored.held.0 {
+                problems.push(format!("holds {} nano-USD, its transfers leave {}", stored.held.0, moved.held));
+            }
+            TransferKind::Hold
         }
-        Some(Ok(_)) => {}
+        state::SETTLED => {
+            if (charged, moved.absorbed, moved.held) != (stored.cost.0, stored.absorbed.0, 0) {
+                problems.push(format!(
+                    "settled at {} nano-USD with {} absorbed, its transfers say {charged} and {}, {} still held",
+                    stored.cost.0, stored.absorbed.0, moved.absorbed, moved.held
+                ));
+            }
+            problems.extend(end_problem(stored));
+            TransferKind::Settle
+        }
+        _ => {
+            if (moved.revenue, moved.held) != (0, 0) {
+                problems
+                    .push(format!("voided, but {} nano-USD were charged and {} are held", moved.revenue, moved.held));
+            }
+            TransferKind::Void
+        }
+    };
+    let has_end = stored.provider.is_some() || stored.model.is_some() || stored.end.is_some() || stored.estimated;
+    let has_cost = stored.cost.0 != 0 || stored.absorbed.0 != 0;
+    let is_finished = stored.finished_ms.is_some();
+    if stored.state != state::SETTLED && (has_end || has_cost) || stored.state == state::OPEN && is_finished {
+        problems.push("it is not settled, and yet its record says how it ended".into());
     }
+    if moved.proof != Some((proving as i64, stored.evidence())) {
+        problems.push("its record is not the one that its entries prove: it was changed".into());
+    }
+    problems
+}
+
+fn end_problem(stored: &Stored) -> Option<String> {
+    match stored.end.as_deref().map(End::decode_body) {
+        None => Some("settled without an End".into()),
+        Some(Err(error)) => Some(format!("its End does not decode: {error}")),
+        Some(Ok(end)) if end.request_id != stored.request_id => Some(format!("its End is that of {}", end.request_id)),
+        Some(Ok(end)) if end.cost != stored.cost => {
+            Some(format!("charged {} nano-USD, its End says {}", stored.cost.0, end.cost.0))
+        }
+        Some(Ok(_)) => None,
+    }
+}
+
+/// Compares a table of sums with what the requests say.
+fn sums(
+    connection: &Connection,
+    table: &str,
+    period: &str,
+    mut expected: Sums,
+    report: &mut Report,
+) -> Result<(), StoreError> {
+    let mut statement = connection.prepare(&format!(
+        "SELECT {period}, device, key, class, provider, model, requests, estimated, input, output, cache_read,
+                cache_write, reasoning, cost_nano, absorbed_nano FROM {table}"
+    ))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let subject = Stored::subject_at(row, 1)?;
+        let kept = Totals::read(row, 6)?;
+        let number: i64 = row.get(0)?;
+        let summed = expected.remove(&(number, subject.clone())).unwrap_or_default();
+        if kept != summed {
+            let Subject { device, model, .. } = subject;
+            report.problem(format!(
+                "the usage of {period} {number}, device {device}, model {model} shows {} requests for {} nano-USD, its requests sum to {} for {}",
+                kept.requests, kept.cost_nano, summed.requests, summed.cost_nano
+            ));
+        }
+    }
+    for (number, subject) in expected.into_keys() {
+        report.problem(format!(
+            "there is no usage of {period} {number}, device {}, model {}",
+            subject.device, subject.model
+        ));
+    }
+    Ok(())
 }

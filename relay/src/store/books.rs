@@ -1,0 +1,220 @@
+//! What can be done with the books of tenants: the operator's commands and the billing streams come
+//! here. Each operation is one transaction in the tenant's own file; what concerns central too says
+//! which of the two is first.
+
+use super::StoreError;
+use super::central::{
+    self,
+    usage::{CentralGroup, CentralGrouping},
+};
+use super::executor::{Db, Store};
+use crate::secrets::MasterKey;
+use crate::store::ledger::budget::{self, Budget, Measure, Scope};
+use crate::store::ledger::money::{Operation, operate};
+use crate::store::ledger::outbox::{self, Pending};
+use crate::store::ledger::seal::{SealKey, seal};
+use crate::store::ledger::standing::{Summary, Terms, set_terms, summary};
+use crate::store::ledger::usage::{self, Group, Grouping};
+use crate::store::ledger::verify::{Report, verify};
+use crate::store::ledger::{calendar, credits, hold, statement};
+use belay_protocol::id::TenantId;
+use belay_protocol::money::NanoUsd;
+use belay_transport::env::Clock;
+use rusqlite::Connection;
+use std::sync::Arc;
+use tokio::sync::Mutex;
+
+/// Rows that are handed to central in one transaction.
+const BATCH: u32 = 500;
+
+/// The purpose of the key that checkpoints are made with.
+pub const SEAL: &str = "ledger checkpoints";
+
+/// The books of all tenants.
+#[derive(Debug, Clone)]
+pub struct Books {
+    store: Store,
+    clock: Arc<dyn Clock>,
+    seal: SealKey,
+    allowance: NanoUsd,
+    /// Held while rows are in two places.
+    flushing: Arc<Mutex<()>>,
+}
+
+/// A span of days, from the first up to, not including, the last (days since 1970).
+pub type Days = (i64, i64);
+
+impl Books {
+    /// `allowance` is what the free tier has in a month.
+    #[must_use]
+    pub fn new(store: Store, clock: Arc<dyn Clock>, master: &MasterKey, allowance: NanoUsd) -> Self {
+        Self { store, clock, seal: SealKey::new(&master.derive(SEAL)), allowance, flushing: Arc::default() }
+    }
+
+    async fn run<T, F>(&self, tenant: &TenantId, command: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.store.run(Db::Tenant(tenant.clone()), command).await
+    }
+
+    /// What the tenant has, with this month's allowance and without what has expired.
+    pub async fn summary(&self, tenant: &TenantId) -> Result<Summary, StoreError> {
+        let (now_ms, allowance) = (self.clock.now_ms(), self.allowance);
+        self.run(tenant, move |connection| {
+            hold::refresh(connection, allowance, now_ms)?;
+            summary(connection)
+        })
+        .await
+    }
+
+    /// Moves the tenant's money. `operation` makes a retry harmless.
+    pub async fn operate(
+        &self,
+        tenant: &TenantId,
+        what: Operation,
+        amount: NanoUsd,
+        (operation, note): (String, Option<String>),
+    ) -> Result<NanoUsd, StoreError> {
+        let now_ms = self.clock.now_ms();
+        self.run(tenant, move |connection| operate(connection, what, amount, &operation, note.as_deref(), now_ms)).await
+    }
+
+    /// Grants credits that end at `expires_ms`. `operation` makes a retry harmless.
+    pub async fn grant(
+        &self,
+        tenant: &TenantId,
+        amount: NanoUsd,
+        expires_ms: u64,
+        (operation, note): (String, Option<String>),
+    ) -> Result<(), StoreError> {
+        let now_ms = self.clock.now_ms();
+        self.run(tenant, move |connection| {
+            credits::grant(connection, amount, &operation, note.as_deref(), expires_ms, now_ms)
+        })
+        .await
+    }
+
+    /// Changes a tenant's terms: in central, and then in its own file. `None`: there is no such tenant.
+    /// Should the relay stop in between, the file is told when it is opened.
+    pub async fn change_terms(
+        &self,
+        tenant: &TenantId,
+        change: impl FnOnce(&mut Terms) + Send + 'static,
+    ) -> Result<Option<Terms>, StoreError> {
+        let id = tenant.clone();
+        let changed =
+            self.store.run(Db::Central, move |connection| central::change_terms(connection, &id, change)).await?;
+        let Some(changed) = changed else { return Ok(None) };
+        let (terms, version) = (changed.terms, changed.version);
+        self.run(tenant, move |connection| set_terms(connection, &terms, version)).await?;
+        Ok(Some(terms))
+    }
+
+    /// Tells the tenant's file what central says. Called when it is opened.
+    pub async fn bring_terms(&self, tenant: &TenantId) -> Result<(), StoreError> {
+        let id = tenant.clone();
+        let known = self.store.run(Db::Central, move |connection| central::tenant(connection, &id)).await?;
+        let Some(known) = known else { return Ok(()) };
+        self.run(tenant, move |connection| set_terms(connection, &known.terms, known.version)).await
+    }
+
+    /// Sets a budget, or takes it away.
+    pub async fn set_budget(
+        &self,
+        tenant: &TenantId,
+        scope: Scope,
+        measure: Measure,
+        amount: Option<i64>,
+    ) -> Result<(), StoreError> {
+        self.run(tenant, move |connection| budget::set(connection, &scope, measure, amount)).await
+    }
+
+    /// All budgets of a tenant.
+    pub async fn budgets(&self, tenant: &TenantId) -> Result<Vec<Budget>, StoreError> {
+        self.run(tenant, budget::all).await
+    }
+
+    /// Usage in some days.
+    pub async fn usage(&self, tenant: &TenantId, days: Days, by: Grouping) -> Result<Vec<Group>, StoreError> {
+        self.run(tenant, move |connection| usage::report(connection, days.0, days.1, by)).await
+    }
+
+    /// Usage of all tenants, or of one, as far as it has been handed over.
+    pub async fn central_usage(
+        &self,
+        tenant: Option<TenantId>,
+        days: Days,
+        by: CentralGrouping,
+    ) -> Result<Vec<CentralGroup>, StoreError> {
+        let report = move |connection: &Connection| central::usage::report(connection, tenant.as_ref(), days, by);
+        self.store.run(Db::Central, report).await
+    }
+
+    /// The entries of some days: the number before the first, and that of the last.
+    pub async fn statement_span(&self, tenant: &TenantId, days: Days) -> Result<(i64, i64), StoreError> {
+        let border = |day| i64::try_from(calendar::day_start_ms(day)).unwrap_or(i64::MAX);
+        self.run(tenant, move |connection| {
+            Ok((
+                statement::last_before(connection, border(days.0))?,
+                statement::last_before(connection, border(days.1))?,
+            ))
+        })
+        .await
+    }
+
+    /// The entries above `after` up to `until`, at most a page.
+    pub async fn statement_page(
+        &self,
+        tenant: &TenantId,
+        after: i64,
+        until: i64,
+    ) -> Result<Vec<statement::Line>, StoreError> {
+        self.run(tenant, move |connection| statement::page(connection, after, until)).await
+    }
+
+    /// Hands the tenant's usage over to central, makes the checkpoints that are due, and says what waits
+    /// still: what came meanwhile.
+    pub async fn flush(&self, tenant: &TenantId) -> Result<Pending, StoreError> {
+        let _flushing = self.flushing.lock().await;
+        loop {
+            let batch = self.run(tenant, |connection| outbox::batch(connection, BATCH)).await?;
+            let Some(last) = batch.rows.last().map(|row| row.number) else { break };
+            let (epoch, id) = (batch.epoch, tenant.clone());
+            let is_last = batch.rows.len() < BATCH as usize;
+            self.store.run(Db::Central, move |connection| central::usage::take(connection, &id, &batch)).await?;
+            // Only now: central has them for good.
+            self.run(tenant, move |connection| outbox::confirm(connection, epoch, last)).await?;
+            if is_last {
+                break;
+            }
+        }
+        let (id, key) = (tenant.clone(), self.seal.clone());
+        self.run(tenant, move |connection| {
+            seal(connection, &id, &key)?;
+            outbox::pending(connection)
+        })
+        .await
+    }
+
+    /// Checks the tenant's book against itself, and what central has of it.
+    pub async fn verify(&self, tenant: &TenantId) -> Result<Report, StoreError> {
+        let (id, key) = (tenant.clone(), self.seal.clone());
+        let mut report = self.run(tenant, move |connection| verify(connection, Some((&id, &key)))).await?;
+        let _flushing = self.flushing.lock().await;
+        let id = tenant.clone();
+        let mut handed = self.store.run(Db::Central, move |connection| central::usage::total(connection, &id)).await?;
+        // What is settled meanwhile is in both.
+        let sums = |connection: &Connection| Ok((usage::all_time(connection)?, outbox::totals(connection)?));
+        let (own, waiting) = self.run(tenant, sums).await?;
+        handed.add(&waiting);
+        if handed != own {
+            report.problems.push(format!(
+                "central has {} nano-USD of usage with what waits for it, the book {}",
+                handed.cost_nano, own.cost_nano
+            ));
+        }
+        Ok(report)
+    }
+}

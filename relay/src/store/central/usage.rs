@@ -1,0 +1,94 @@
+//! Usage of all tenants: rows that their files hand over, each counted once, and sums over them.
+
+use crate::store::StoreError;
+use crate::store::ledger::outbox::Batch;
+use crate::store::ledger::usage::{SUMS, Totals};
+use belay_protocol::id::TenantId;
+use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
+
+/// Takes rows in. One that is here already, by tenant, epoch and number, is not counted again.
+pub fn take(connection: &Connection, tenant: &TenantId, batch: &Batch) -> Result<(), StoreError> {
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO usage_record (tenant, epoch, number, request_id, at_ms, device, key, class, provider, model,
+                                   requests, estimated, input, output, cache_read, cache_write, reasoning, cost_nano,
+                                   absorbed_nano)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
+         ON CONFLICT DO NOTHING",
+    )?;
+    for row in &batch.rows {
+        let totals = &row.totals;
+        insert.execute(params![
+            tenant.as_str(),
+            batch.epoch,
+            row.number,
+            row.request_id.0,
+            row.at_ms,
+            row.device,
+            row.key,
+            row.class as i64,
+            row.provider,
+            row.model,
+            totals.requests,
+            totals.estimated,
+            totals.input,
+            totals.output,
+            totals.cache_read,
+            totals.cache_write,
+            totals.reasoning,
+            totals.cost_nano,
+            totals.absorbed_nano,
+        ])?;
+    }
+    Ok(())
+}
+
+/// By what sums over tenants are told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CentralGrouping {
+    /// By tenant.
+    Tenant,
+    /// By day.
+    Day,
+    /// By provider and model.
+    Model,
+}
+
+/// A sum over tenants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CentralGroup {
+    /// A tenant, a day, or `provider/model`.
+    pub name: String,
+    /// The sums.
+    #[serde(flatten)]
+    pub totals: Totals,
+}
+
+/// Sums of the days from `from` up to, not including, `until` (days since 1970), of one tenant or of all.
+pub fn report(
+    connection: &Connection,
+    tenant: Option<&TenantId>,
+    (from, until): (i64, i64),
+    by: CentralGrouping,
+) -> Result<Vec<CentralGroup>, StoreError> {
+    let name = match by {
+        CentralGrouping::Tenant => "tenant",
+        CentralGrouping::Day => "date(day * 86400, 'unixepoch')",
+        CentralGrouping::Model => "provider || '/' || model",
+    };
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT {name}, {SUMS} FROM usage_total WHERE day >= ?1 AND day < ?2 AND (?3 IS NULL OR tenant = ?3)
+         GROUP BY {name} ORDER BY {name}"
+    ))?;
+    let rows = statement.query_map(params![from, until, tenant.map(TenantId::as_str)], |row| {
+        Ok(CentralGroup { name: row.get(0)?, totals: Totals::read(row, 1)? })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// What a tenant has handed over: all of it.
+pub fn total(connection: &Connection, tenant: &TenantId) -> Result<Totals, StoreError> {
+    let sql = format!("SELECT {SUMS} FROM usage_record WHERE tenant = ?1");
+    Ok(connection.prepare_cached(&sql)?.query_row([tenant.as_str()], |row| Totals::read(row, 0))?)
+}

@@ -1,0 +1,278 @@
+//! The rows of requests: what was asked, at which terms, and how it ended.
+
+use super::chain::{Chain, Evidence, Hash, Transfer};
+use super::usage::{Class, Subject};
+use super::{Account, TransferKind, credits, state};
+use crate::pricing::PriceSnapshot;
+use crate::store::StoreError;
+use aws_lc_rs::digest::{Digest, SHA256, digest};
+use belay_protocol::id::RequestId;
+use belay_protocol::money::NanoUsd;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
+
+/// A model of a provider that may serve a request, and what it charges.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The provider's name in the configuration.
+    pub provider: String,
+    /// The provider's name for the model.
+    pub model: String,
+    /// The prices that will be charged.
+    pub price: PriceSnapshot,
+    /// The provider takes no key, so that nobody needs one of his own.
+    #[serde(skip)]
+    pub keyless: bool,
+}
+
+impl Offer {
+    /// The same at another multiplier.
+    #[must_use]
+    pub(crate) fn multiplied(&self, multiplier_bp: u32) -> Self {
+        Self { price: PriceSnapshot { multiplier_bp, ..self.price.clone() }, ..self.clone() }
+    }
+}
+
+/// Whether the tenant has a key of its own for a provider.
+pub(crate) fn has_key(connection: &Connection, provider: &str) -> Result<bool, StoreError> {
+    let found = connection
+        .prepare_cached("SELECT 1 FROM provider_key WHERE provider = ?1")?
+        .query_row([provider], |_| Ok(()))
+        .optional()?;
+    Ok(found.is_some())
+}
+
+/// Writes down what was offered, once for all requests at the same terms.
+pub(crate) fn terms_id(connection: &Connection, offers: &[Offer]) -> Result<i64, StoreError> {
+    let text = serde_json::to_string(offers)
+        .map_err(|error| StoreError::Failed { operation: "encode a price", why: error.to_string() })?;
+    let digest = terms_digest(&text);
+    let known = connection
+        .prepare_cached("SELECT id FROM terms WHERE digest = ?1")?
+        .query_row([digest.as_ref()], |row| row.get(0))
+        .optional()?;
+    match known {
+        Some(id) => Ok(id),
+        None => Ok(connection
+            .prepare_cached("INSERT INTO terms (digest, terms) VALUES (?1, ?2) RETURNING id")?
+            .query_row(params![digest.as_ref(), text], |row| row.get(0))?),
+    }
+}
+
+pub(crate) fn terms_digest(text: &str) -> Digest {
+    digest(&SHA256, text.as_bytes())
+}
+
+/// The terms that a request was taken at.
+pub(crate) fn terms(connection: &Connection, id: i64) -> Result<Vec<Offer>, StoreError> {
+    let text: String =
+        connection.prepare_cached("SELECT terms FROM terms WHERE id = ?1")?.query_row([id], |row| row.get(0))?;
+    serde_json::from_str(&text).map_err(|error| StoreError::Corrupt { what: "terms", why: error.to_string() })
+}
+
+/// A request whose money is set aside, as it is written down.
+#[derive(Debug)]
+pub(crate) struct Opened<'a> {
+    pub(crate) request_id: RequestId,
+    pub(crate) device: &'a str,
+    pub(crate) key: &'a str,
+    pub(crate) class: Class,
+    pub(crate) digest: [u8; 32],
+    pub(crate) boot: String,
+    pub(crate) terms: i64,
+    pub(crate) input_bytes: i64,
+    pub(crate) held: NanoUsd,
+    pub(crate) from_credits: NanoUsd,
+    pub(crate) created_ms: i64,
+    pub(crate) lease_ms: i64,
+}
+
+impl Opened<'_> {
+    /// What the hold's entry proves of it. The lease moves, and is not in it.
+    fn evidence(&self) -> Hash {
+        Evidence::new("hold")
+            .text(self.device)
+            .text(self.key)
+            .number(self.class as i64)
+            .bytes(&self.digest)
+            .text(&self.boot)
+            .number(self.terms)
+            .number(self.input_bytes)
+            .number(self.held.0)
+            .number(self.from_credits.0)
+            .number(self.created_ms)
+            .finish()
+    }
+}
+
+/// Writes a request down and moves its money, out of the credits first.
+pub(crate) fn set_aside(connection: &Connection, opened: &Opened<'_>, now_ms: u64) -> Result<(), StoreError> {
+    let row = open(connection, opened)?;
+    if opened.from_credits > NanoUsd::ZERO {
+        credits::draw(connection, row, opened.from_credits)?;
+    }
+    let mut chain = Chain::at(connection, now_ms)?;
+    let transfer = |kind, from, amount| Transfer::new(kind, from, Account::Held, amount).of(opened.request_id);
+    chain.post(&transfer(TransferKind::HoldCredits, Account::Credits, opened.from_credits))?;
+    let rest = opened.held - opened.from_credits;
+    chain.record(&transfer(TransferKind::Hold, Account::Prepaid, rest).proving(opened.evidence()))
+}
+
+/// Writes it down, in place of a voided one. Returns its row.
+fn open(connection: &Connection, opened: &Opened<'_>) -> Result<i64, StoreError> {
+    Ok(connection
+        .prepare_cached(
+            "INSERT INTO request (request_id, device, key, class, digest, state, boot, terms, input_bytes, held_nano,
+                                  credits_nano, created_ms, lease_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+             ON CONFLICT (request_id) DO UPDATE SET state = 0, key = excluded.key, boot = excluded.boot,
+                 terms = excluded.terms, input_bytes = excluded.input_bytes, held_nano = excluded.held_nano,
+                 credits_nano = excluded.credits_nano, created_ms = excluded.created_ms,
+                 lease_ms = excluded.lease_ms, finished_ms = NULL
+             RETURNING id",
+        )?
+        .query_row(
+            params![
+                opened.request_id.0,
+                opened.device,
+                opened.key,
+                opened.class as i64,
+                opened.digest,
+                opened.boot,
+                opened.terms,
+                opened.input_bytes,
+                opened.held.0,
+                opened.from_credits.0,
+                opened.created_ms,
+                opened.lease_ms,
+            ],
+            |row| row.get(0),
+        )?)
+}
+
+/// A row as it stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    pub(crate) row: i64,
+    pub(crate) request_id: RequestId,
+    pub(crate) device: String,
+    pub(crate) key: String,
+    pub(crate) class: i64,
+    pub(crate) digest: Vec<u8>,
+    pub(crate) state: i64,
+    pub(crate) boot: String,
+    pub(crate) terms: i64,
+    pub(crate) input_bytes: i64,
+    pub(crate) held: NanoUsd,
+    pub(crate) from_credits: NanoUsd,
+    pub(crate) provider: Option<String>,
+    pub(crate) model: Option<String>,
+    pub(crate) cost: NanoUsd,
+    pub(crate) absorbed: NanoUsd,
+    pub(crate) estimated: bool,
+    pub(crate) end: Option<Vec<u8>>,
+    pub(crate) created_ms: i64,
+    pub(crate) finished_ms: Option<i64>,
+}
+
+/// The columns of [`Stored`], in its order.
+pub(crate) const COLUMNS: &str = "request.id, request.request_id, device, key, class, digest, state, boot, terms, \
+    input_bytes, held_nano, credits_nano, provider, model, cost_nano, absorbed_nano, estimated, end, \
+    created_ms, finished_ms";
+
+impl Stored {
+    pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let money = |index| row.get(index).map(NanoUsd);
+        Ok(Self {
+            row: row.get(0)?,
+            request_id: RequestId(row.get(1)?),
+            device: row.get(2)?,
+            key: row.get(3)?,
+            class: row.get(4)?,
+            digest: row.get(5)?,
+            state: row.get(6)?,
+            boot: row.get(7)?,
+            terms: row.get(8)?,
+            input_bytes: row.get(9)?,
+            held: money(10)?,
+            from_credits: money(11)?,
+            provider: row.get(12)?,
+            model: row.get(13)?,
+            cost: money(14)?,
+            absorbed: money(15)?,
+            estimated: row.get(16)?,
+            end: row.get(17)?,
+            created_ms: row.get(18)?,
+            finished_ms: row.get(19)?,
+        })
+    }
+
+    /// Whom and what its usage is about.
+    pub(crate) fn subject(&self) -> Result<Subject, StoreError> {
+        Ok(Subject {
+            device: self.device.clone(),
+            key: self.key.clone(),
+            class: Class::read(self.class)?,
+            provider: self.provider.clone().unwrap_or_default(),
+            model: self.model.clone().unwrap_or_default(),
+        })
+    }
+
+    /// Reads device, key, class, provider and model from five columns.
+    pub(crate) fn subject_at(row: &Row<'_>, at: usize) -> Result<Subject, StoreError> {
+        Ok(Subject {
+            device: row.get(at)?,
+            key: row.get(at + 1)?,
+            class: Class::read(row.get(at + 2)?)?,
+            provider: row.get(at + 3)?,
+            model: row.get(at + 4)?,
+        })
+    }
+
+    fn opening(&self, what: &str) -> Evidence {
+        Evidence::new(what)
+            .text(&self.device)
+            .text(&self.key)
+            .number(self.class)
+            .bytes(&self.digest)
+            .text(&self.boot)
+            .number(self.terms)
+            .number(self.input_bytes)
+            .number(self.held.0)
+            .number(self.from_credits.0)
+            .number(self.created_ms)
+    }
+
+    /// What the last entry about its state proves of it, in that state.
+    pub(crate) fn evidence(&self) -> Hash {
+        match self.state {
+            state::OPEN => self.opening("hold").finish(),
+            state::VOIDED => self.opening("void").number(self.finished_ms.unwrap_or(0)).finish(),
+            _ => self
+                .opening("settle")
+                .optional(self.provider.as_deref().map(str::as_bytes))
+                .optional(self.model.as_deref().map(str::as_bytes))
+                .number(self.cost.0)
+                .number(self.absorbed.0)
+                .optional(self.end.as_deref())
+                .number(self.finished_ms.unwrap_or(0))
+                .finish(),
+        }
+    }
+}
+
+/// Finds a request.
+pub(crate) fn find(connection: &Connection, request_id: RequestId) -> Result<Option<Stored>, StoreError> {
+    Ok(connection
+        .prepare_cached(&format!("SELECT {COLUMNS} FROM request WHERE request_id = ?1"))?
+        .query_row([request_id.0], Stored::read)
+        .optional()?)
+}
+
+/// Lengthens the lease of an open hold of this process.
+pub fn renew(connection: &Connection, request_id: RequestId, lease_ms: u64) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("UPDATE request SET lease_ms = ?2 WHERE request_id = ?1 AND state = 0")?
+        .execute(params![request_id.0, super::time(lease_ms)])?;
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! What a tenant may do: its tier, its floor, whether it is suspended. Central says so; a versioned
+//! copy stands in the tenant's own file, where a hold reads it in its own transaction.
+
+use super::{Account, balance};
+use crate::store::StoreError;
+use belay_protocol::money::NanoUsd;
+use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
+
+/// What a tenant pays with, and at which multipliers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// An allowance every month, and nothing beyond it.
+    Free,
+    /// The relay's provider keys, out of credits and balance.
+    #[default]
+    Managed,
+    /// The tenant's own provider keys; the relay charges a licence.
+    Byok,
+}
+
+impl Tier {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Free, Self::Managed, Self::Byok];
+
+    /// Its stable name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Managed => "managed",
+            Self::Byok => "byok",
+        }
+    }
+}
+
+impl std::fmt::Display for Tier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Tier {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|tier| tier.name() == text);
+        found.ok_or_else(|| format!("{text:?} is no tier; there are free, managed and byok"))
+    }
+}
+
+/// What central says of a tenant, as its own file has to know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Terms {
+    /// What it pays with.
+    pub tier: Tier,
+    /// How far below zero its balance may go, in nano-USD.
+    pub ceiling: NanoUsd,
+    /// No request runs while this is set.
+    pub suspended: bool,
+    /// Suspend it when it comes to its ceiling.
+    pub suspend_at_ceiling: bool,
+}
+
+/// Takes over what central says. An older version changes nothing.
+pub fn set_terms(connection: &Connection, terms: &Terms, version: i64) -> Result<(), StoreError> {
+    connection.execute(
+        "UPDATE tenant SET tier = ?1, ceiling_nano = ?2, deepest_ceiling_nano = max(deepest_ceiling_nano, ?2),
+             suspended = ?3, suspend_at_ceiling = ?4, version = ?5 WHERE version <= ?5",
+        params![terms.tier.name(), terms.ceiling.0, terms.suspended, terms.suspend_at_ceiling, version],
+    )?;
+    Ok(())
+}
+
+/// What decides whether anything may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) terms: Terms,
+    /// Holds that are open.
+    pub(crate) open: i64,
+    pub(crate) prepaid: NanoUsd,
+    pub(crate) credits: NanoUsd,
+    pub(crate) held: NanoUsd,
+}
+
+impl Standing {
+    /// What the balance can pay, credits aside.
+    pub(crate) fn payable(&self) -> NanoUsd {
+        match self.terms.tier {
+            Tier::Free => NanoUsd::ZERO,
+            Tier::Managed | Tier::Byok => NanoUsd(self.prepaid.0.saturating_add(self.terms.ceiling.0).max(0)),
+        }
+    }
+
+    /// What can be set aside for a request.
+    pub(crate) fn available(&self) -> NanoUsd {
+        NanoUsd(self.payable().0.saturating_add(self.credits.0))
+    }
+}
+
+/// Reads it, in one statement: a request waits for it.
+pub(crate) fn standing(connection: &Connection) -> Result<Standing, StoreError> {
+    let (standing, tier) = connection
+        .prepare_cached(
+            "SELECT tenant.tier, ceiling_nano, suspended, suspend_at_ceiling,
+                    (SELECT count(*) FROM request WHERE state = 0),
+                    (SELECT balance_nano FROM account WHERE id = ?1),
+                    (SELECT balance_nano FROM account WHERE id = ?2),
+                    (SELECT balance_nano FROM account WHERE id = ?3)
+             FROM tenant",
+        )?
+        .query_row([Account::Prepaid as i64, Account::Credits as i64, Account::Held as i64], |row| {
+            let terms = Terms {
+                tier: Tier::default(),
+                ceiling: NanoUsd(row.get(1)?),
+                suspended: row.get(2)?,
+                suspend_at_ceiling: row.get(3)?,
+            };
+            let money = |index| row.get(index).map(NanoUsd);
+            let standing =
+                Standing { terms, open: row.get(4)?, prepaid: money(5)?, credits: money(6)?, held: money(7)? };
+            Ok((standing, row.get::<_, String>(0)?))
+        })?;
+    let tier = tier.parse().map_err(|why| StoreError::Corrupt { what: "a tenant's tier", why })?;
+    Ok(Standing { terms: Terms { tier, ..standing.terms }, ..standing })
+}
+
+/// Suspends the tenant in its own file, in the transaction that found it at its ceiling.
+pub(crate) fn suspend(connection: &Connection) -> Result<(), StoreError> {
+    connection.execute("UPDATE tenant SET suspended = 1", [])?;
+    Ok(())
+}
+
+/// What a tenant has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// What it pays with.
+    pub terms: Terms,
+    /// Of its own money, below zero by at most the ceiling.
+    pub balance: NanoUsd,
+    /// Credits that have not expired.
+    pub credits: NanoUsd,
+    /// Is set aside.
+    pub held: NanoUsd,
+    /// Requests that hold it.
+    pub open_holds: u32,
+    /// Was charged since the book began.
+    pub charged: NanoUsd,
+}
+
+/// Reads the tenant's standing.
+pub fn summary(connection: &Connection) -> Result<Summary, StoreError> {
+    let standing = standing(connection)?;
+    Ok(Summary {
+        terms: standing.terms,
+        balance: standing.prepaid,
+        credits: standing.credits,
+        held: standing.held,
+        open_holds: u32::try_from(standing.open).unwrap_or(u32::MAX),
+        charged: balance(connection, Account::Revenue)? + balance(connection, Account::Absorbed)?,
+    })
+}

@@ -1,0 +1,96 @@
+//! A tenant's entries, page by page.
+
+use super::{Account, TransferKind};
+use crate::store::StoreError;
+use belay_protocol::id::RequestId;
+use rusqlite::{Connection, OptionalExtension, params};
+
+/// Entries of one page at the most.
+pub const PAGE: u32 = 500;
+
+/// An entry, seen from the tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// Its number in the book.
+    pub id: i64,
+    /// When, milliseconds since 1970.
+    pub at_ms: i64,
+    /// Why.
+    pub kind: TransferKind,
+    /// From where.
+    pub from: Account,
+    /// To where.
+    pub to: Account,
+    /// How much, in nano-USD.
+    pub amount_nano: i64,
+    /// What `from` had right after, in nano-USD.
+    pub from_after_nano: i64,
+    /// What `to` had right after, in nano-USD.
+    pub to_after_nano: i64,
+    /// Which request.
+    pub request_id: Option<RequestId>,
+    /// Which provider and model, of a settled request.
+    pub model: Option<String>,
+    /// Which operation from outside.
+    pub operation_id: Option<String>,
+    /// What was noted with it.
+    pub note: Option<String>,
+}
+
+/// The number of the last entry before `at_ms`; 0 if there is none. The times of entries never go
+/// back, so that they can be searched by their numbers.
+pub fn last_before(connection: &Connection, at_ms: i64) -> Result<i64, StoreError> {
+    let time_of = |id: i64| -> Result<Option<i64>, StoreError> {
+        Ok(connection
+            .prepare_cached("SELECT at_ms FROM transfer WHERE id = ?1")?
+            .query_row([id], |row| row.get(0))
+            .optional()?)
+    };
+    let last: i64 =
+        connection.prepare_cached("SELECT coalesce(max(id), 0) FROM transfer")?.query_row([], |row| row.get(0))?;
+    let (mut before, mut after) = (0, last + 1);
+    while after - before > 1 {
+        let middle = before + (after - before) / 2;
+        match time_of(middle)? {
+            Some(time) if time < at_ms => before = middle,
+            _ => after = middle,
+        }
+    }
+    Ok(before)
+}
+
+/// The entries above `after` up to `until`, at most a page.
+pub fn page(connection: &Connection, after: i64, until: i64) -> Result<Vec<Line>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT transfer.id, at_ms, kind, from_account, to_account, amount_nano, from_after_nano, to_after_nano,
+                transfer.request_id, request.provider || '/' || request.model, operation_id, note
+         FROM transfer LEFT JOIN request ON request.request_id = transfer.request_id
+         WHERE transfer.id > ?1 AND transfer.id <= ?2 ORDER BY transfer.id LIMIT ?3",
+    )?;
+    let mut rows = statement.query(params![after, until, PAGE])?;
+    let mut lines = vec![];
+    while let Some(row) = rows.next()? {
+        let id = row.get(0)?;
+        let corrupt = |what: &str, number: i64| StoreError::Corrupt {
+            what: "an entry",
+            why: format!("entry {id} names {what} {number}, which there is not"),
+        };
+        let account = |number: i64| Account::numbered(number).ok_or_else(|| corrupt("account", number));
+        let kind = row.get(2)?;
+        lines.push(Line {
+            id,
+            at_ms: row.get(1)?,
+            kind: TransferKind::numbered(kind).ok_or_else(|| corrupt("kind", kind))?,
+            from: account(row.get(3)?)?,
+            to: account(row.get(4)?)?,
+            amount_nano: row.get(5)?,
+            from_after_nano: row.get(6)?,
+            to_after_nano: row.get(7)?,
+            request_id: row.get::<_, Option<[u8; 16]>>(8)?.map(RequestId),
+            model: row.get(9)?,
+            operation_id: row.get(10)?,
+            note: row.get(11)?,
+        });
+    }
+    Ok(lines)
+}

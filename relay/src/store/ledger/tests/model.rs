@@ -1,0 +1,274 @@
+//! Random histories of a book beside a reference that does the sums by hand.
+
+use super::*;
+use crate::store::ledger::credits::grant;
+use crate::store::ledger::hold::refresh;
+use crate::store::ledger::outbox;
+use crate::store::ledger::recover::estimate;
+use crate::store::ledger::usage;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+/// What can happen.
+#[derive(Debug, Clone)]
+enum Step {
+    Credit(u32),
+    /// Credits, and for how many milliseconds they last.
+    Grant(u32, u16),
+    Refund(u32),
+    Ceiling(u32),
+    /// A request, the output that it asks for, and whether it names a maximum.
+    Hold(u8, u16, bool),
+    /// A request, and the tokens that it used: perhaps more than it was held for.
+    Settle(u8, u16, u16),
+    Void(u8),
+    Wait(u16),
+    /// The process dies: what is open is recovered, with or without a journal.
+    Die(bool),
+    /// Central takes some rows; or the process dies before they are confirmed.
+    Flush(u8, bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => (0u32..5_000_000).prop_map(Step::Credit),
+        1 => (1u32..2_000_000, any::<u16>()).prop_map(|(nano, lasts)| Step::Grant(nano, lasts)),
+        1 => (1u32..1_000_000).prop_map(Step::Refund),
+        1 => (0u32..2_000_000).prop_map(Step::Ceiling),
+        8 => (0u8..12, 1u16..1500, any::<bool>()).prop_map(|(id, output, named)| Step::Hold(id, output, named)),
+        8 => (0u8..12, 0u16..1500, 0u16..3000).prop_map(|(id, input, output)| Step::Settle(id, input, output)),
+        2 => (0u8..12).prop_map(Step::Void),
+        2 => any::<u16>().prop_map(Step::Wait),
+        1 => any::<bool>().prop_map(Step::Die),
+        2 => (1u8..5, any::<bool>()).prop_map(|(rows, confirmed)| Step::Flush(rows, confirmed)),
+    ]
+}
+
+/// A grant: when it ends, and its place among all.
+type Grant = (u64, usize);
+
+/// The reference: sums by hand.
+#[derive(Debug, Default)]
+struct Reference {
+    prepaid: i64,
+    ceiling: i64,
+    /// What is left of grants, by their end and their order.
+    grants: BTreeMap<Grant, i64>,
+    granted: usize,
+    /// Held by request: in all, and of it by grant.
+    held: BTreeMap<u8, (i64, BTreeMap<Grant, i64>)>,
+    settled: BTreeMap<u8, Vec<u8>>,
+    charged: i64,
+    absorbed: i64,
+    handed: BTreeMap<i64, i64>,
+}
+
+impl Reference {
+    fn credits(&self) -> i64 {
+        self.grants.values().sum()
+    }
+
+    fn available(&self) -> i64 {
+        self.credits() + (self.prepaid + self.ceiling).max(0)
+    }
+
+    fn expire(&mut self, now_ms: u64) {
+        self.grants.iter_mut().filter(|((end, _), _)| *end <= now_ms).for_each(|(_, left)| *left = 0);
+    }
+
+    fn hold(&mut self, id: u8, amount: i64) {
+        let mut wanted = amount.min(self.credits());
+        self.prepaid -= amount - wanted;
+        let mut drawn = BTreeMap::new();
+        for (grant, left) in &mut self.grants {
+            let taken = wanted.min(*left);
+            *left -= taken;
+            wanted -= taken;
+            if taken > 0 {
+                drawn.insert(*grant, taken);
+            }
+        }
+        self.held.insert(id, (amount, drawn));
+    }
+
+    /// Ends a hold: of it, `used` is gone.
+    fn release(&mut self, id: u8, used: i64) {
+        let (amount, drawn) = self.held.remove(&id).expect("held");
+        let from_credits: i64 = drawn.values().sum();
+        self.prepaid += amount - from_credits - (used - used.min(from_credits));
+        let mut used = used.min(from_credits);
+        for (grant, taken) in drawn {
+            let gone = taken.min(used);
+            used -= gone;
+            *self.grants.get_mut(&grant).expect("granted") += taken - gone;
+        }
+    }
+
+    fn settle(&mut self, id: u8, cost: i64, end: Vec<u8>) {
+        let settled = cost.min(self.held[&id].0);
+        self.release(id, settled);
+        let excess = (cost - settled).min((self.prepaid + self.ceiling).max(0));
+        self.prepaid -= excess;
+        self.charged += settled + excess;
+        self.absorbed += cost - settled - excess;
+        self.settled.insert(id, end);
+    }
+}
+
+/// Runs what a process would run in one transaction; it may die just before the commit and try again.
+fn transaction<T>(book: &Book, dies_first: bool, run: impl Fn(&Connection) -> T) -> T {
+    if dies_first {
+        book.connection.execute_batch("BEGIN IMMEDIATE").expect("begun");
+        run(&book.connection);
+        book.connection.execute_batch("ROLLBACK").expect("undone");
+    }
+    book.connection.execute_batch("BEGIN IMMEDIATE").expect("begun");
+    let result = run(&book.connection);
+    book.connection.execute_batch("COMMIT").expect("committed");
+    result
+}
+
+fn play(steps: &[(Step, bool)]) {
+    let book = book(0);
+    let mut reference = Reference::default();
+    let (mut now_ms, mut process, mut version) = (NOW, 1, 0);
+    for (number, (step, dies_first)) in steps.iter().enumerate() {
+        let name = number.to_string();
+        match step {
+            Step::Credit(0) | Step::Hold(_, 0, _) => {}
+            Step::Credit(nano) => {
+                let nano = i64::from(*nano);
+                for _ in 0..2 {
+                    transaction(&book, *dies_first, |connection| credit(connection, nano, &name));
+                }
+                reference.prepaid += nano;
+            }
+            Step::Grant(nano, lasts) => {
+                let (nano, end) = (i64::from(*nano), now_ms + 1 + u64::from(*lasts));
+                transaction(&book, *dies_first, |connection| {
+                    grant(connection, NanoUsd(nano), &name, None, end, now_ms).expect("granted");
+                });
+                reference.granted += 1;
+                reference.grants.insert((end, reference.granted), nano);
+            }
+            Step::Refund(nano) => {
+                transaction(&book, *dies_first, |connection| {
+                    operate(connection, Operation::Refund, NanoUsd((*nano).into()), &name, None, now_ms)
+                        .expect("refunded")
+                });
+                reference.prepaid -= i64::from(*nano);
+            }
+            Step::Ceiling(nano) => {
+                version += 1;
+                reference.ceiling = i64::from(*nano);
+                let terms = Terms { ceiling: NanoUsd(reference.ceiling), ..Terms::default() };
+                transaction(&book, *dies_first, |connection| set_terms(connection, &terms, version).expect("set"));
+            }
+            Step::Hold(id, output, named) => {
+                reference.expire(now_ms);
+                let boot = boot("m1", &format!("p{process}"));
+                let asked_output = named.then_some(u32::from(*output));
+                let ask = HoldRequest { boot, now_ms, asked_output, rates: Arc::default(), ..request(*id) };
+                let outcome = transaction(&book, *dies_first, |connection| {
+                    hold(connection, &HoldRequest { rates: Arc::default(), ..ask.clone() }).expect("works")
+                });
+                match outcome {
+                    HoldOutcome::Held(Held { amount, .. }) => {
+                        assert!(!reference.held.contains_key(id) && !reference.settled.contains_key(id));
+                        assert!(amount.0 <= reference.available(), "step {number}: overshot");
+                        reference.hold(*id, amount.0);
+                    }
+                    HoldOutcome::Finished { end, .. } => assert_eq!(Some(&end), reference.settled.get(id)),
+                    HoldOutcome::Refused(HoldRefusal::InProgress) => assert!(reference.held.contains_key(id)),
+                    HoldOutcome::Refused(HoldRefusal::PaymentRequired { available, .. }) => {
+                        assert_eq!(available.0, reference.available(), "step {number}");
+                    }
+                    other => panic!("step {number}: {other:?}"),
+                }
+            }
+            Step::Settle(id, input, output) => {
+                let settlement = Settlement { now_ms, ..settlement(*id, (*input).into(), (*output).into()) };
+                let settled = transaction(&book, *dies_first, |connection| settle(connection, &settlement));
+                match (reference.held.contains_key(id), reference.settled.get(id)) {
+                    (true, _) => {
+                        let cost = 1000 * (i64::from(*input) + i64::from(*output));
+                        reference.settle(*id, cost, settled.expect("settled").end_bytes);
+                    }
+                    (false, Some(end)) => assert_eq!(&settled.expect("the first answer").end_bytes, end),
+                    (false, None) => assert!(settled.is_err(), "step {number}: nothing was held"),
+                }
+            }
+            Step::Void(id) => {
+                transaction(&book, *dies_first, |connection| {
+                    void(connection, RequestId([*id; 16]), now_ms).expect("works");
+                });
+                if reference.held.contains_key(id) {
+                    reference.release(*id, 0);
+                }
+            }
+            Step::Wait(ms) => now_ms += u64::from(*ms),
+            Step::Die(with_journal) => {
+                process += 1;
+                let boot = boot("m1", &format!("p{process}"));
+                // Every other one had been dispatched.
+                let journal: HashMap<_, _> = reference
+                    .held
+                    .keys()
+                    .filter(|id| **id % 2 == 0)
+                    .map(|id| (RequestId([*id; 16]), Progress { output_bytes: 44, ..Progress::default() }))
+                    .collect();
+                let known = with_journal.then_some(&journal);
+                let recovered = transaction(&book, *dies_first, |connection| {
+                    recover(connection, &boot, known, now_ms).expect("recovered")
+                });
+                for id in recovered.voided {
+                    reference.release(id.0[0], 0);
+                }
+                for settled in recovered.settled {
+                    let id = settled.end.request_id;
+                    let progress = known.and_then(|known| known.get(&id).copied()).unwrap_or_default();
+                    let tokens: u64 = estimate(id, progress, 80, now_ms).usage.iter().map(|line| line.units).sum();
+                    reference.settle(id.0[0], 1000 * tokens as i64, settled.end_bytes);
+                }
+                assert!(reference.held.is_empty(), "step {number}: a hold is left open");
+            }
+            Step::Flush(rows, confirmed) => {
+                let batch = outbox::batch(&book.connection, (*rows).into()).expect("read");
+                for row in &batch.rows {
+                    let known = reference.handed.insert(row.number, row.totals.cost_nano);
+                    assert!(known.is_none_or(|known| known == row.totals.cost_nano), "a number means one row for ever");
+                }
+                if let (true, Some(last)) = (*confirmed, batch.rows.last()) {
+                    transaction(&book, *dies_first, |connection| {
+                        outbox::confirm(connection, batch.epoch, last.number).expect("confirmed");
+                    });
+                }
+            }
+        }
+        let is = |account| balance(&book.connection, account).expect("read").0;
+        assert_eq!(is(Account::Prepaid), reference.prepaid, "step {number}: {step:?}");
+        assert_eq!(is(Account::Held), reference.held.values().map(|held| held.0).sum::<i64>(), "step {number}");
+        assert_eq!(is(Account::Revenue) + is(Account::Absorbed), reference.charged, "step {number}");
+        assert_eq!(-is(Account::Absorbed), reference.absorbed, "step {number}");
+        assert_eq!(Account::ALL.into_iter().map(is).sum::<i64>(), 0, "step {number}");
+    }
+    reference.expire(now_ms);
+    refresh(&book.connection, NanoUsd::ZERO, now_ms).expect("expired");
+    assert_eq!(balance(&book.connection, Account::Credits).expect("read").0, reference.credits());
+    let all = usage::all_time(&book.connection).expect("summed");
+    assert_eq!((all.cost_nano, all.absorbed_nano), (reference.charged, reference.absorbed));
+    for row in outbox::batch(&book.connection, 10_000).expect("read").rows {
+        reference.handed.insert(row.number, row.totals.cost_nano);
+    }
+    assert_eq!(reference.handed.values().sum::<i64>(), reference.charged, "central gets each charge once");
+    clean(&book);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_book_does_what_sums_by_hand_do(steps in proptest::collection::vec((step(), any::<bool>()), 1..60)) {
+        play(&steps);
+    }
+}
