@@ -128,3 +128,44 @@ async fn the_free_tier_pays_with_its_allowance_at_its_own_multiplier() {
     relay.verify().await;
     relay.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_that_has_waited_long_enough_is_handed_over_by_itself() {
+    let relay = TestRelay::start("[billing]\nflush_after_s = 1\nflush_at = \"1000\"\n").await;
+    assert!(relay.client().await.ask("Hi").await.end.is_some());
+    eventually("central has it", async || {
+        !relay.relay().admin().central_usage(None, EVER, CentralGrouping::Day).await.unwrap().is_empty()
+    })
+    .await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_per_minute_are_limited_by_what_was_used_and_answers_say_what_is_left() {
+    let relay = TestRelay::start("[limits]\ntokens_per_minute = 2000\nrequests_per_minute = 50\n").await;
+    let client = relay.client().await;
+    let ask = async || client.ask("Why is the sky blue?").await;
+    let left = |asked: &belay_client::escalation::Collected, name: &str| {
+        let headers = &asked.head.as_ref().expect("answered").headers;
+        headers.iter().find(|(header, _)| header == name).expect("told").1.parse::<u64>().expect("a number")
+    };
+    let first = ask().await;
+    assert_eq!(left(&first, "belay-remaining-requests"), 49);
+    let before = left(&first, "belay-remaining-tokens");
+    let used: u64 = first.end.as_ref().expect("settled").usage.iter().map(|line| line.units).sum();
+    // What was not used is given back: the next one begins with all but what was used.
+    let second = left(&ask().await, "belay-remaining-tokens");
+    let taken = 2000 - before;
+    assert!(second + taken + used >= 1990, "{second} + {taken} + {used}");
+    let mut refused = None;
+    for _ in 0..40 {
+        refused = ask().await.failed;
+        if refused.is_some() {
+            break;
+        }
+    }
+    let refused = refused.expect("the minute's tokens are used up");
+    assert_eq!(refused.code, FailureCode::RATE_LIMITED);
+    assert!(refused.message.contains("too many tokens") && refused.retry_after_ms.is_some(), "{}", refused.message);
+    relay.stop().await;
+}

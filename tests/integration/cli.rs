@@ -147,6 +147,7 @@ fn every_command_prints_one_json_value() {
     let budgets = operator(&["budget", "set", "other", "--month", "50", "--requests-per-minute", "9"]);
     assert_eq!((budgets.as_array().unwrap().len(), operator(&["budget", "list", "other"])), (2, budgets.clone()));
     assert_eq!(operator(&["budget", "set", "other", "--month", "none"]).as_array().unwrap().len(), 1);
+    assert_eq!(operator(&["usage", "--by", "model"]), json!([]));
     assert_eq!(operator(&["tenant", "suspend", "other"])["suspended"], true);
     assert_eq!(operator(&["tenant", "suspend", "other", "--off"])["suspended"], false);
     assert_eq!(operator(&["tenant", "list"]).as_array().unwrap().len(), 2);
@@ -324,6 +325,33 @@ fn who_is_refused_learns_why() {
     for what in [&["device", "revoke", "nobody"][..], &["invite", "nobody"], &["ledger", "verify", "nobody"]] {
         fails(&site.belayd(what), 77, &["there is no", "list"]);
     }
+}
+
+#[test]
+fn a_book_is_exported_from_a_running_relay_and_from_a_stopped_one() {
+    let mut site = Site::start(1);
+    let home = site.join("laptop", "acme");
+    exits(&run(&mut belay(&home, &["ask", SKY])), 0);
+    let export = |site: &Site| {
+        let ran = site.belayd(&["ledger", "export", "acme"]);
+        exits(&ran, 0);
+        ran.stdout
+    };
+    let running = export(&site);
+    let lines: Vec<&str> = running.lines().collect();
+    assert!(lines[0].starts_with("entry,at_ms,kind,from,to,amount_nano_usd,"), "{}", lines[0]);
+    for (number, kind) in [(1, "credit"), (2, "hold"), (3, "release"), (4, "settle")] {
+        assert!(lines[number].starts_with(&format!("{number},")) && lines[number].contains(kind), "{}", lines[number]);
+    }
+    assert_eq!(lines.len(), 5);
+    let none = site.belayd(&["ledger", "export", "acme", "--until", "2020-01-01"]);
+    assert_eq!((none.code, none.stdout.as_str()), (Some(0), ""));
+    fails(&site.belayd(&["ledger", "export", "nobody"]), 77, &["no tenant nobody"]);
+    site.relay.terminate().unwrap();
+    assert_eq!(export(&site), running);
+    let json = site.belayd(&["ledger", "export", "acme", "--json"]);
+    assert_eq!(json.stdout.lines().count(), 4);
+    fails(&site.belayd(&["ledger", "export", "nobody"]), 77, &["no tenant nobody"]);
 }
 
 #[test]

@@ -88,6 +88,18 @@ pub struct UsageQuery {
     pub by: Grouping,
 }
 
+/// Asks for a page of a book.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EntriesQuery {
+    /// The first day, days since 1970.
+    pub from: i64,
+    /// The one after the last.
+    pub until: i64,
+    /// The last entry that is known.
+    pub after: i64,
+}
+
 /// Asks for the usage of all tenants, as central knows it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -184,6 +196,7 @@ fn router(service: Arc<AdminService>) -> Router {
         .route("/tenants/{id}/terms", post(terms))
         .route("/tenants/{id}/budgets", get(budgets).post(set_budget))
         .route("/tenants/{id}/usage", get(usage))
+        .route("/tenants/{id}/entries", get(entries))
         .route("/tenants/{id}/flush", post(flush))
         .route("/usage", get(central_usage))
         .route("/tenants/{id}/suspended", post(suspend))
@@ -272,6 +285,19 @@ async fn usage(
 ) -> Result<Response, AdminError> {
     match query {
         Ok(Query(query)) => Ok(Json(service.usage(&id, (query.from, query.until), query.by).await?).into_response()),
+        Err(error) => Ok(bad_request(&error)),
+    }
+}
+
+async fn entries(
+    State(service): Service,
+    Path(id): Path<TenantId>,
+    query: Result<Query<EntriesQuery>, QueryRejection>,
+) -> Result<Response, AdminError> {
+    match query {
+        Ok(Query(EntriesQuery { from, until, after })) => {
+            Ok(Json(service.entries(&id, (from, until), after).await?).into_response())
+        }
         Err(error) => Ok(bad_request(&error)),
     }
 }

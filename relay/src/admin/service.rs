@@ -14,6 +14,7 @@ use crate::store::ledger::budget::{Budget, Measure, Scope};
 use crate::store::ledger::money::Operation;
 use crate::store::ledger::outbox::Pending;
 use crate::store::ledger::standing::{Terms, Tier};
+use crate::store::ledger::statement::Line;
 use crate::store::ledger::usage::{Group, Grouping};
 use crate::tenants::Tenants;
 use belay_certs::invite::Invite;
@@ -234,6 +235,12 @@ impl AdminService {
     pub async fn usage(&self, id: &TenantId, days: Days, by: Grouping) -> Result<Vec<Group>, AdminError> {
         self.tenant(id).await?;
         Ok(self.tenants.books().usage(id, days, by).await?)
+    }
+
+    /// A page of a tenant's transfers; see [`Books::entries`](crate::store::books::Books::entries).
+    pub async fn entries(&self, id: &TenantId, days: Days, after: i64) -> Result<Vec<Line>, AdminError> {
+        self.tenant(id).await?;
+        Ok(self.tenants.books().entries(id, days, after).await?)
     }
 
     /// Hands a tenant's usage over to central now.

@@ -163,7 +163,7 @@ enum By {
     Model,
 }
 
-fn day(text: &str) -> Result<i64, String> {
+pub(super) fn day(text: &str) -> Result<i64, String> {
     calendar::parse_day(text).ok_or_else(|| format!("{text:?} is no day; write for example 2026-11-01"))
 }
 

@@ -2,13 +2,13 @@
 
 use super::delivery::{Delivery, Events};
 use super::runner::Flight;
-use super::{Escalator, failed, send_failed, store_failed};
+use super::{Escalator, Held, failed, send_failed, store_failed};
 use crate::store::StoreError;
 use crate::store::executor::Db;
 use crate::store::ledger::settle::{Settled, Settlement, settle, void};
 use belay_protocol::frame::{FrameType, frame};
 use belay_protocol::id::{RequestId, TenantId};
-use belay_protocol::message::{Failed, FailureCode, Outcome};
+use belay_protocol::message::{Failed, FailureCode, Outcome, UnitKind, UsageLine};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +45,20 @@ impl Ending {
             Self::After(_, why) => Self::NotDispatched(FailureCode::CANCELLED, why),
             other => other,
         }
+    }
+}
+
+/// Tokens in and out; reasoning is part of the output.
+fn tokens(usage: &[UsageLine]) -> u64 {
+    let others = [UnitKind::REASONING, UnitKind::CALLS, UnitKind::WEB_SEARCHES];
+    usage.iter().filter(|line| !others.contains(&line.kind)).map(|line| line.units).sum()
+}
+
+impl Held {
+    /// Counts the tokens that were used in place of those that it was taken for.
+    fn count(&self, used: u64, now_ms: u64) {
+        let bounds: Vec<_> = self.remaining.iter().map(|remaining| remaining.bound.clone()).collect();
+        self.tenant.rates.correct(&bounds, self.counted, used, now_ms);
     }
 }
 
@@ -87,6 +101,7 @@ impl Flight<'_> {
                 self.held.guard.disarm();
                 let end = &settled.end;
                 self.held.tenant.unflushed.add(end.cost, self.escalator.env.clock.now_ms());
+                self.held.count(tokens(&end.usage), self.escalator.env.clock.now_ms());
                 info!(outcome = %end.outcome, cost = %end.cost, balance = %end.balance, estimated = end.estimated,
                     events = end.events, first_event_ms = end.first_event_ms, total_ms = end.total_ms, "request settled");
                 match frame(FrameType::End, &settled.end_bytes) {
@@ -122,6 +137,7 @@ impl Flight<'_> {
         match self.escalator.void(&tenant, id).await {
             Ok(()) => {
                 self.held.guard.disarm();
+                self.held.count(0, self.escalator.env.clock.now_ms());
                 info!(code = %failure.code, "request voided: {}", failure.message);
                 self.fail(&failure).await;
             }

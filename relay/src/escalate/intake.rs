@@ -1,8 +1,10 @@
 //! Taking a provider's answer in: its head, its events or bytes, and how it ended.
 
+use super::Held;
 use super::finish::Ending;
 use super::runner::Flight;
 use crate::providers::Answer;
+use crate::store::ledger::budget::Measure;
 use belay_protocol::codec::Message;
 use belay_protocol::dialect::sse::SseSplitter;
 use belay_protocol::dialect::usage::EventMeaning;
@@ -12,12 +14,25 @@ use belay_protocol::message::{Content, Outcome, ResponseHead};
 use bytes::Bytes;
 use tokio::time::Instant;
 
+impl Held {
+    /// What is left of the limits per minute, the tightest of each kind.
+    fn remaining_headers(&self) -> impl Iterator<Item = (String, String)> {
+        let names =
+            [(Measure::RequestsMinute, "belay-remaining-requests"), (Measure::TokensMinute, "belay-remaining-tokens")];
+        names.into_iter().filter_map(|(measure, name)| {
+            let of_kind = self.remaining.iter().filter(|remaining| remaining.bound.measure == measure);
+            let left = of_kind.map(|remaining| remaining.left).min()?;
+            Some((name.to_owned(), left.to_string()))
+        })
+    }
+}
+
 impl Flight<'_> {
     pub(super) fn queue_head(&mut self, answer: &Answer, streams: bool) -> Result<(), ProtocolError> {
         let head = ResponseHead {
             request_id: self.held.guard.request_id,
             status: answer.status,
-            headers: answer.headers.clone(),
+            headers: answer.headers.iter().cloned().chain(self.held.remaining_headers()).collect(),
             dialect: self.plan.dialect,
             stream: streams,
             provider: self.plan.provider.clone(),

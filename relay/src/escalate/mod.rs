@@ -46,6 +46,7 @@ use crate::store::executor::{Db, Store};
 use crate::store::journal::Progress;
 use crate::store::ledger::Boot;
 use crate::store::ledger::hold::{self, HoldOutcome, HoldRefusal};
+use crate::store::ledger::rates::Remaining;
 use crate::tenants::{TenantHandle, Tenants};
 use belay_protocol::codec::Message;
 use belay_protocol::error::StreamCode;
@@ -147,6 +148,8 @@ enum Beginning {
     Settled(Recorded),
     /// It runs already, or its answer waits: this stream reads on there.
     Known,
+    /// The book says no.
+    Refused(HoldRefusal),
 }
 
 /// The recorded end of a request.
@@ -163,6 +166,10 @@ pub(crate) struct Held {
     pub(crate) tenant: Arc<TenantHandle>,
     pub(crate) amount: NanoUsd,
     pub(crate) output_cap: u32,
+    /// Tokens that it was counted as, for the limits per minute.
+    counted: u64,
+    /// What was left of them.
+    remaining: Vec<Remaining>,
     pub(crate) at: tokio::time::Instant,
     _charge: Charge,
 }
@@ -177,13 +184,6 @@ impl Escalator {
         let (tenant, device, now_ms) = (caller.tenant.clone(), caller.device.clone(), self.env.clock.now_ms());
         let standing = self.store.run(Db::Central, move |connection| admit(connection, &tenant, &device, now_ms));
         Ok(standing.await? != Standing::Good)
-    }
-
-    /// How long a hold lasts without being renewed. No request outlives its total time; what has is
-    /// nobody's.
-    pub(crate) fn lease_ms(&self) -> u64 {
-        let longest = self.config.timeouts.total + self.config.timeouts.resume_window;
-        u64::try_from(longest.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// How many requests are running.
@@ -234,14 +234,14 @@ impl Escalator {
             Ok(Beginning::Begun(begun)) => self.run_held(&request, *begun, body_permit, stream, span).await,
             Ok(Beginning::Settled(recorded)) => repeat_end(&mut stream, request.request_id, recorded).await,
             Ok(Beginning::Known) => self.join(caller, request.request_id, 0, stream).instrument(span.clone()).await,
-            Err(failure) => {
-                span.in_scope(|| info!(code = %failure.code, "request refused: {}", failure.message));
-                send_failed(&mut stream, &failure).await;
+            Ok(Beginning::Refused(refusal)) => {
+                refuse(&mut stream, &refused(request.request_id, &refusal), span).await;
                 // Only now: its tunnels close.
-                if failure.code == FailureCode::PAYMENT_REQUIRED {
-                    self.enforce_ceiling(&caller.tenant).await;
+                if let HoldRefusal::PaymentRequired { suspended: true, .. } = refusal {
+                    self.suspend_at_ceiling(&caller.tenant).instrument(span.clone()).await;
                 }
             }
+            Err(failure) => refuse(&mut stream, &failure, span).await,
         }
     }
 
@@ -298,10 +298,10 @@ impl Escalator {
         let prepared = self.prepare(&plan, request, body, expected);
         let outcome = outcome.await;
         match outcome.map_err(|error| store_failed(id, &error))? {
-            HoldOutcome::Held(hold::Held { amount, output_cap, .. }) => {
+            HoldOutcome::Held(hold::Held { amount, output_cap, counted, remaining }) => {
                 guard.stage = Stage::Held;
                 let at = tokio::time::Instant::now();
-                let held = Held { guard, tenant, amount, output_cap, at, _charge: charge };
+                let held = Held { guard, tenant, amount, output_cap, counted, remaining, at, _charge: charge };
                 debug!(held = %amount, output_cap, provider = %plan.provider, model = %plan.model.name, "money held");
                 let call =
                     if output_cap == expected { prepared } else { self.prepare(&plan, request, body, output_cap) };
@@ -313,10 +313,15 @@ impl Escalator {
             }
             HoldOutcome::Refused(refusal) => {
                 guard.disarm();
-                Err(refused(id, &refusal))
+                Ok(Beginning::Refused(refusal))
             }
         }
     }
+}
+
+async fn refuse(stream: &mut ClientStream, failure: &Failed, span: &Span) {
+    span.in_scope(|| info!(code = %failure.code, "request refused: {}", failure.message));
+    send_failed(stream, failure).await;
 }
 
 /// Sends a failure and ends the stream. A client that does not take it loses it.

@@ -158,7 +158,6 @@ impl Plan {
             }],
             multipliers: escalator.config.billing.multipliers,
             allowance: escalator.config.billing.free_allowance,
-            lease_ms: escalator.lease_ms(),
             input_bound: bound.min(context),
             input_bytes,
             asked_output: self.asked_output,

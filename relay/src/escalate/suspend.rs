@@ -18,17 +18,10 @@ impl Escalator {
         Ok(changed.is_some())
     }
 
-    /// A hold that found the tenant at its ceiling may have suspended it in its own file: the rest follows.
-    pub(super) async fn enforce_ceiling(&self, tenant: &TenantId) {
-        let is_suspended = async {
-            let summary = self.tenants.books().summary(tenant).await?;
-            if summary.terms.suspended {
-                warn!(%tenant, "the tenant has reached its credit ceiling and is suspended");
-                self.suspend(tenant, true).await?;
-            }
-            Ok::<(), StoreError>(())
-        };
-        if let Err(error) = is_suspended.await {
+    /// A hold has found the tenant at its ceiling, and suspended it in its own file: the rest follows.
+    pub(super) async fn suspend_at_ceiling(&self, tenant: &TenantId) {
+        warn!(%tenant, "the tenant has reached its credit ceiling and is suspended");
+        if let Err(error) = self.suspend(tenant, true).await {
             warn!(%tenant, %error, "cannot suspend a tenant at its ceiling");
         }
     }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-/// An idle tunnel: measured at 54 KiB (docs/BENCHMARKS.md).
+/// An idle tunnel: measured at 47 KiB (docs/BENCHMARKS.md).
 pub(crate) const TUNNEL: usize = 64 << 10;
 /// A running request beside its body and its events: its task, the provider's connection, buffers.
 pub(crate) const REQUEST: usize = 64 << 10;

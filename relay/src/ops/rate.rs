@@ -36,13 +36,16 @@ impl Limit {
     pub fn take_some(self, tat_us: u64, now_us: u64, count: u64) -> Result<u64, u64> {
         let next = self.add(tat_us, now_us, count);
         let allowed_until = now_us.saturating_add(self.burst_us);
-        let is_alone = self.interval_us <= self.burst_us && tat_us <= now_us;
-        if next > allowed_until && !is_alone {
-            // Where it takes more than a period, it waits until it would be alone.
-            let wait_us = (next - allowed_until).min(tat_us.max(now_us) - now_us);
-            return Err(if self.interval_us > self.burst_us { next - allowed_until } else { wait_us });
+        if next <= allowed_until {
+            return Ok(next);
         }
-        Ok(next)
+        let too_many = self.interval_us.saturating_mul(count) > self.burst_us;
+        match tat_us.saturating_sub(now_us) {
+            // A limit of zero lets nothing through, alone or not.
+            _ if !too_many || self.interval_us > self.burst_us => Err(next - allowed_until),
+            0 => Ok(next),
+            until_alone => Err(until_alone),
+        }
     }
 
     /// Counts so many on top, whether or not they are within the limit.

@@ -152,26 +152,15 @@ impl Books {
         self.store.run(Db::Central, report).await
     }
 
-    /// The entries of some days: the number before the first, and that of the last.
-    pub async fn statement_span(&self, tenant: &TenantId, days: Days) -> Result<(i64, i64), StoreError> {
+    /// A page of the transfers of some days: those above `after`. Empty: there are no more.
+    pub async fn entries(&self, tenant: &TenantId, days: Days, after: i64) -> Result<Vec<statement::Line>, StoreError> {
         let border = |day| i64::try_from(calendar::day_start_ms(day)).unwrap_or(i64::MAX);
         self.run(tenant, move |connection| {
-            Ok((
-                statement::last_before(connection, border(days.0))?,
-                statement::last_before(connection, border(days.1))?,
-            ))
+            let first = statement::last_before(connection, border(days.0))?;
+            let last = statement::last_before(connection, border(days.1))?;
+            statement::page(connection, after.max(first), last)
         })
         .await
-    }
-
-    /// The entries above `after` up to `until`, at most a page.
-    pub async fn statement_page(
-        &self,
-        tenant: &TenantId,
-        after: i64,
-        until: i64,
-    ) -> Result<Vec<statement::Line>, StoreError> {
-        self.run(tenant, move |connection| statement::page(connection, after, until)).await
     }
 
     /// Hands the tenant's usage over to central, makes the checkpoints that are due, and says what waits

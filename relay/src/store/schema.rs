@@ -113,20 +113,7 @@ const CENTRAL: &[M<'static>] = &[M::up(
             output = output + excluded.output, cache_read = cache_read + excluded.cache_read,
             cache_write = cache_write + excluded.cache_write, reasoning = reasoning + excluded.reasoning,
             cost_nano = cost_nano + excluded.cost_nano, absorbed_nano = absorbed_nano + excluded.absorbed_nano;
-    END;
-    CREATE TABLE api_key (
-        id TEXT PRIMARY KEY,
-        tenant TEXT NOT NULL REFERENCES tenant(id),
-        label TEXT NOT NULL,
-        -- SHA-256 of the whole key.
-        hash BLOB NOT NULL,
-        scopes TEXT NOT NULL,
-        created_ms INTEGER NOT NULL,
-        expires_ms INTEGER,
-        last_used_ms INTEGER,
-        revoked_ms INTEGER
-    ) STRICT;
-    CREATE INDEX api_key_tenant ON api_key(tenant);",
+    END;",
 )];
 
 const TENANT: &[M<'static>] = &[M::up(
@@ -220,8 +207,6 @@ const TENANT: &[M<'static>] = &[M::up(
         estimated INTEGER NOT NULL DEFAULT 0 CHECK (estimated IN (0, 1)),
         end BLOB,
         created_ms INTEGER NOT NULL,
-        -- Until then its task says that it lives.
-        lease_ms INTEGER NOT NULL,
         finished_ms INTEGER
     ) STRICT;
     CREATE INDEX request_open ON request(boot) WHERE state = 0;

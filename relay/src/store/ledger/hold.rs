@@ -35,8 +35,6 @@ pub struct HoldRequest {
     pub multipliers: Multipliers,
     /// What the free tier has in a month, in nano-USD.
     pub allowance: NanoUsd,
-    /// How long the hold lasts without being renewed, in milliseconds.
-    pub lease_ms: u64,
     /// The most input tokens that the provider can count.
     pub input_bound: u64,
     /// Bytes of input, for an estimate if the provider never counts.
@@ -119,10 +117,8 @@ pub struct Held {
     pub amount: NanoUsd,
     /// The cap to send to the provider, in tokens.
     pub output_cap: u32,
-    /// What the tenant pays with.
-    pub tier: Tier,
-    /// Which of the offers may serve it, by their place.
-    pub offers: Vec<usize>,
+    /// Tokens that it was counted as, for the limits per minute.
+    pub counted: u64,
     /// What is left of the limits per minute.
     pub remaining: Vec<Remaining>,
 }
@@ -186,31 +182,27 @@ pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcom
         return refused(HoldRefusal::TooManyAtOnce);
     }
     let tier = standing.terms.tier;
-    let offers = usable(connection, request, tier)?;
-    let Some(first) = offers.first() else {
+    let priced = usable(connection, request, tier)?;
+    if priced.is_empty() {
         let provider = request.offers.first().map(|offer| offer.provider.clone()).unwrap_or_default();
         return refused(HoldRefusal::NoProviderKey { provider });
-    };
-    debug_assert!(*first < request.offers.len());
+    }
     if refresh_credits(connection, &standing, request.allowance, request.now_ms)? {
         standing = self::standing(connection)?;
     }
     let budgets = budget::of(connection, &request.device, request.key.as_deref())?;
     let room = budget::room(connection, &budgets, request.now_ms)?;
-    let priced: Vec<Offer> =
-        offers.iter().map(|at| request.offers[*at].multiplied(request.multipliers.of(tier))).collect();
-    let available = standing.available();
     let Cap { output_cap, amount } = match cap::choose(request, &priced, &standing, room.as_ref())? {
         Ok(cap) => cap,
         Err(short) => return Ok(HoldOutcome::Refused(refuse(connection, request, &standing, room, short)?)),
     };
-    debug_assert!(amount <= available);
-    let remaining = match take_rates(request, &budgets, output_cap) {
+    let counted = cap::estimated_tokens(request, output_cap);
+    let remaining = match take_rates(request, &budgets, counted) {
         Ok(remaining) => remaining,
         Err(refusal) => return refused(HoldRefusal::RateLimited(refusal)),
     };
     set_aside(connection, request, &priced, amount, &standing)?;
-    Ok(HoldOutcome::Held(Held { amount, output_cap, tier, offers, remaining }))
+    Ok(HoldOutcome::Held(Held { amount, output_cap, counted, remaining }))
 }
 
 enum Known {
@@ -247,12 +239,13 @@ fn known(connection: &Connection, request: &HoldRequest) -> Result<Known, StoreE
     }
 }
 
-/// The offers whose provider may be called for the tenant: with keys of its own, those it has a key for.
-fn usable(connection: &Connection, request: &HoldRequest, tier: Tier) -> Result<Vec<usize>, StoreError> {
+/// The offers whose provider may be called for the tenant, at its multiplier: with keys of its own, those
+/// it has a key for.
+fn usable(connection: &Connection, request: &HoldRequest, tier: Tier) -> Result<Vec<Offer>, StoreError> {
     let mut usable = vec![];
-    for (at, offer) in request.offers.iter().enumerate() {
+    for offer in &request.offers {
         if tier != Tier::Byok || offer.keyless || request::has_key(connection, &offer.provider)? {
-            usable.push(at);
+            usable.push(offer.multiplied(request.multipliers.of(tier)));
         }
     }
     Ok(usable)
@@ -314,8 +307,7 @@ fn refuse(
     }
 }
 
-fn take_rates(request: &HoldRequest, budgets: &[Budget], output_cap: u32) -> Result<Vec<Remaining>, RateRefusal> {
-    let tokens = cap::estimated_tokens(request, output_cap);
+fn take_rates(request: &HoldRequest, budgets: &[Budget], tokens: u64) -> Result<Vec<Remaining>, RateRefusal> {
     let limits = super::rates::limits(budgets, request.per_minute, &request.device, request.key.as_deref());
     request.rates.take(&limits, tokens, request.now_ms)
 }
@@ -341,7 +333,6 @@ fn set_aside(
         held: amount,
         from_credits,
         created_ms: super::time(request.now_ms),
-        lease_ms: super::time(request.now_ms.saturating_add(request.lease_ms)),
     };
     request::set_aside(connection, &opened, request.now_ms)
 }

@@ -7,7 +7,7 @@
 //! A request's life: [`hold`](mod@hold) moves the most it can cost from `tenant:credits` and
 //! `tenant:prepaid` to `tenant:held`; [`settle`](mod@settle) turns that into the charge and gives the
 //! rest back; `void` gives all of it back. [`recover`](mod@recover) resolves the holds of a dead
-//! process. [`record`](mod@record) takes usage in that the tenant's computers tell. `chain` is how a
+//! process. `chain` is how a
 //! transfer is posted, [`request`] what is written down of a request, [`usage`] what is summed up,
 //! [`outbox`] what goes to central.
 
@@ -21,7 +21,6 @@ pub mod hold;
 pub mod money;
 pub mod outbox;
 pub mod rates;
-pub mod record;
 pub mod recover;
 pub mod request;
 pub mod seal;

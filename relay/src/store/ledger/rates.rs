@@ -32,8 +32,6 @@ pub struct Remaining {
     pub bound: Bound,
     /// How much may still be asked for now.
     pub left: u64,
-    /// When all of it may be, in milliseconds.
-    pub reset_ms: u64,
 }
 
 /// A limit is reached.
@@ -71,8 +69,7 @@ impl Rates {
         let mut remaining = Vec::with_capacity(taken.len());
         for (bound, limit, next) in taken {
             numbers.insert((bound.scope.clone(), bound.measure), next);
-            let reset_ms = next.saturating_sub(now_us).div_ceil(1000);
-            remaining.push(Remaining { bound: bound.clone(), left: limit.left(next, now_us), reset_ms });
+            remaining.push(Remaining { bound: bound.clone(), left: limit.left(next, now_us) });
         }
         if numbers.len() > SWEEP_ABOVE {
             numbers.retain(|_, number| *number > now_us);

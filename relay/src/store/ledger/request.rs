@@ -84,25 +84,21 @@ pub(crate) struct Opened<'a> {
     pub(crate) held: NanoUsd,
     pub(crate) from_credits: NanoUsd,
     pub(crate) created_ms: i64,
-    pub(crate) lease_ms: i64,
 }
 
 impl Opened<'_> {
-    /// What the hold's entry proves of it. The lease moves, and is not in it.
+    /// What the hold's entry proves of it.
     fn evidence(&self) -> Hash {
-        Evidence::new("hold")
-            .text(self.device)
-            .text(self.key)
-            .number(self.class as i64)
-            .bytes(&self.digest)
-            .text(&self.boot)
-            .number(self.terms)
-            .number(self.input_bytes)
-            .number(self.held.0)
-            .number(self.from_credits.0)
-            .number(self.created_ms)
-            .finish()
+        let numbers =
+            [self.class as i64, self.terms, self.input_bytes, self.held.0, self.from_credits.0, self.created_ms];
+        opening("hold", [self.device, self.key, &self.boot], &self.digest, numbers).finish()
     }
+}
+
+/// What is proven of a request in any state.
+fn opening(what: &str, texts: [&str; 3], digest: &[u8], numbers: [i64; 6]) -> Evidence {
+    let evidence = texts.into_iter().fold(Evidence::new(what), Evidence::text).bytes(digest);
+    numbers.into_iter().fold(evidence, Evidence::number)
 }
 
 /// Writes a request down and moves its money, out of the credits first.
@@ -123,12 +119,12 @@ fn open(connection: &Connection, opened: &Opened<'_>) -> Result<i64, StoreError>
     Ok(connection
         .prepare_cached(
             "INSERT INTO request (request_id, device, key, class, digest, state, boot, terms, input_bytes, held_nano,
-                                  credits_nano, created_ms, lease_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+                                  credits_nano, created_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8, ?9, ?10, ?11)
              ON CONFLICT (request_id) DO UPDATE SET state = 0, key = excluded.key, boot = excluded.boot,
                  terms = excluded.terms, input_bytes = excluded.input_bytes, held_nano = excluded.held_nano,
                  credits_nano = excluded.credits_nano, created_ms = excluded.created_ms,
-                 lease_ms = excluded.lease_ms, finished_ms = NULL
+                 finished_ms = NULL
              RETURNING id",
         )?
         .query_row(
@@ -144,7 +140,6 @@ fn open(connection: &Connection, opened: &Opened<'_>) -> Result<i64, StoreError>
                 opened.held.0,
                 opened.from_credits.0,
                 opened.created_ms,
-                opened.lease_ms,
             ],
             |row| row.get(0),
         )?)
@@ -230,17 +225,8 @@ impl Stored {
     }
 
     fn opening(&self, what: &str) -> Evidence {
-        Evidence::new(what)
-            .text(&self.device)
-            .text(&self.key)
-            .number(self.class)
-            .bytes(&self.digest)
-            .text(&self.boot)
-            .number(self.terms)
-            .number(self.input_bytes)
-            .number(self.held.0)
-            .number(self.from_credits.0)
-            .number(self.created_ms)
+        let numbers = [self.class, self.terms, self.input_bytes, self.held.0, self.from_credits.0, self.created_ms];
+        opening(what, [&self.device, &self.key, &self.boot], &self.digest, numbers)
     }
 
     /// What the last entry about its state proves of it, in that state.
@@ -267,12 +253,4 @@ pub(crate) fn find(connection: &Connection, request_id: RequestId) -> Result<Opt
         .prepare_cached(&format!("SELECT {COLUMNS} FROM request WHERE request_id = ?1"))?
         .query_row([request_id.0], Stored::read)
         .optional()?)
-}
-
-/// Lengthens the lease of an open hold of this process.
-pub fn renew(connection: &Connection, request_id: RequestId, lease_ms: u64) -> Result<(), StoreError> {
-    connection
-        .prepare_cached("UPDATE request SET lease_ms = ?2 WHERE request_id = ?1 AND state = 0")?
-        .execute(params![request_id.0, super::time(lease_ms)])?;
-    Ok(())
 }

@@ -4,35 +4,36 @@ use super::{Account, TransferKind};
 use crate::store::StoreError;
 use belay_protocol::id::RequestId;
 use rusqlite::{Connection, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
 
 /// Entries of one page at the most.
 pub const PAGE: u32 = 500;
 
-/// An entry, seen from the tenant.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A transfer as it is exported: two entries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// Its number in the book.
-    pub id: i64,
+    pub entry: i64,
     /// When, milliseconds since 1970.
     pub at_ms: i64,
-    /// Why.
-    pub kind: TransferKind,
-    /// From where.
-    pub from: Account,
-    /// To where.
-    pub to: Account,
+    /// Why: `hold`, `settle`, `credit` …
+    pub kind: String,
+    /// From which account.
+    pub from: String,
+    /// To which account.
+    pub to: String,
     /// How much, in nano-USD.
-    pub amount_nano: i64,
+    pub amount_nano_usd: i64,
     /// What `from` had right after, in nano-USD.
-    pub from_after_nano: i64,
+    pub from_after_nano_usd: i64,
     /// What `to` had right after, in nano-USD.
-    pub to_after_nano: i64,
-    /// Which request.
-    pub request_id: Option<RequestId>,
+    pub to_after_nano_usd: i64,
+    /// Which request, in hex.
+    pub request_id: Option<String>,
     /// Which provider and model, of a settled request.
     pub model: Option<String>,
     /// Which operation from outside.
-    pub operation_id: Option<String>,
+    pub operation: Option<String>,
     /// What was noted with it.
     pub note: Option<String>,
 }
@@ -77,18 +78,19 @@ pub fn page(connection: &Connection, after: i64, until: i64) -> Result<Vec<Line>
         };
         let account = |number: i64| Account::numbered(number).ok_or_else(|| corrupt("account", number));
         let kind = row.get(2)?;
+        let kind = TransferKind::numbered(kind).ok_or_else(|| corrupt("kind", kind))?;
         lines.push(Line {
-            id,
+            entry: id,
             at_ms: row.get(1)?,
-            kind: TransferKind::numbered(kind).ok_or_else(|| corrupt("kind", kind))?,
-            from: account(row.get(3)?)?,
-            to: account(row.get(4)?)?,
-            amount_nano: row.get(5)?,
-            from_after_nano: row.get(6)?,
-            to_after_nano: row.get(7)?,
-            request_id: row.get::<_, Option<[u8; 16]>>(8)?.map(RequestId),
+            kind: kind.name().into(),
+            from: account(row.get(3)?)?.name().into(),
+            to: account(row.get(4)?)?.name().into(),
+            amount_nano_usd: row.get(5)?,
+            from_after_nano_usd: row.get(6)?,
+            to_after_nano_usd: row.get(7)?,
+            request_id: row.get::<_, Option<[u8; 16]>>(8)?.map(|id| RequestId(id).to_string()),
             model: row.get(9)?,
-            operation_id: row.get(10)?,
+            operation: row.get(10)?,
             note: row.get(11)?,
         });
     }

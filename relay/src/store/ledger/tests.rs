@@ -79,7 +79,6 @@ fn request(id: u8) -> HoldRequest {
         }],
         multipliers: Multipliers { free: 10_000, managed: 10_000, byok: 3_000 },
         allowance: NanoUsd(500_000),
-        lease_ms: 60_000,
         input_bound: 100,
         input_bytes: 80,
         asked_output: Some(900),

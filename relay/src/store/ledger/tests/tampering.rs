@@ -13,8 +13,7 @@ const PROVEN: [(&str, &str, &[&str]); 9] = [
     ("transfer", "id", &[]),
     ("account", "id", &[]),
     ("terms", "id", &[]),
-    // Says only how long its task may be silent.
-    ("request", "id", &["lease_ms"]),
+    ("request", "id", &[]),
     ("credit_grant", "id", &[]),
     ("draw", "request, credit_grant", &[]),
     ("usage_day", "day, device, key, class, provider, model", &[]),

@@ -1,5 +1,4 @@
-//! What a tenant pays with: credits and their end, the free tier, the ceiling, budgets, records, large
-//! inputs, and what usage and statements say of it.
+//! What a tenant pays with: credits and their end, the free tier, the ceiling, budgets, large inputs, and what usage and statements say of it.
 
 use super::*;
 use crate::pricing::PriceTier;
@@ -8,10 +7,9 @@ use crate::store::ledger::calendar::{DAY_MS, day, month, month_start_ms};
 use crate::store::ledger::credits::grant;
 use crate::store::ledger::hold::refresh;
 use crate::store::ledger::outbox;
-use crate::store::ledger::record::{Record, RecordOutcome, record};
 use crate::store::ledger::standing::summary;
 use crate::store::ledger::statement;
-use crate::store::ledger::usage::{self, Class, Grouping};
+use crate::store::ledger::usage::{self, Grouping};
 
 fn credits(book: &Book) -> i64 {
     balance(&book.connection, Account::Credits).expect("read").0
@@ -162,39 +160,6 @@ fn rates_bind_whom_their_budget_names() {
 }
 
 #[test]
-fn records_are_priced_by_the_relay_and_count_once() {
-    let book = book(1_000_000);
-    let of = |id: u8, input| Record {
-        request_id: RequestId([id; 16]),
-        device: "laptop".parse().expect("name"),
-        key: None,
-        digest: [id; 32],
-        class: Class::Knowledge,
-        offer: request(1).offers[0].clone(),
-        usage: vec![UsageLine { kind: UnitKind::INPUT, units: input }],
-        boot: boot("m1", "p1"),
-        now_ms: NOW,
-    };
-    let outcome = |of: &Record| record(&book.connection, of).expect("works");
-    let recorded = |of: &Record| match outcome(of) {
-        RecordOutcome::Recorded(settled) => settled,
-        other => panic!("{other:?}"),
-    };
-    let first = recorded(&of(1, 300));
-    assert_eq!((first.end.cost, first.end.balance), (NanoUsd(300_000), NanoUsd(700_000)));
-    assert_eq!(recorded(&of(1, 300)).end_bytes, first.end_bytes);
-    assert_eq!(outcome(&Record { digest: [9; 32], ..of(1, 300) }), RecordOutcome::Conflict);
-    let missing = NanoUsd(100_000);
-    assert_eq!(outcome(&of(2, 800)), RecordOutcome::Short { missing });
-    recorded(&of(3, 0));
-    let by_class = usage::report(&book.connection, 0, day(NOW) + 1, Grouping::Class).expect("summed");
-    assert_eq!((by_class[0].name.as_str(), by_class[0].totals.requests), ("knowledge", 2));
-    set_terms(&book.connection, &Terms { suspended: true, ..Terms::default() }, 1).expect("set");
-    assert_eq!(outcome(&of(4, 1)), RecordOutcome::Suspended);
-    clean(&book);
-}
-
-#[test]
 fn the_dearest_offer_is_held_and_the_one_that_ran_is_charged() {
     let book = book(50_000_000);
     let dear = |offer: &Offer| {
@@ -261,10 +226,10 @@ fn usage_statements_and_the_outbox_say_the_same_as_the_entries() {
     assert_eq!((lines.len() as i64, before), (last, 4));
     let mut prepaid = 0;
     for line in &lines {
-        prepaid += i64::from(line.to == Account::Prepaid) * line.amount_nano;
-        prepaid -= i64::from(line.from == Account::Prepaid) * line.amount_nano;
-        if line.to == Account::Prepaid {
-            assert_eq!(line.to_after_nano, prepaid);
+        prepaid += i64::from(line.to == "tenant:prepaid") * line.amount_nano_usd;
+        prepaid -= i64::from(line.from == "tenant:prepaid") * line.amount_nano_usd;
+        if line.to == "tenant:prepaid" {
+            assert_eq!(line.to_after_nano_usd, prepaid);
         }
     }
     assert_eq!(prepaid, self::prepaid(&book));
