@@ -82,17 +82,19 @@ pub(super) fn outbox(connection: &Connection, report: &mut Report) -> Result<(),
     let mut statement = connection.prepare(
         "SELECT number, outbox.device, outbox.key, outbox.class, outbox.provider, outbox.model, requests,
                 outbox.estimated, input, output, cache_read, cache_write, reasoning, outbox.cost_nano,
-                outbox.absorbed_nano, outbox.request_id FROM outbox ORDER BY number",
+                outbox.absorbed_nano, outbox.request_id, outbox.at_ms FROM outbox ORDER BY number",
     )?;
     let mut rows = statement.query([])?;
     let mut last: i64 = connection.query_row("SELECT flushed FROM tenant", [], |row| row.get(0))?;
     while let Some(row) = rows.next()? {
         let number: i64 = row.get(0)?;
         let (subject, totals, id) = (Stored::subject_at(row, 1)?, Totals::read(row, 6)?, RequestId(row.get(15)?));
+        let at_ms: Option<i64> = row.get(16)?;
         let stored = request::find(connection, id)?;
         let end = stored.as_ref().and_then(|stored| End::decode_body(stored.end.as_deref()?).ok());
         let fits = stored.zip(end).is_some_and(|(stored, end)| {
             stored.subject().is_ok_and(|own| own == subject)
+                && stored.finished_ms == at_ms
                 && Totals::of(&end.usage, stored.cost, stored.absorbed, stored.estimated) == totals
         });
         if !fits {
