@@ -95,7 +95,7 @@ async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
         let size = if args.quick {
             travel::Size { rounds: 2, rounds_of_one: 10, tokens_of_one: 10, tokens_of_many: 130, rounds_of_crowd: 1 }
         } else {
-            travel::Size { rounds: 6, rounds_of_one: 40, tokens_of_one: 15, tokens_of_many: 150, rounds_of_crowd: 4 }
+            travel::Size { rounds: 6, rounds_of_one: 80, tokens_of_one: 15, tokens_of_many: 150, rounds_of_crowd: 4 }
         };
         travel::measure(&scene, &size, &basis, report).await?;
     }
