@@ -2,12 +2,17 @@
 //! anything is bound. Unknown keys and a missing file are errors; errors name line and column, and
 //! near misses get a "did you mean". Secrets are read from files or the environment and never shown.
 
+mod billing;
 mod check;
+mod limits;
+mod models;
 mod raw;
 mod template;
 mod upstream;
 
-pub use check::{Billing, Config, ConfigError, Limits, Model, ProviderConfig, ProviderKind, Timeouts};
+pub use billing::Billing;
+pub use check::{Config, ConfigError, Model, ProviderConfig, ProviderKind};
+pub use limits::{Limits, Timeouts};
 pub use template::TEMPLATE;
 
 use check::Keys;

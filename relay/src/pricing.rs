@@ -3,6 +3,12 @@
 //! A price is integer nano-dollars per million units. A [`PriceSnapshot`] is taken when money is
 //! held and kept with the request, so that a later change of the list touches no running request.
 
+mod catalogue;
+mod list;
+
+pub use catalogue::{Catalogue, ListedModel, ListedProvider};
+pub use list::{PriceList, PriceSet};
+
 use belay_protocol::message::{UnitKind, UsageLine};
 use belay_protocol::money::{MoneyError, NanoUsd};
 use serde::{Deserialize, Serialize};
@@ -10,6 +16,18 @@ use serde::{Deserialize, Serialize};
 const UNITS_PER_PRICE: i128 = 1_000_000;
 /// Basis points that mean "unchanged".
 pub const BASIS_POINTS: u32 = 10_000;
+
+/// Who says what a model costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The configuration, for that model.
+    Config,
+    /// The catalogue of public prices.
+    Catalogue,
+    /// The configuration, for all models that have no other price.
+    Default,
+}
 
 /// The price of one kind of unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

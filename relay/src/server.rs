@@ -11,7 +11,7 @@ use crate::listener::{Gate, Listener};
 use crate::ops::memory::{BodyBudget, Memory};
 use crate::providers::{self, Providers};
 use crate::registry::Registry;
-use crate::secrets::MasterKey;
+use crate::secrets::{KeySealer, MasterKey};
 use crate::store::books::Books;
 use crate::store::executor::{Db, Store, StoreConfig};
 use crate::store::ledger::Boot;
@@ -133,6 +133,7 @@ impl Relay {
             store: store.clone(),
             tenants: Arc::clone(&tenants),
             providers,
+            sealer: KeySealer::new(&master)?,
             price_version,
             stop: CancellationToken::new(),
             draining: CancellationToken::new(),

@@ -17,6 +17,7 @@ mod limits;
 mod money;
 mod paths;
 mod pipes;
+mod prices;
 mod programs;
 mod providers;
 mod raw;

@@ -68,7 +68,8 @@ fn check(global: &Global) -> anyhow::Result<()> {
     println!("{} is valid", global.config.display());
     println!("listens on {} (UDP), state in {}", config.listen, config.state_dir.display());
     for (name, model) in &config.models {
-        println!("model {name}: {} at {}", model.name, model.provider);
+        let price = if model.prices.is_some() { "" } else { ": NO PRICE, its requests are refused" };
+        println!("model {name}: {} at {}{price}", model.name, model.provider);
     }
     Ok(())
 }

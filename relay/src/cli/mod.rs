@@ -6,6 +6,7 @@ mod config;
 mod exit;
 mod ledger;
 mod money;
+mod prices;
 mod serve;
 mod table;
 
@@ -65,6 +66,9 @@ enum Command {
     /// Show what tenants have used
     #[command(after_help = "Examples:\n  belayd usage\n  belayd usage --by day --tenant acme --from 2026-11-01")]
     Usage(money::UsageArgs),
+    /// Show what models cost
+    #[command(subcommand, after_help = "Examples:\n  belayd prices list\n  belayd prices check")]
+    Prices(prices::Command),
     /// Check the books
     #[command(subcommand, after_help = "Example:\n  belayd ledger verify")]
     Ledger(ledger::Command),
@@ -99,6 +103,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Device(command) => runtime()?.block_on(admin::device(&global, command)),
         Command::Budget(command) => runtime()?.block_on(money::budget(&global, command)),
         Command::Usage(args) => runtime()?.block_on(money::usage(&global, args)),
+        Command::Prices(command) => prices::run(&global, command),
         Command::Ledger(command) => runtime()?.block_on(ledger::run(&global, command)),
         Command::Maintenance(args) => runtime()?.block_on(admin::maintenance(&global, args)),
         Command::Status => runtime()?.block_on(admin::status(&global)),

@@ -1,19 +1,19 @@
 //! The rules, and the checked configuration that the rest of the relay sees.
 
-use super::raw::{Raw, nearest};
-use super::upstream::{model, provider};
+use super::billing::{Billing, billing};
+use super::limits::{Limits, Timeouts, limits, timeouts};
+use super::models::{Prices, model};
+use super::raw::{Raw, Targets, nearest};
+use super::upstream::provider;
 use crate::ops::log::LogFormat;
-use crate::pricing::{PriceLine, PriceTier};
+use crate::pricing::{Catalogue, PriceList, Source};
 use crate::secrets::MASTER_KEY;
-use crate::store::ledger::hold::Multipliers;
-use crate::tenants::FlushPolicy;
 use belay_protocol::message::Dialect;
-use belay_protocol::money::NanoUsd;
-use belay_transport::params;
 use secrecy::SecretString;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -86,82 +86,19 @@ pub struct Config {
     /// Providers by name.
     pub providers: BTreeMap<String, ProviderConfig>,
     /// Models by the name that callers use.
-    pub models: BTreeMap<String, Model>,
-    /// Aliases to models.
-    pub aliases: BTreeMap<String, String>,
+    pub models: BTreeMap<String, Arc<Model>>,
+    /// Aliases to models; of several, the first that answers serves.
+    pub aliases: BTreeMap<String, Vec<String>>,
+    /// In place of the catalogue of prices that comes with the relay.
+    pub(super) own_catalogue: Option<Arc<Catalogue>>,
 }
 
-/// What is charged.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Billing {
-    /// Applied to every price line of a request, by the tenant's tier, in basis points.
-    pub multipliers: Multipliers,
-    /// What a tenant of the free tier has in a month, in nano-USD.
-    pub free_allowance: NanoUsd,
-    /// When usage is handed to central.
-    pub flush: FlushPolicy,
-    /// The output cap where the caller names none, in tokens.
-    pub default_max_output: u32,
-}
-
-/// Sizes and counts; each has a test that runs into it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests per minute and tenant.
-    pub requests_per_minute: u32,
-    /// Tokens per minute and tenant; `None`: as many as can be paid.
-    pub tokens_per_minute: Option<u32>,
-    /// Requests at once and tenant.
-    pub requests_at_once: u32,
-    /// Streams at once in a tunnel after the hello.
-    pub streams_per_tunnel: u32,
-    /// Tunnels at once of a device.
-    pub instances_per_device: u32,
-    /// Handshakes per second from one address.
-    pub handshakes_per_second: u32,
-    /// Handshakes at once.
-    pub pending_handshakes: usize,
-    /// Bytes of a request body.
-    pub request_body: u32,
-    /// Bytes of an answer that is not streamed.
-    pub answer_body: u32,
-    /// Bytes of all request bodies in memory.
-    pub bodies_in_memory: u32,
-    /// Bytes of events that a reader has not acknowledged.
-    pub unread_events: usize,
-    /// Bytes that clients may make the relay use, all together.
-    pub memory: usize,
-    /// Streams at once of a tenant, all its tunnels together.
-    pub streams_per_tenant: u32,
-    /// Bytes of the events of all requests together.
-    pub event_logs: usize,
-}
-
-/// Times.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Timeouts {
-    /// From the first packet to the end of the TLS handshake.
-    pub handshake: Duration,
-    /// From there to the hello, or to the end of enrolment.
-    pub hello: Duration,
-    /// From the opening of a stream to the end of the request body.
-    pub request_body: Duration,
-    /// From the provider's call to its first event.
-    pub first_event: Duration,
-    /// Between two events.
-    pub between_events: Duration,
-    /// From the hold to the end.
-    pub total: Duration,
-    /// Between two heartbeats of a client.
-    pub heartbeat: Duration,
-    /// How long a request goes on without its reader.
-    pub resume_window: Duration,
-    /// How long a finished answer waits for its reader.
-    pub keep_answer: Duration,
-    /// How long running requests may go on after SIGTERM.
-    pub drain: Duration,
-    /// How long a tunnel outlives its certificate.
-    pub expired_grace: Duration,
+impl Config {
+    /// What public providers charge.
+    #[must_use]
+    pub fn catalogue(&self) -> &Catalogue {
+        self.own_catalogue.as_deref().unwrap_or_else(|| Catalogue::built_in())
+    }
 }
 
 /// How to reach a provider.
@@ -177,6 +114,10 @@ pub struct ProviderConfig {
     pub key: SecretString,
     /// The demo provider's time between two tokens.
     pub pace: Duration,
+    /// Its name in the catalogue of prices.
+    pub prices: Option<String>,
+    /// Callers may name any of its models.
+    pub any_model: bool,
 }
 
 /// Which API a provider speaks.
@@ -214,11 +155,14 @@ pub struct Model {
     pub max_output_tokens: u32,
     /// The field of the request body that caps the output.
     pub cap_field: String,
-    /// Its prices.
-    pub prices: Vec<PriceLine>,
-    /// Its prices for large inputs, by rising size.
-    pub tiers: Vec<PriceTier>,
+    /// Its prices; `None`: nobody knows them, and it is refused.
+    pub prices: Option<PriceList>,
+    /// Who says so.
+    pub priced_by: Option<Source>,
 }
+
+/// The most models of an alias: its offers are numbered in a byte, and all of them are priced for a hold.
+const MOST_TARGETS: usize = 8;
 
 /// Whether provider keys are looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,31 +198,50 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
     if !(1..=64).contains(&store_threads) {
         return Err(wrong("state.store_threads", format!("{store_threads} is not from 1 to 64")));
     }
+    let own_catalogue = match &raw.billing.prices_file {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
+            let read = text.and_then(|text| Catalogue::parse(&text));
+            Some(Arc::new(read.map_err(|why| wrong("billing.prices_file", format!("{}: {why}", path.display())))?))
+        }
+        None => None,
+    };
+    let catalogue = own_catalogue.as_deref().unwrap_or_else(|| Catalogue::built_in());
+    let billing = billing(&raw.billing).map_err(|(key, why)| wrong(key, why))?;
+    let prices = Prices { catalogue, default: billing.default_price.as_ref() };
     let providers = raw
         .providers
         .iter()
         .map(|(key, raw)| {
-            Ok((key.clone(), provider(raw, keys).map_err(|why| wrong(&format!("providers.{key}"), why))?))
+            Ok((key.clone(), provider(raw, keys, catalogue).map_err(|why| wrong(&format!("providers.{key}"), why))?))
         })
         .collect::<Result<BTreeMap<_, _>, ConfigError>>()?;
     let models = raw
         .models
         .iter()
         .map(|(key, raw)| {
-            let model = model(key, raw, &providers).map_err(|why| wrong(&format!("models.{key}"), why))?;
-            Ok((key.clone(), model))
+            let model = model(key, raw, &providers, &prices).map_err(|why| wrong(&format!("models.{key}"), why))?;
+            Ok((key.clone(), Arc::new(model)))
         })
         .collect::<Result<BTreeMap<_, _>, ConfigError>>()?;
-    for (alias, target) in &raw.aliases {
+    let mut aliases = BTreeMap::new();
+    for (alias, targets) in raw.aliases {
         let key = format!("aliases.{alias}");
-        if !models.contains_key(target) {
-            return Err(wrong(&key, unknown("model", target, models.keys())));
-        }
-        if models.contains_key(alias) {
+        let targets = match targets {
+            Targets::One(target) => vec![target],
+            Targets::Several(targets) => targets,
+        };
+        if models.contains_key(&alias) {
             return Err(wrong(&key, "is the name of a model as well; choose another alias".into()));
         }
+        if !(1..=MOST_TARGETS).contains(&targets.len()) {
+            return Err(wrong(&key, format!("must stand for 1 to {MOST_TARGETS} models")));
+        }
+        if let Some(target) = targets.iter().find(|target| !models.contains_key(*target)) {
+            return Err(wrong(&key, unknown("model", target, models.keys())));
+        }
+        aliases.insert(alias, targets);
     }
-    let billing = billing(&raw.billing).map_err(|(key, why)| wrong(key, why))?;
     let limits = limits(&raw.limits).map_err(|(key, why)| wrong(key, why))?;
     let timeouts = timeouts(&raw.timeouts).map_err(|(key, why)| wrong(key, why))?;
     Ok(Config {
@@ -297,7 +260,8 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
         timeouts,
         providers,
         models,
-        aliases: raw.aliases,
+        aliases,
+        own_catalogue,
     })
 }
 
@@ -306,101 +270,13 @@ pub(super) fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'
     format!("there is no {what} {name:?}{}", hint.unwrap_or_default())
 }
 
-type Wrong = (&'static str, String);
-
-fn billing(raw: &super::raw::RawBilling) -> Result<Billing, Wrong> {
-    let multiplier = |key, value: Option<u32>, default: u32| {
-        let value = value.unwrap_or(default);
-        let why = "must be from 1 to 1000000; 10000 charges the price itself";
-        if (1..=1_000_000).contains(&value) { Ok(value) } else { Err((key, why.to_owned())) }
-    };
-    let dollars = |key, text: Option<&str>, default: &str| {
-        let text = text.unwrap_or(default);
-        let amount = text.parse().ok().filter(|amount| *amount >= NanoUsd::ZERO);
-        amount.ok_or_else(|| (key, format!("{text:?} is no amount of dollars; write for example \"1.00\"")))
-    };
-    Ok(Billing {
-        multipliers: Multipliers {
-            free: multiplier("billing.multiplier_free", raw.multiplier_free, 10_000)?,
-            managed: multiplier("billing.multiplier_managed", raw.multiplier_managed, 10_300)?,
-            byok: multiplier("billing.multiplier_byok", raw.multiplier_byok, 3_000)?,
-        },
-        free_allowance: dollars("billing.free_allowance", raw.free_allowance.as_deref(), "0")?,
-        flush: FlushPolicy {
-            at: dollars("billing.flush_at", raw.flush_at.as_deref(), "5")?,
-            after_ms: raw.flush_after_s.unwrap_or(60).saturating_mul(1000),
-        },
-        default_max_output: raw.default_max_output_tokens.unwrap_or(4096),
-    })
-}
-
-fn limits(raw: &super::raw::RawLimits) -> Result<Limits, Wrong> {
-    let mib = |key, value: Option<u32>, default: u32, most: u32| {
-        let value = value.unwrap_or(default);
-        if (1..=most).contains(&value) {
-            Ok(value << 20)
-        } else {
-            Err((key, format!("{value} is not from 1 to {most}")))
-        }
-    };
-    let streams = raw.streams_per_tunnel.unwrap_or(params::STREAMS_AFTER_HELLO);
-    if !(1..=params::STREAMS_AFTER_HELLO).contains(&streams) {
-        let most = params::STREAMS_AFTER_HELLO;
-        let why = format!("{streams} is not from 1 to {most}: more would let stalled readers block the heartbeat");
-        return Err(("limits.streams_per_tunnel", why));
-    }
-    let memory_mib = raw.memory_mib.unwrap_or(1024);
-    if !(1..=1 << 20).contains(&memory_mib) {
-        return Err(("limits.memory_mib", format!("{memory_mib} is not from 1 to {}", 1 << 20)));
-    }
-    Ok(Limits {
-        requests_per_minute: raw.requests_per_minute.unwrap_or(100),
-        tokens_per_minute: raw.tokens_per_minute.filter(|count| *count > 0),
-        requests_at_once: raw.requests_at_once.unwrap_or(50),
-        streams_per_tunnel: streams,
-        instances_per_device: raw.instances_per_device.unwrap_or(4),
-        handshakes_per_second: raw.handshakes_per_second.unwrap_or(20),
-        pending_handshakes: raw.pending_handshakes.unwrap_or(1024),
-        request_body: mib("limits.request_body_mib", raw.request_body_mib, 32, 1024)?,
-        answer_body: mib("limits.answer_body_mib", raw.answer_body_mib, 32, 1024)?,
-        bodies_in_memory: mib("limits.bodies_in_memory_mib", raw.bodies_in_memory_mib, 256, 4095)?,
-        unread_events: mib("limits.unread_events_mib", raw.unread_events_mib, 8, 1024)? as usize,
-        memory: (memory_mib as usize) << 20,
-        streams_per_tenant: raw.streams_per_tenant.unwrap_or(1024),
-        // A quarter of it all.
-        event_logs: mib("limits.event_logs_mib", raw.event_logs_mib, (memory_mib / 4).clamp(1, 4095), 4095)? as usize,
-    })
-}
-
-fn timeouts(raw: &super::raw::RawTimeouts) -> Result<Timeouts, Wrong> {
-    let millis = |key, value: Option<u64>, default: u64| {
-        let value = value.unwrap_or(default);
-        // A week is longer than anything here should wait, and far from overflowing a clock.
-        if (1..=604_800_000).contains(&value) {
-            Ok(Duration::from_millis(value))
-        } else {
-            Err((key, format!("{value} is not from 1 to 604800000 milliseconds")))
-        }
-    };
-    Ok(Timeouts {
-        handshake: millis("timeouts.handshake_ms", raw.handshake_ms, 10_000)?,
-        hello: millis("timeouts.hello_ms", raw.hello_ms, 10_000)?,
-        request_body: millis("timeouts.request_body_ms", raw.request_body_ms, 60_000)?,
-        first_event: millis("timeouts.first_event_ms", raw.first_event_ms, 120_000)?,
-        between_events: millis("timeouts.between_events_ms", raw.between_events_ms, 60_000)?,
-        total: millis("timeouts.total_ms", raw.total_ms, 900_000)?,
-        heartbeat: millis("timeouts.heartbeat_ms", raw.heartbeat_ms.map(u64::from), 10_000)?,
-        resume_window: millis("timeouts.resume_window_ms", raw.resume_window_ms, 300_000)?,
-        keep_answer: millis("timeouts.keep_answer_ms", raw.keep_answer_ms, 86_400_000)?,
-        drain: millis("timeouts.drain_ms", raw.drain_ms, 30_000)?,
-        expired_grace: millis("timeouts.expired_grace_ms", raw.expired_grace_ms, 86_400_000)?,
-    })
-}
+/// Which key, and what is wrong with its value.
+pub(super) type Wrong = (&'static str, String);
 
 #[cfg(test)]
 mod tests {
     use super::super::{Config, TEMPLATE};
-    use super::Multipliers;
+    use crate::store::ledger::hold::Multipliers;
 
     fn error(text: &str) -> String {
         Config::parse(text, "belayd.toml").expect_err(text).to_string()

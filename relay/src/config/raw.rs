@@ -18,7 +18,7 @@ pub(super) struct Raw {
     pub(super) timeouts: RawTimeouts,
     pub(super) providers: BTreeMap<String, RawProvider>,
     pub(super) models: BTreeMap<String, RawModel>,
-    pub(super) aliases: BTreeMap<String, String>,
+    pub(super) aliases: BTreeMap<String, Targets>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -56,6 +56,8 @@ pub(super) struct RawBilling {
     pub(super) flush_at: Option<String>,
     pub(super) flush_after_s: Option<u64>,
     pub(super) default_max_output_tokens: Option<u32>,
+    pub(super) prices_file: Option<PathBuf>,
+    pub(super) default_price: Option<RawPrice>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -102,6 +104,9 @@ pub(super) struct RawProvider {
     pub(super) key_file: Option<PathBuf>,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) pace_ms: Option<u64>,
+    pub(super) prices: Option<String>,
+    #[serde(default)]
+    pub(super) any_model: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -109,10 +114,21 @@ pub(super) struct RawProvider {
 pub(super) struct RawModel {
     pub(super) provider: String,
     pub(super) name: Option<String>,
-    pub(super) context_tokens: u32,
-    pub(super) max_output_tokens: u32,
+    pub(super) context_tokens: Option<u32>,
+    pub(super) max_output_tokens: Option<u32>,
     pub(super) cap_field: Option<String>,
-    pub(super) price: RawPrice,
+    pub(super) price: Option<RawPrice>,
+    /// By the day from which on it holds.
+    #[serde(default)]
+    pub(super) price_from: BTreeMap<String, RawPrice>,
+}
+
+/// What an alias stands for: a model, or several of which the first that answers serves.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a model's name, or a list of them")]
+pub(super) enum Targets {
+    One(String),
+    Several(Vec<String>),
 }
 
 /// Dollars per million tokens, as text, so that no decimal is lost.

@@ -51,6 +51,11 @@ flush_at = "5.00"
 flush_after_s = 60
 # The output cap where a caller names none (the model's own ceiling and the balance may lower it).
 default_max_output_tokens = 4096
+# What public providers charge comes with the relay (belayd prices list --catalogue). A newer list, made
+# with relay/prices/convert.py, is named here.
+# prices_file = "/etc/belayd/prices.json"
+# For models that have no price of their own, neither below nor in that list. Without it, they are refused.
+# default_price = { input = "5", output = "25" }
 
 [limits]
 # Per tenant; a tenant's own budgets come before them (belayd budget set). Tokens in and out; 0: as many
@@ -93,18 +98,25 @@ expired_grace_ms = 86400000
 # Providers. kind is "anthropic", "openai" (and everything compatible with it) or "demo".
 # Keys come from the environment (key_env) or from a file that only belayd can read (key_file). A
 # provider whose certificate no public authority has signed names those that may in a PEM file (ca_file).
+# Its prices are found by its address; for another address name its place in the list (prices). With
+# any_model, callers may name any of its models, as "provider/model", and not only those below.
 [providers.demo]
 kind = "demo"
 
 # [providers.anthropic]
 # kind = "anthropic"
 # key_env = "ANTHROPIC_API_KEY"
+# prices = "anthropic"
+# any_model = false
 
 # [providers.openai]
 # kind = "openai"
 # key_file = "/etc/belayd/openai.key"
 
-# Models by the name that callers use. Prices are dollars per million tokens, as text: input, output,
+# Models by the name that callers use. What is not said is taken from the list of prices: context_tokens,
+# price, and for cap_field what the provider takes; max_output_tokens is then as large as the context. A
+# price that is named here counts alone; price_from holds later ones by the day (UTC) on which they begin.
+# Prices are dollars per million tokens, as text: input, output,
 # cache_read, cache_write_5m, cache_write_1h, input_audio, output_audio, input_image, output_image; those
 # that are not named are the same as input's or output's. thousand_calls is what a thousand requests cost
 # on top. tiers holds other prices for requests with more input tokens than "above".
@@ -127,16 +139,19 @@ price = { input = "0.50", output = "1.50" }
 # cache_write_1h = "6"
 # tiers = [{ above = 200000, input = "6", output = "22.50", cache_read = "0.60", cache_write_5m = "7.50", cache_write_1h = "12" }]
 
+# [models.claude-sonnet-4-5.price_from.2027-01-01]
+# input = "2.50"
+# output = "12.50"
+
 # [models.gpt-5]
 # provider = "openai"
-# context_tokens = 400000
 # max_output_tokens = 128000
-# cap_field = "max_completion_tokens"
-# price = { input = "1.25", output = "10", cache_read = "0.125" }
 
-# Other names for models. "auto" is what a client asks for when its user names nothing.
+# Other names for models. "auto" is what a client asks for when its user names nothing. Of several models
+# the first that answers serves; money is set aside for the dearest.
 [aliases]
 auto = "demo"
 # claude = "claude-sonnet-4-5"
 # gpt = "gpt-5"
+# best = ["claude-sonnet-4-5", "gpt-5"]
 "#;

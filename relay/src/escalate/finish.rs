@@ -83,11 +83,11 @@ impl Flight<'_> {
     async fn settle(mut self, outcome: Outcome, message: String) {
         let report = self.meter.report(self.held.guard.input_bytes);
         // Should the store fail for long, the sweeper settles on this.
-        self.held.guard.progress = self.progress();
+        self.held.guard.note(self.progress());
         let first_event_ms = self.first_event.map(|at| at.duration_since(self.held.at).as_millis());
         let settlement = Settlement {
             request_id: self.held.guard.request_id,
-            offer: 0,
+            offer: self.offers.number(),
             outcome,
             message,
             usage: report.lines,
@@ -135,11 +135,17 @@ impl Flight<'_> {
     async fn void(mut self, failure: Failed) {
         let (id, tenant) = (self.held.guard.request_id, self.held.tenant.id.clone());
         match self.escalator.void(&tenant, id).await {
-            Ok(()) => {
+            Ok(true) => {
                 self.held.guard.disarm();
                 self.held.count(0, self.escalator.env.clock.now_ms());
                 info!(code = %failure.code, "request voided: {}", failure.message);
                 self.fail(&failure).await;
+            }
+            // Its lease ran out, and the sweeper was faster.
+            Ok(false) => {
+                self.held.guard.disarm();
+                let words = "the request stood still for too long and was charged by estimate";
+                self.fail(&failed(id, FailureCode::IN_PROGRESS, words, "ask again with the same id for its end")).await;
             }
             Err(error) => self.fail(&store_failed(id, &error)).await,
         }
@@ -175,7 +181,7 @@ impl Escalator {
         }
     }
 
-    pub(super) async fn void(&self, tenant: &TenantId, id: RequestId) -> Result<(), StoreError> {
+    pub(super) async fn void(&self, tenant: &TenantId, id: RequestId) -> Result<bool, StoreError> {
         let now_ms = self.env.clock.now_ms();
         self.store.run(Db::Tenant(tenant.clone()), move |connection| void(connection, id, now_ms)).await
     }

@@ -1,34 +1,68 @@
-//! The obligation that every hold carries.
+//! The obligation that every hold carries, and its lease.
 
 use super::sweeper::{How, Lost, Unresolved};
 use crate::store::journal::Progress;
 use belay_protocol::id::{RequestId, TenantId};
 
-/// The obligation to settle or void a hold. Dropped without either, it tells the sweeper.
+/// The obligation to settle or void a hold. Dropped without either, it tells the sweeper. A hold has a
+/// lease, too, which its task renews: the sweeper settles for a task that stands still.
 pub(crate) struct HoldGuard {
     pub(super) tenant: TenantId,
     pub(crate) request_id: RequestId,
     pub(crate) input_bytes: u64,
-    pub(crate) progress: Progress,
-    pub(super) unresolved: Unresolved,
-    pub(super) stage: Stage,
+    progress: Progress,
+    unresolved: Unresolved,
+    stage: Stage,
 }
 
 /// What is known of a hold.
-pub(super) enum Stage {
+enum Stage {
     /// Its transaction is on the way; nobody knows how it ended.
-    Queued {
-        made_ms: u64,
-    },
-    Held,
+    Queued { made_ms: u64 },
+    /// It is there, with the number of its lease.
+    Held { lease: u64 },
     /// There is none, or no more.
     Resolved,
 }
 
 impl HoldGuard {
+    /// For a hold that is being made.
+    pub(super) fn queued(
+        tenant: &TenantId,
+        request_id: RequestId,
+        input_bytes: u64,
+        made_ms: u64,
+        unresolved: Unresolved,
+    ) -> Self {
+        let stage = Stage::Queued { made_ms };
+        Self { tenant: tenant.clone(), request_id, input_bytes, progress: Progress::default(), unresolved, stage }
+    }
+
+    /// The hold is there: its lease begins.
+    pub(super) fn held(&mut self) {
+        let how = How::Held { input_bytes: self.input_bytes, progress: self.progress };
+        let lost = Lost { tenant: self.tenant.clone(), request_id: self.request_id, how };
+        self.stage = Stage::Held { lease: self.unresolved.lease(lost) };
+    }
+
+    /// How far the answer has come: on that it is settled should nobody do better. Renews the lease.
+    pub(super) fn note(&mut self, progress: Progress) {
+        self.progress = progress;
+        if let Stage::Held { lease } = self.stage {
+            self.unresolved.renew(lease, progress);
+        }
+    }
+
+    /// What was noted last.
+    pub(super) fn progress(&self) -> Progress {
+        self.progress
+    }
+
     /// The hold is resolved.
     pub(crate) fn disarm(&mut self) {
-        self.stage = Stage::Resolved;
+        if let Stage::Held { lease } = std::mem::replace(&mut self.stage, Stage::Resolved) {
+            self.unresolved.end(lease);
+        }
     }
 }
 
@@ -36,8 +70,11 @@ impl Drop for HoldGuard {
     fn drop(&mut self) {
         let how = match self.stage {
             Stage::Queued { made_ms } => How::Unknown { made_ms },
-            Stage::Held => How::Held { input_bytes: self.input_bytes, progress: self.progress },
-            Stage::Resolved => return,
+            // Unless the sweeper has it already.
+            Stage::Held { lease } if self.unresolved.end(lease) => {
+                How::Held { input_bytes: self.input_bytes, progress: self.progress }
+            }
+            Stage::Held { .. } | Stage::Resolved => return,
         };
         self.unresolved.push(Lost { tenant: self.tenant.clone(), request_id: self.request_id, how });
     }

@@ -32,11 +32,17 @@ impl Flight<'_> {
         let head = ResponseHead {
             request_id: self.held.guard.request_id,
             status: answer.status,
-            headers: answer.headers.iter().cloned().chain(self.held.remaining_headers()).collect(),
-            dialect: self.plan.dialect,
+            headers: answer
+                .headers
+                .iter()
+                .cloned()
+                .chain(self.held.remaining_headers())
+                .chain(self.offers.header())
+                .collect(),
+            dialect: self.candidate().dialect,
             stream: streams,
-            provider: self.plan.provider.clone(),
-            model: self.plan.model.name.clone(),
+            provider: self.candidate().model.provider.clone(),
+            model: self.candidate().model.name.clone(),
             max_output_tokens: self.held.output_cap,
             held: self.held.amount,
             content: Content::LIVE,

@@ -16,6 +16,7 @@ mod flights;
 mod guard;
 mod intake;
 mod log;
+mod offers;
 mod packed;
 mod patience;
 mod plan;
@@ -32,20 +33,21 @@ pub use flights::Flights;
 pub use sweeper::Unresolved;
 
 use flights::{Entered, Registration};
-use guard::{HoldGuard, Stage};
+use guard::HoldGuard;
+use offers::{Offers, Sent};
 pub(crate) use refusal::failed;
 use refusal::{refused, store_failed};
 
 use crate::config::Config;
 use crate::ops::memory::{self, BodyPermit, Charge, Memory};
-use crate::providers::{Call, CallFuture, Providers};
+use crate::providers::{CallFuture, Providers};
 use crate::registry::Registry;
+use crate::secrets::KeySealer;
 use crate::store::StoreError;
 use crate::store::central::{Standing, admit};
 use crate::store::executor::{Db, Store};
-use crate::store::journal::Progress;
 use crate::store::ledger::Boot;
-use crate::store::ledger::hold::{self, HoldOutcome, HoldRefusal};
+use crate::store::ledger::hold::{self, HoldOutcome, HoldRefusal, Usable};
 use crate::store::ledger::rates::Remaining;
 use crate::tenants::{TenantHandle, Tenants};
 use belay_protocol::codec::Message;
@@ -110,6 +112,8 @@ pub struct Escalator {
     pub(crate) store: Store,
     pub(crate) tenants: Arc<Tenants>,
     pub(crate) providers: Providers,
+    /// Opens the keys of tenants that pay with their own.
+    pub(crate) sealer: KeySealer,
     /// Version of the price list in central.
     pub(crate) price_version: i64,
     /// Cancelled when running requests must come to an end.
@@ -137,8 +141,9 @@ struct Begun {
     plan: plan::Plan,
     held: Held,
     registration: Registration,
-    /// `None`: there is no such provider.
-    call: Option<CallFuture>,
+    offers: Offers,
+    /// To the first of them. Errors: why it cannot be made.
+    call: Result<CallFuture, String>,
 }
 
 /// What became of a request before it ran.
@@ -245,22 +250,10 @@ impl Escalator {
         }
     }
 
-    /// A call to the plan's provider; `None` if there is no such provider.
-    fn prepare(
-        &self,
-        plan: &plan::Plan,
-        request: &EscalateRequest,
-        body: &Bytes,
-        output_cap: u32,
-    ) -> Option<CallFuture> {
-        let provider = self.providers.get(&plan.provider)?;
-        Some(provider.call(Call { body: plan.outgoing(body, output_cap), headers: request.headers.clone() }))
-    }
-
     /// Plans the request and sets its money aside.
     async fn begin(&self, caller: &Caller, request: &EscalateRequest, body: &Bytes) -> Result<Beginning, Failed> {
         let id = request.request_id;
-        let plan = plan::plan(&self.config, self.price_version, request, body)?;
+        let plan = plan::plan(&self.config, self.price_version, request, body, self.env.clock.now_ms())?;
         let tenant = self.tenants.handle(&caller.tenant).await.map_err(|error| store_failed(id, &error))?;
         let hold_request = plan.hold_request(self, caller, request, body, &tenant.rates);
         let input_bytes = hold_request.input_bytes;
@@ -283,33 +276,35 @@ impl Escalator {
             return Err(failed(id, FailureCode::REVOKED, "access was revoked", "ask the operator of the relay"));
         }
         // From here on a hold may exist, whatever becomes of this task.
-        let mut guard = HoldGuard {
-            tenant: caller.tenant.clone(),
-            request_id: id,
-            input_bytes,
-            progress: Progress::default(),
-            unresolved: self.unresolved.clone(),
-            stage: Stage::Queued { made_ms: hold_request.now_ms },
-        };
+        let mut guard =
+            HoldGuard::queued(&caller.tenant, id, input_bytes, hold_request.now_ms, self.unresolved.clone());
         let db = Db::Tenant(caller.tenant.clone());
         let outcome = self.store.run(db, move |connection| hold::hold(connection, &hold_request));
-        // Made ready while the store writes; it is sent only when it is polled.
-        let expected = plan.expected_output(self);
-        let prepared = self.prepare(&plan, request, body, expected);
+        // Made ready while the store writes, for what is expected to come out; it is sent only when polled.
+        let sent = Sent { body: body.clone(), headers: request.headers.clone() };
+        let (first, cap) = (Usable { place: 0, key: None }, plan.expected_output(self));
+        let prepared = self.prepare(&caller.tenant, &plan, &first, &sent, cap);
         let outcome = outcome.await;
         match outcome.map_err(|error| store_failed(id, &error))? {
-            HoldOutcome::Held(hold::Held { amount, output_cap, counted, remaining }) => {
-                guard.stage = Stage::Held;
+            HoldOutcome::Held(hold::Held { amount, output_cap, counted, remaining, usable }) => {
+                guard.held();
                 let at = tokio::time::Instant::now();
                 let held = Held { guard, tenant, amount, output_cap, counted, remaining, at, _charge: charge };
-                debug!(held = %amount, output_cap, provider = %plan.provider, model = %plan.model.name, "money held");
-                let call =
-                    if output_cap == expected { prepared } else { self.prepare(&plan, request, body, output_cap) };
-                Ok(Beginning::Begun(Box::new(Begun { plan, held, registration, call })))
+                let call = if (&usable[0], output_cap) == (&first, cap) {
+                    prepared
+                } else {
+                    self.prepare(&caller.tenant, &plan, &usable[0], &sent, output_cap)
+                };
+                let offers = Offers::new(usable, sent);
+                let model = &offers.candidate(&plan).model;
+                debug!(held = %amount, output_cap, provider = %model.provider, model = %model.name, "money held");
+                Ok(Beginning::Begun(Box::new(Begun { plan, held, registration, offers, call })))
             }
             HoldOutcome::Finished { end, provider, model } => {
                 guard.disarm();
-                Ok(Beginning::Settled(Recorded { dialect: plan.dialect, end, provider, model }))
+                let served = plan.candidates.iter().find(|candidate| candidate.model.provider == provider);
+                let dialect = served.unwrap_or(&plan.candidates[0]).dialect;
+                Ok(Beginning::Settled(Recorded { dialect, end, provider, model }))
             }
             HoldOutcome::Refused(refusal) => {
                 guard.disarm();

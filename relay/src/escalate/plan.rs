@@ -20,15 +20,22 @@ const INPUT_OVERHEAD: u64 = 1024;
 /// A request that may run if the money is there.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    pub(crate) provider: String,
-    pub(crate) model: Model,
-    pub(crate) dialect: Dialect,
-    pub(crate) price: PriceSnapshot,
+    /// Who may serve it, the first choice first; at least one.
+    pub(crate) candidates: Vec<Candidate>,
     pub(crate) stream: bool,
     /// The caller wants to see the usage event of its own accord.
     pub(crate) wants_usage_event: bool,
     source: Source,
     asked_output: Option<u32>,
+}
+
+/// A model that may serve a request, and what it charges now.
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    pub(crate) model: Arc<Model>,
+    pub(crate) dialect: Dialect,
+    pub(crate) price: PriceSnapshot,
+    keyless: bool,
 }
 
 #[derive(Debug)]
@@ -37,22 +44,18 @@ enum Source {
     Body(BodyFacts),
 }
 
-/// Decides what a request would be. Errors: `UNKNOWN_MODEL`, `UNSUPPORTED`, `INVALID_REQUEST`.
+/// Decides what a request would be. Errors: `UNKNOWN_MODEL`, `NO_PRICE`, `UNSUPPORTED`, `INVALID_REQUEST`.
 pub(crate) fn plan(
     config: &Config,
     price_version: i64,
     request: &EscalateRequest,
     body: &Bytes,
+    now_ms: u64,
 ) -> Result<Plan, Failed> {
     let id = request.request_id;
     let fail = |code, message: String, remedy: &str| failed(id, code, message, remedy);
-    let model = resolve(config, &request.model)
-        .map_err(|message| fail(FailureCode::UNKNOWN_MODEL, message, "name one of the relay's models or aliases"))?;
-    let provider = &config.providers[&model.provider];
-    let dialect = provider.kind.dialect();
-    check_operation(request, dialect).map_err(|message| {
-        fail(FailureCode::UNSUPPORTED, message, "choose a model of that API, or the API of that model")
-    })?;
+    let candidates = candidates(config, price_version, request, now_ms)
+        .map_err(|(code, message, remedy)| fail(code, message, remedy))?;
     if request.max_output_tokens == Some(0) {
         let message = "max_output_tokens must be at least 1".to_owned();
         return Err(fail(FailureCode::INVALID_REQUEST, message, "ask for at least one token, or leave the cap out"));
@@ -63,7 +66,7 @@ pub(crate) fn plan(
         })?;
         (Source::Prompt(prompt), request.stream, true, None)
     } else {
-        let facts = inspect(dialect, body)
+        let facts = inspect(request.dialect, body)
             .map_err(|error| fail(FailureCode::INVALID_REQUEST, error.to_string(), "correct the request body"))?;
         let (stream, usage, cap) = (facts.stream, facts.include_usage, facts.max_output_tokens);
         (Source::Body(facts), stream, usage, cap)
@@ -72,34 +75,54 @@ pub(crate) fn plan(
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     };
-    Ok(Plan {
-        provider: model.provider.clone(),
-        dialect,
-        price: PriceSnapshot {
-            version: price_version,
-            // The hold applies that of the tenant.
-            multiplier_bp: BASIS_POINTS,
-            lines: model.prices.clone(),
-            tiers: model.tiers.clone(),
-        },
-        stream,
-        wants_usage_event,
-        source,
-        // No model gives more than its ceiling, so nothing is held for more.
-        asked_output: asked_output.map(|cap| cap.min(model.max_output_tokens)),
-        model: model.clone(),
-    })
+    // No model gives more than its ceiling, so nothing is held for more.
+    let ceiling = candidates.iter().map(|candidate| candidate.model.max_output_tokens).min();
+    let asked_output = asked_output.map(|cap| ceiling.map_or(cap, |ceiling| cap.min(ceiling)));
+    Ok(Plan { candidates, stream, wants_usage_event, source, asked_output })
 }
 
-/// Finds a model by name, alias, or the provider's own name.
-pub(super) fn resolve<'a>(config: &'a Config, name: &str) -> Result<&'a Model, String> {
-    let name = if name.is_empty() { "auto" } else { name };
-    let key = config.aliases.get(name).map_or(name, String::as_str);
-    config.models.get(key).or_else(|| config.models.values().find(|model| model.name == name)).ok_or_else(|| {
-        let known: Vec<&str> = config.aliases.keys().chain(config.models.keys()).map(String::as_str).collect();
-        let shown: String = name.chars().take(80).collect();
-        format!("there is no model {shown:?} on this relay; it has {}", known.join(", "))
-    })
+/// The models that the request's name stands for, as far as they have a price and speak its dialect.
+fn candidates(
+    config: &Config,
+    price_version: i64,
+    request: &EscalateRequest,
+    now_ms: u64,
+) -> Result<Vec<Candidate>, (FailureCode, String, &'static str)> {
+    let models = config
+        .resolve(&request.model)
+        .map_err(|message| (FailureCode::UNKNOWN_MODEL, message, "name one of the relay's models or aliases"))?;
+    let (mut found, mut reason) = (vec![], None);
+    for model in models {
+        let kind = config.providers[&model.provider].kind;
+        let dialect = kind.dialect();
+        if let Err(message) = check_operation(request, dialect) {
+            let remedy = "choose a model of that API, or the API of that model";
+            reason.get_or_insert((FailureCode::UNSUPPORTED, message, remedy));
+            continue;
+        }
+        let Some(prices) = model.prices.as_ref().and_then(|list| list.at(now_ms)) else {
+            let message = format!("model {} of provider {} has no price on this relay", model.name, model.provider);
+            let remedy = "have the operator name its price (belayd prices check), or choose another model";
+            reason.get_or_insert((FailureCode::NO_PRICE, message, remedy));
+            continue;
+        };
+        found.push(Candidate {
+            price: PriceSnapshot {
+                version: price_version,
+                // The hold applies that of the tenant.
+                multiplier_bp: BASIS_POINTS,
+                lines: prices.lines.clone(),
+                tiers: prices.tiers.clone(),
+            },
+            dialect,
+            keyless: kind == ProviderKind::Demo,
+            model,
+        });
+    }
+    match reason {
+        Some(reason) if found.is_empty() => Err(reason),
+        _ => Ok(found),
+    }
 }
 
 fn check_operation(request: &EscalateRequest, dialect: Dialect) -> Result<(), String> {
@@ -130,11 +153,13 @@ impl Plan {
         rates: &Arc<Rates>,
     ) -> HoldRequest {
         let limits = &escalator.config.limits;
-        let context = u64::from(self.model.context_tokens);
+        let context = self.candidates.iter().map(|candidate| candidate.model.context_tokens).max();
+        let context = u64::from(context.unwrap_or(u32::MAX));
         let (input_bytes, bound, choices, extra_output) = match &self.source {
             Source::Prompt(_) => {
-                let rendered = self.outgoing(body, self.model.max_output_tokens);
-                (rendered.len() as u64, rendered.len() as u64 + INPUT_OVERHEAD, 1, 0)
+                let rendered = |candidate| self.outgoing(candidate, body, u32::MAX).len() as u64;
+                let longest = self.candidates.iter().map(rendered).max().unwrap_or(0);
+                (longest, longest + INPUT_OVERHEAD, 1, 0)
             }
             Source::Body(facts) => {
                 let text = facts.len as u64;
@@ -150,12 +175,7 @@ impl Plan {
             digest: digest(request, body),
             boot: escalator.boot.clone(),
             now_ms: escalator.env.clock.now_ms(),
-            offers: vec![Offer {
-                provider: self.provider.clone(),
-                model: self.model.name.clone(),
-                price: self.price.clone(),
-                keyless: escalator.config.providers[&self.provider].kind == ProviderKind::Demo,
-            }],
+            offers: self.candidates.iter().map(Candidate::offer).collect(),
             multipliers: escalator.config.billing.multipliers,
             allowance: escalator.config.billing.free_allowance,
             input_bound: bound.min(context),
@@ -173,7 +193,8 @@ impl Plan {
     }
 
     fn default_output(&self, escalator: &Escalator) -> u32 {
-        self.model.max_output_tokens.min(escalator.config.billing.default_max_output)
+        let ceilings = self.candidates.iter().map(|candidate| candidate.model.max_output_tokens);
+        ceilings.fold(escalator.config.billing.default_max_output, u32::min)
     }
 
     /// The output cap that there will be if there is money enough.
@@ -181,17 +202,28 @@ impl Plan {
         self.asked_output.unwrap_or_else(|| self.default_output(escalator))
     }
 
-    /// The body for the provider, with the output cap that was paid for.
-    pub(crate) fn outgoing(&self, body: &Bytes, output_cap: u32) -> Bytes {
-        let (model, cap_field) = (self.model.name.as_str(), self.model.cap_field.as_str());
+    /// The body for a candidate's provider, with the output cap that was paid for.
+    pub(crate) fn outgoing(&self, candidate: &Candidate, body: &Bytes, output_cap: u32) -> Bytes {
+        let (model, cap_field) = (candidate.model.name.as_str(), candidate.model.cap_field.as_str());
         match &self.source {
             Source::Prompt(prompt) => {
-                Bytes::from(prompt.render(self.dialect, model, output_cap, cap_field, self.stream))
+                Bytes::from(prompt.render(candidate.dialect, model, output_cap, cap_field, self.stream))
             }
             Source::Body(facts) => {
                 let edits = Edits { model, max_output_tokens: output_cap, cap_field };
-                edit::apply(self.dialect, body, facts, &edits)
+                edit::apply(candidate.dialect, body, facts, &edits)
             }
+        }
+    }
+}
+
+impl Candidate {
+    fn offer(&self) -> Offer {
+        Offer {
+            provider: self.model.provider.clone(),
+            model: self.model.name.clone(),
+            price: self.price.clone(),
+            keyless: self.keyless,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Making ready for requests that are likely to come: the tenant's book is open and a connection to
 //! the provider stands, so that the first request finds both.
 
-use super::{Escalator, plan};
+use super::Escalator;
 use belay_protocol::id::TenantId;
 use tracing::{debug, warn};
 
@@ -12,8 +12,8 @@ impl Escalator {
         if let Err(error) = self.tenants.handle(tenant).await {
             warn!(%error, "cannot open a book ahead of its requests");
         }
-        let provider = match plan::resolve(&self.config, model) {
-            Ok(model) => self.providers.get(&model.provider),
+        let provider = match self.config.resolve(model) {
+            Ok(models) => models.first().and_then(|model| self.providers.get(&model.provider)),
             Err(why) => return debug!(%why, "nothing to pre-warm"),
         };
         if let Some(provider) = provider {

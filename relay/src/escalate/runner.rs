@@ -6,9 +6,11 @@
 use super::finish::Ending;
 use super::flights::{Attach, Registration};
 use super::log::EventLog;
+use super::offers::Offers;
 use super::patience::Patience;
 use super::plan::Plan;
 use super::reader::{Heard, Reader};
+use super::sweeper::RENEW;
 use super::watch::Watch;
 use super::{Begun, ClientStream, Escalator, Held};
 use crate::ops::memory::BodyPermit;
@@ -37,6 +39,10 @@ pub(super) struct Flight<'a> {
     pub(super) escalator: &'a Escalator,
     pub(super) plan: Plan,
     pub(super) held: Held,
+    /// Who may serve it, and who does.
+    pub(super) offers: Offers,
+    /// When its provider was asked.
+    asked_at: Instant,
     /// How other streams find this request.
     pub(super) registration: Registration,
     /// Who reads the answer; `None` while it is away.
@@ -46,14 +52,16 @@ pub(super) struct Flight<'a> {
     /// As it was sent, for readers that come later.
     pub(super) head: Option<ResponseHead>,
     /// Entered where something is logged, not at every poll.
-    span: &'a Span,
+    pub(super) span: &'a Span,
     pub(super) log: EventLog,
     pub(super) meter: UsageMeter,
     pub(super) first_event: Option<Instant>,
     revoked: Pin<Box<WaitForCancellationFutureOwned>>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
-    deadline: Instant,
+    pub(super) deadline: Instant,
     progress_noted: Instant,
+    /// Renews the lease of the hold when there is nothing to note.
+    renewal: Pin<Box<Sleep>>,
     /// Room for the request's body, until the provider has it.
     body_permit: Option<BodyPermit>,
     /// Whole answers that are not streamed are kept for their usage figures.
@@ -69,17 +77,20 @@ impl Escalator {
         stream: ClientStream,
         span: &Span,
     ) {
-        let Begun { plan, held, call, registration } = begun;
+        let Begun { plan, held, offers, call, registration } = begun;
         let total = self.config.timeouts.total;
         let total = request.deadline_ms.map_or(total, |ms| total.min(Duration::from_millis(ms.into())));
         let flight = Flight {
             log: EventLog::new(self.config.limits.unread_events, Arc::clone(&self.flights.budget)),
-            meter: UsageMeter::new(plan.dialect),
+            meter: UsageMeter::new(offers.candidate(&plan).dialect),
             first_event: None,
             revoked: Box::pin(registration.revoked.clone().cancelled_owned()),
             stop: Box::pin(self.stop.clone().cancelled_owned()),
             deadline: held.at + total,
             progress_noted: held.at,
+            asked_at: held.at,
+            renewal: Box::pin(sleep(RENEW)),
+            offers,
             body_permit: Some(body_permit),
             whole: BytesMut::new(),
             escalator: self,
@@ -96,14 +107,13 @@ impl Escalator {
 }
 
 impl Flight<'_> {
-    async fn fly(mut self, call: Option<CallFuture>) {
-        let noted = self.held.tenant.journal.append(self.held.guard.request_id, Progress::default());
+    async fn fly(mut self, mut call: Result<CallFuture, String>) {
         let body_permit = self.body_permit.take();
-        let answer = match noted {
-            Ok(()) => self.call(call).await,
-            Err(error) => {
-                self.span.in_scope(|| warn!(%error, "cannot note the dispatch"));
-                Err(Ending::not_dispatched("the relay could not note the dispatch"))
+        let answer = loop {
+            let answer = self.dispatch(call).await;
+            match self.fall_back(&answer) {
+                Some(next) => call = next,
+                None => break answer,
             }
         };
         // The provider has the body, or will not get it.
@@ -117,12 +127,22 @@ impl Flight<'_> {
         self.end(ending).instrument(span).await;
     }
 
+    /// Notes that a provider is called, and calls it.
+    async fn dispatch(&mut self, call: Result<CallFuture, String>) -> Result<Answer, Ending> {
+        let call = call.map_err(Ending::not_dispatched)?;
+        self.held.guard.note(self.progress());
+        let noted = self.held.tenant.journal.append(self.held.guard.request_id, self.held.guard.progress());
+        noted.map_err(|error| {
+            self.span.in_scope(|| warn!(%error, "cannot note the dispatch"));
+            Ending::not_dispatched("the relay could not note the dispatch")
+        })?;
+        self.call(call).await
+    }
+
     /// Waits for the provider's status and headers.
-    async fn call(&mut self, call: Option<CallFuture>) -> Result<Answer, Ending> {
-        let Some(mut answer) = call else {
-            return Err(Ending::not_dispatched(format!("provider {} is not running", self.plan.provider)));
-        };
-        let first_event = self.held.at + self.escalator.config.timeouts.first_event;
+    async fn call(&mut self, mut answer: CallFuture) -> Result<Answer, Ending> {
+        self.asked_at = Instant::now();
+        let first_event = self.asked_at + self.escalator.config.timeouts.first_event;
         let mut timer = pin!(sleep_until(first_event.min(self.deadline)));
         let mut is_sent = false;
         poll_fn(|cx| {
@@ -149,7 +169,7 @@ impl Flight<'_> {
         }
         let mut splitter = SseSplitter::new(MAX_CHUNK);
         let timeouts = &self.escalator.config.timeouts;
-        let until = self.held.at + timeouts.first_event;
+        let until = self.asked_at + timeouts.first_event;
         let mut patience = Patience {
             between_events: timeouts.between_events,
             deadline: self.deadline,
@@ -196,6 +216,10 @@ impl Flight<'_> {
         }
         if self.stop.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ending::After(Outcome::DRAINED, "the relay was shut down".into()));
+        }
+        while self.renewal.as_mut().poll(cx).is_ready() {
+            self.held.guard.note(self.progress());
+            self.renewal.as_mut().reset(Instant::now() + RENEW);
         }
         while let Poll::Ready(Some(attach)) = self.registration.readers.poll_recv(cx) {
             self.attach(attach);
@@ -325,13 +349,13 @@ impl Flight<'_> {
             events: self.log.next(),
             output_bytes: self.meter.output_bytes(),
             told_input: self.meter.told_input(),
-            offer: 0,
+            offer: u8::try_from(self.offers.number()).unwrap_or(u8::MAX),
         }
     }
 
     /// After the write: nobody waits for a note.
     fn note_progress(&mut self) {
-        if self.log.next() == self.held.guard.progress.events {
+        if self.log.next() == self.held.guard.progress().events {
             return;
         }
         let now = Instant::now();
@@ -339,7 +363,7 @@ impl Flight<'_> {
             self.progress_noted = now;
             self.meter.catch_up();
             let progress = self.progress();
-            self.held.guard.progress = progress;
+            self.held.guard.note(progress);
             if let Err(error) = self.held.tenant.journal.append(self.held.guard.request_id, progress) {
                 self.span.in_scope(|| debug!(%error, "cannot note the progress"));
             }

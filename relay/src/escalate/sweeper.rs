@@ -9,18 +9,40 @@ use crate::store::ledger::recover::estimate;
 use crate::store::ledger::settle::void_made_at;
 use belay_protocol::id::{RequestId, TenantId};
 use belay_protocol::message::Outcome;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 /// How often the sweeper looks.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// Holds that lost their task, waiting for the sweeper. Bounded by the holds that can be open.
+/// How long a hold is left to its task without a sign of life. A running request gives one every
+/// [`RENEW`], whatever its provider and its reader do.
+pub(super) const LEASE: Duration = Duration::from_secs(120);
+/// How often a request that has nothing to note renews its lease.
+pub(super) const RENEW: Duration = Duration::from_secs(30);
+
+/// Holds that lost their task, waiting for the sweeper, and the leases of those that have one. Bounded by
+/// the holds that can be open.
 #[derive(Debug, Clone, Default)]
-pub struct Unresolved(Arc<Mutex<Vec<Lost>>>);
+pub struct Unresolved(Arc<Mutex<Holds>>);
+
+#[derive(Debug, Default)]
+struct Holds {
+    lost: Vec<Lost>,
+    leases: HashMap<u64, Lease>,
+    last: u64,
+}
+
+#[derive(Debug)]
+struct Lease {
+    until: Instant,
+    /// What is to be resolved when it ends.
+    hold: Lost,
+}
 
 #[derive(Debug, Clone)]
 pub(super) struct Lost {
@@ -38,17 +60,49 @@ pub(super) enum How {
 }
 
 impl Unresolved {
+    fn lock(&self) -> MutexGuard<'_, Holds> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn push(&self, lost: Lost) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(lost);
+        self.lock().lost.push(lost);
+    }
+
+    /// Begins a lease. Returns its number.
+    pub(super) fn lease(&self, hold: Lost) -> u64 {
+        let mut holds = self.lock();
+        holds.last += 1;
+        let number = holds.last;
+        holds.leases.insert(number, Lease { until: Instant::now() + LEASE, hold });
+        number
+    }
+
+    /// The task is alive, and so far has it come.
+    pub(super) fn renew(&self, number: u64, now: Progress) {
+        if let Some(lease) = self.lock().leases.get_mut(&number) {
+            lease.until = Instant::now() + LEASE;
+            if let How::Held { progress, .. } = &mut lease.hold.how {
+                *progress = now;
+            }
+        }
+    }
+
+    /// Ends a lease. False if it has run out: the sweeper has the hold.
+    pub(super) fn end(&self, number: u64) -> bool {
+        self.lock().leases.remove(&number).is_some()
     }
 
     /// Some wait.
     pub(super) fn has_some(&self) -> bool {
-        !self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !self.lock().lost.is_empty()
     }
 
+    /// All that wait, with those whose lease has run out.
     fn take(&self) -> Vec<Lost> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let (mut holds, now) = (self.lock(), Instant::now());
+        let mut lost = std::mem::take(&mut holds.lost);
+        lost.extend(holds.leases.extract_if(|_, lease| lease.until <= now).map(|(_, lease)| lease.hold));
+        lost
     }
 }
 

@@ -86,12 +86,12 @@ impl Http {
                 headers.insert(name, value);
             }
         }
-        self.authorise(&mut headers);
+        self.authorise(&mut headers, call.key.as_ref().unwrap_or(&self.key));
         headers
     }
 
-    fn authorise(&self, headers: &mut HeaderMap) {
-        let key = self.key.expose_secret();
+    fn authorise(&self, headers: &mut HeaderMap, key: &SecretString) {
+        let key = key.expose_secret();
         if key.is_empty() {
             return;
         }
@@ -99,7 +99,7 @@ impl Http {
             ProviderKind::Anthropic => (HeaderName::from_static("x-api-key"), key.to_owned()),
             ProviderKind::OpenAi | ProviderKind::Demo => (header::AUTHORIZATION, format!("Bearer {key}")),
         };
-        // The configuration has checked that the key can stand in a header.
+        // It was checked when it was set that the key can stand in a header.
         if let Ok(mut value) = HeaderValue::from_str(&value) {
             value.set_sensitive(true);
             headers.insert(name, value);

@@ -8,6 +8,7 @@ pub mod http;
 use crate::config::{Config, ProviderKind};
 use belay_protocol::message::Dialect;
 use bytes::Bytes;
+use secrecy::SecretString;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -34,6 +35,8 @@ pub struct Call {
     pub body: Bytes,
     /// Caller's headers that are on the allow-list.
     pub headers: Vec<(String, String)>,
+    /// The tenant's own key, in place of the relay's.
+    pub key: Option<SecretString>,
 }
 
 /// The bytes of an answer, in the pieces in which they came.

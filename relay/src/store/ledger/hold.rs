@@ -3,6 +3,7 @@
 use super::budget::{self, Budget, Room};
 use super::cap::{self, Cap};
 use super::credits;
+use super::provider_keys::{self, SealedKey};
 use super::rates::{RateRefusal, Rates, Remaining};
 use super::request::{self, Offer};
 use super::standing::{Standing, Tier, standing, suspend};
@@ -121,6 +122,17 @@ pub struct Held {
     pub counted: u64,
     /// What is left of the limits per minute.
     pub remaining: Vec<Remaining>,
+    /// Which of the offers may be taken: the request's terms number them in this order.
+    pub usable: Vec<Usable>,
+}
+
+/// An offer that may be taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usable {
+    /// Its place among the request's offers.
+    pub place: usize,
+    /// The tenant's own key for its provider, if that is what the tenant pays with.
+    pub key: Option<SealedKey>,
 }
 
 /// Why a request may not run. Nothing was written.
@@ -182,7 +194,7 @@ pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcom
         return refused(HoldRefusal::TooManyAtOnce);
     }
     let tier = standing.terms.tier;
-    let priced = usable(connection, request, tier)?;
+    let (usable, priced) = usable(connection, request, tier)?;
     if priced.is_empty() {
         let provider = request.offers.first().map(|offer| offer.provider.clone()).unwrap_or_default();
         return refused(HoldRefusal::NoProviderKey { provider });
@@ -202,7 +214,7 @@ pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcom
         Err(refusal) => return refused(HoldRefusal::RateLimited(refusal)),
     };
     set_aside(connection, request, &priced, amount, &standing)?;
-    Ok(HoldOutcome::Held(Held { amount, output_cap, counted, remaining }))
+    Ok(HoldOutcome::Held(Held { amount, output_cap, counted, remaining, usable }))
 }
 
 enum Known {
@@ -241,14 +253,17 @@ fn known(connection: &Connection, request: &HoldRequest) -> Result<Known, StoreE
 
 /// The offers whose provider may be called for the tenant, at its multiplier: with keys of its own, those
 /// it has a key for.
-fn usable(connection: &Connection, request: &HoldRequest, tier: Tier) -> Result<Vec<Offer>, StoreError> {
-    let mut usable = vec![];
-    for offer in &request.offers {
-        if tier != Tier::Byok || offer.keyless || request::has_key(connection, &offer.provider)? {
-            usable.push(offer.multiplied(request.multipliers.of(tier)));
+fn usable(connection: &Connection, request: &HoldRequest, tier: Tier) -> Result<(Vec<Usable>, Vec<Offer>), StoreError> {
+    let (mut usable, mut priced) = (vec![], vec![]);
+    for (place, offer) in request.offers.iter().enumerate() {
+        let needs_key = tier == Tier::Byok && !offer.keyless;
+        let key = if needs_key { provider_keys::get(connection, &offer.provider)? } else { None };
+        if !needs_key || key.is_some() {
+            usable.push(Usable { place, key });
+            priced.push(offer.multiplied(request.multipliers.of(tier)));
         }
     }
-    Ok(usable)
+    Ok((usable, priced))
 }
 
 /// Grants the free tier its allowance of the month, once, and takes back credits that have expired. True

@@ -20,6 +20,7 @@ pub mod find;
 pub mod hold;
 pub mod money;
 pub mod outbox;
+pub mod provider_keys;
 pub mod rates;
 pub mod recover;
 pub mod request;

@@ -33,15 +33,6 @@ impl Offer {
     }
 }
 
-/// Whether the tenant has a key of its own for a provider.
-pub(crate) fn has_key(connection: &Connection, provider: &str) -> Result<bool, StoreError> {
-    let found = connection
-        .prepare_cached("SELECT 1 FROM provider_key WHERE provider = ?1")?
-        .query_row([provider], |_| Ok(()))
-        .optional()?;
-    Ok(found.is_some())
-}
-
 /// Writes down what was offered, once for all requests at the same terms.
 pub(crate) fn terms_id(connection: &Connection, offers: &[Offer]) -> Result<i64, StoreError> {
     let text = serde_json::to_string(offers)

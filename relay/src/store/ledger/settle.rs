@@ -193,8 +193,8 @@ pub(super) fn write(connection: &Connection, stored: &Stored) -> Result<(), Stor
 }
 
 /// Gives a hold back: the request never ran, or failed with nothing to pay. The same id may run
-/// again. Voiding what is not open changes nothing.
-pub fn void(connection: &Connection, request_id: RequestId, now_ms: u64) -> Result<(), StoreError> {
+/// again. Voiding what is not open changes nothing. False if it was settled before.
+pub fn void(connection: &Connection, request_id: RequestId, now_ms: u64) -> Result<bool, StoreError> {
     void_hold(connection, request_id, None, now_ms)
 }
 
@@ -206,7 +206,8 @@ pub fn void_made_at(
     made_ms: u64,
     now_ms: u64,
 ) -> Result<(), StoreError> {
-    void_hold(connection, request_id, Some(made_ms), now_ms)
+    void_hold(connection, request_id, Some(made_ms), now_ms)?;
+    Ok(())
 }
 
 fn void_hold(
@@ -214,10 +215,12 @@ fn void_hold(
     request_id: RequestId,
     made_ms: Option<u64>,
     now_ms: u64,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let is_that_one = |stored: &Stored| made_ms.is_none_or(|made_ms| stored.created_ms == time(made_ms));
-    let open = request::find(connection, request_id)?.filter(|stored| stored.state == state::OPEN);
-    let Some(mut stored) = open.filter(is_that_one) else { return Ok(()) };
+    let found = request::find(connection, request_id)?;
+    let was_settled = found.as_ref().is_some_and(|stored| stored.state == state::SETTLED);
+    let open = found.filter(|stored| stored.state == state::OPEN);
+    let Some(mut stored) = open.filter(is_that_one) else { return Ok(!was_settled) };
     let mut chain = Chain::at(connection, now_ms)?;
     let back = |kind, to, amount| Transfer::new(kind, Account::Held, to, amount).of(request_id);
     chain.post(&back(TransferKind::ReleaseCredits, Account::Credits, stored.from_credits))?;
@@ -228,5 +231,6 @@ fn void_hold(
     stored.finished_ms = Some(chain.at_ms());
     let rest = stored.held - stored.from_credits;
     chain.record(&back(TransferKind::Void, Account::Prepaid, rest).proving(stored.evidence()))?;
-    write(connection, &stored)
+    write(connection, &stored)?;
+    Ok(true)
 }
