@@ -9,6 +9,7 @@
 
 pub mod admin;
 mod admission;
+pub mod api_keys;
 pub mod config;
 mod connection;
 pub mod enrolment;

@@ -13,6 +13,7 @@ mod foreign_server;
 mod herd;
 mod hostile;
 mod house;
+mod keys;
 mod limits;
 mod money;
 mod paths;

@@ -153,7 +153,7 @@ pub struct OfTenant {
 impl IntoResponse for AdminError {
     fn into_response(self) -> Response {
         let status = match &self {
-            Self::NoTenant(_) | Self::NoDevice(_) => StatusCode::NOT_FOUND,
+            Self::NoTenant(_) | Self::NoDevice(_) | Self::NoKey(_) => StatusCode::NOT_FOUND,
             Self::TenantExists(_) => StatusCode::CONFLICT,
             Self::Amount(_) => StatusCode::BAD_REQUEST,
             Self::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -162,12 +162,12 @@ impl IntoResponse for AdminError {
     }
 }
 
-fn bad_request(error: &dyn std::fmt::Display) -> Response {
+pub(super) fn bad_request(error: &dyn std::fmt::Display) -> Response {
     (StatusCode::BAD_REQUEST, Json(ErrorBody { error: error.to_string() })).into_response()
 }
 
-type Service = State<Arc<AdminService>>;
-type Body<T> = Result<Json<T>, JsonRejection>;
+pub(super) type Service = State<Arc<AdminService>>;
+pub(super) type Body<T> = Result<Json<T>, JsonRejection>;
 
 /// Binds the socket. A socket file that a killed process left is replaced: the state lock says
 /// that nobody listens on it.
@@ -204,6 +204,7 @@ fn router(service: Arc<AdminService>) -> Router {
         .route("/devices", get(devices))
         .route("/devices/{id}/revoke", post(revoke))
         .route("/ledger/verify", get(verify))
+        .merge(super::keys::routes())
         .with_state(service)
 }
 

@@ -4,6 +4,7 @@
 pub mod client;
 pub mod http;
 pub mod info;
+pub mod keys;
 pub mod service;
 
 use std::path::{Path, PathBuf};

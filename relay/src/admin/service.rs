@@ -1,12 +1,14 @@
 //! What an operator can do to a running relay.
 
 pub use super::info::{DeviceInfo, InviteInfo, Status, TenantInfo, TunnelInfo, Verified};
+use crate::api_keys::ApiKeys;
 use crate::config::Config;
 use crate::enrolment::{Enrolment, INVITE_LIFETIME_MS};
 use crate::escalate::Escalator;
 use crate::registry::Registry;
+use crate::secrets::KeySealer;
 use crate::store::StoreError;
-use crate::store::books::Days;
+use crate::store::books::{Books, Days};
 use crate::store::central;
 use crate::store::central::usage::{CentralGroup, CentralGrouping};
 use crate::store::executor::{Db, Store};
@@ -20,7 +22,7 @@ use crate::tenants::Tenants;
 use belay_certs::invite::Invite;
 use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::money::NanoUsd;
-use belay_transport::env::Env;
+use belay_transport::env::{Env, Random};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -39,6 +41,9 @@ pub enum AdminError {
     /// No such device.
     #[error("there is no device {0}; see: belayd device list")]
     NoDevice(DeviceId),
+    /// No such API key.
+    #[error("there is no API key {0}; see: belayd key list")]
+    NoKey(String),
     /// The amount makes no sense.
     #[error("{0}")]
     Amount(String),
@@ -84,6 +89,7 @@ pub struct AdminService {
     escalator: Arc<Escalator>,
     enrolment: Arc<Enrolment>,
     registry: Arc<Registry>,
+    api_keys: ApiKeys,
     env: Env,
 }
 
@@ -100,10 +106,31 @@ impl AdminService {
             store: escalator.store.clone(),
             tenants: Arc::clone(&escalator.tenants),
             env: escalator.env.clone(),
+            api_keys: ApiKeys::new(escalator.store.clone(), escalator.env.clone()),
             escalator,
             enrolment,
             registry,
         }
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(super) fn books(&self) -> &Books {
+        self.tenants.books()
+    }
+
+    pub(super) fn sealer(&self) -> &KeySealer {
+        &self.escalator.sealer
+    }
+
+    pub(super) fn random(&self) -> &Random {
+        &self.env.random
+    }
+
+    pub(super) fn api_keys(&self) -> &ApiKeys {
+        &self.api_keys
     }
 
     /// Creates a tenant.
@@ -126,7 +153,7 @@ impl AdminService {
         Ok(infos)
     }
 
-    async fn tenant(&self, id: &TenantId) -> Result<TenantInfo, AdminError> {
+    pub(super) async fn tenant(&self, id: &TenantId) -> Result<TenantInfo, AdminError> {
         let found = self.tenants.all().await?.into_iter().find(|tenant| tenant.id == *id);
         match found {
             Some(tenant) => self.info(tenant).await,

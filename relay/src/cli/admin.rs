@@ -52,7 +52,7 @@ pub(super) enum TenantCommand {
     Terms {
         /// Which tenant
         id: TenantId,
-        /// "free" (an allowance every month) or "managed" (its balance)
+        /// "free" (an allowance every month), "managed" (its balance) or "byok" (its own provider keys)
         #[arg(long)]
         tier: Option<Tier>,
         /// How far below zero its balance may go, in dollars

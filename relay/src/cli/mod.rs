@@ -4,6 +4,7 @@
 mod admin;
 mod config;
 mod exit;
+mod keys;
 mod ledger;
 mod money;
 mod prices;
@@ -60,6 +61,12 @@ enum Command {
     /// List and revoke devices
     #[command(subcommand, after_help = "Examples:\n  belayd device list\n  belayd device revoke laptop-1f2e3d4c")]
     Device(admin::DeviceCommand),
+    /// Make, list and revoke API keys
+    #[command(subcommand, after_help = "Examples:\n  belayd key create acme --label ci\n  belayd key list")]
+    Key(keys::KeyCommand),
+    /// Keep the providers' keys of tenants that pay their providers themselves
+    #[command(subcommand, after_help = "Example:\n  belayd provider-key set acme openai < key.txt")]
+    ProviderKey(keys::ProviderKeyCommand),
     /// Bound what a tenant, a device or a key may spend and ask for
     #[command(subcommand, after_help = "Example:\n  belayd budget set acme --month 50")]
     Budget(money::BudgetCommand),
@@ -101,6 +108,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tenant(command) => runtime()?.block_on(admin::tenant(&global, command)),
         Command::Invite(args) => runtime()?.block_on(admin::invite(&global, &args)),
         Command::Device(command) => runtime()?.block_on(admin::device(&global, command)),
+        Command::Key(command) => runtime()?.block_on(keys::key(&global, command)),
+        Command::ProviderKey(command) => runtime()?.block_on(keys::provider_key(&global, command)),
         Command::Budget(command) => runtime()?.block_on(money::budget(&global, command)),
         Command::Usage(args) => runtime()?.block_on(money::usage(&global, args)),
         Command::Prices(command) => prices::run(&global, command),

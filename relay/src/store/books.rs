@@ -12,6 +12,7 @@ use crate::secrets::MasterKey;
 use crate::store::ledger::budget::{self, Budget, Measure, Scope};
 use crate::store::ledger::money::{Operation, operate};
 use crate::store::ledger::outbox::{self, Pending};
+use crate::store::ledger::provider_keys::{self, KeyInfo, SealedKey};
 use crate::store::ledger::seal::{SealKey, seal};
 use crate::store::ledger::standing::{Summary, Terms, set_terms, summary};
 use crate::store::ledger::usage::{self, Group, Grouping};
@@ -67,6 +68,26 @@ impl Books {
             summary(connection)
         })
         .await
+    }
+
+    /// Gives a tenant a key of its own for a provider, or takes it away. False if there was none to take.
+    pub async fn set_provider_key(
+        &self,
+        tenant: &TenantId,
+        provider: String,
+        key: Option<SealedKey>,
+    ) -> Result<bool, StoreError> {
+        let now_ms = self.clock.now_ms();
+        self.run(tenant, move |connection| match key {
+            Some(key) => provider_keys::set(connection, &provider, &key, now_ms).map(|()| true),
+            None => provider_keys::remove(connection, &provider),
+        })
+        .await
+    }
+
+    /// For which providers a tenant has keys of its own.
+    pub async fn provider_keys(&self, tenant: &TenantId) -> Result<Vec<KeyInfo>, StoreError> {
+        self.run(tenant, provider_keys::list).await
     }
 
     /// Moves the tenant's money. `operation` makes a retry harmless.

@@ -1,5 +1,6 @@
 //! The relay-wide database: tenants, invites, devices, price lists.
 
+pub mod keys;
 pub mod usage;
 
 use super::StoreError;

@@ -57,6 +57,18 @@ const CENTRAL: &[M<'static>] = &[M::up(
         revoked_why TEXT
     ) STRICT;
     CREATE INDEX device_tenant ON device(tenant);
+    CREATE TABLE api_key (
+        id TEXT PRIMARY KEY,
+        tenant TEXT NOT NULL REFERENCES tenant(id),
+        label TEXT NOT NULL,
+        hash BLOB NOT NULL,
+        scopes TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        expires_ms INTEGER,
+        last_used_ms INTEGER,
+        revoked_ms INTEGER
+    ) STRICT;
+    CREATE INDEX api_key_tenant ON api_key(tenant);
     CREATE TABLE price_list (
         version INTEGER PRIMARY KEY,
         digest BLOB NOT NULL UNIQUE,
