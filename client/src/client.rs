@@ -14,7 +14,7 @@ use belay_certs::issue::DeviceKey;
 use belay_protocol::codec::Message;
 use belay_protocol::id::RequestId;
 use belay_protocol::kind::StreamKind;
-use belay_protocol::message::{Balance, BalanceRequest, LeaveAnswer, LeaveRequest};
+use belay_protocol::message::{LeaveAnswer, LeaveRequest};
 use belay_transport::env::Env;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -144,13 +144,13 @@ impl Client {
         Escalation::resume(Arc::clone(&self.tunnels), tunnel, id, self.resume_window, record).await
     }
 
-    /// The tenant's balance.
-    pub async fn balance(&self, within: Duration) -> Result<Balance, ClientError> {
-        self.call(StreamKind::Billing, &BalanceRequest { reserved: 0 }, within).await
+    /// The tunnel that is up then at the latest.
+    pub(crate) async fn tunnel_until(&self, until: Instant) -> Result<Arc<Tunnel>, ClientError> {
+        self.tunnels.tunnel(until).await
     }
 
     /// One small request that may be repeated: a tunnel that is lost meanwhile is no answer.
-    async fn call<Q: Message, A: Message>(
+    pub(crate) async fn call<Q: Message, A: Message>(
         &self,
         kind: StreamKind,
         request: &Q,

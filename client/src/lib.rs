@@ -6,6 +6,7 @@
 //! client needs to go on with it, [`vitals`] how this computer is. [`Client`] puts them together.
 #![warn(missing_docs)]
 
+pub mod billing;
 pub mod client;
 mod control;
 mod dial;

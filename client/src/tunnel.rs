@@ -9,7 +9,7 @@ use belay_protocol::frame::FrameType;
 use belay_protocol::id::InstanceId;
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::hello::BESIDE;
-use belay_protocol::message::{Extension, Failed, Hello, HelloAck};
+use belay_protocol::message::{Done, Extension, Failed, Hello, HelloAck};
 use belay_protocol::stream::{FrameReader, FrameWriter, StreamError};
 use belay_transport::connection::{Connection, Path, Stream};
 use belay_transport::env::Env;
@@ -153,6 +153,40 @@ impl Tunnel {
             Ok(other) => other,
             Err(_) => Err(ClientError::Lost(format!("no answer within {} s", CALL.as_secs()))),
         }
+    }
+
+    /// Sends a request and reads the list that answers it, to its end. Errors: those of
+    /// [`Self::call`]; a list without its end is `Lost`.
+    pub async fn list<Q: Message, R: Message>(
+        &self,
+        kind: StreamKind,
+        request: &Q,
+        mut each: impl FnMut(R),
+    ) -> Result<Done, ClientError> {
+        let silent = || ClientError::Lost(format!("no answer within {} s", CALL.as_secs()));
+        let opened = timeout(CALL, async {
+            let (mut writer, reader) = self.stream(kind).await?;
+            writer.send(request).await?;
+            writer.finish();
+            Ok::<_, ClientError>(reader)
+        });
+        let told = async {
+            let mut reader = opened.await.map_err(|_| silent())??;
+            loop {
+                let frame = timeout(CALL, reader.frame()).await.map_err(|_| silent())??;
+                let cut = || ClientError::Lost("the relay ended the list before its end".into());
+                let frame = frame.ok_or_else(cut)?;
+                match frame.kind {
+                    FrameType::Done => return Ok(Done::from_frame(&frame)?),
+                    FrameType::Failed => return Err(Failed::from_frame(&frame)?.into()),
+                    _ => each(R::from_frame(&frame)?),
+                }
+            }
+        };
+        told.await.map_err(|error| match error {
+            ClientError::Lost(why) => self.lost(why),
+            other => other,
+        })
     }
 
     /// A lost stream's error; the relay's own reason if it closed the tunnel.

@@ -101,6 +101,26 @@ frame_types! {
     BalanceRequest = 0x0040, SMALL;
     /// Relay: balance and what is held of it.
     Balance = 0x0041, SMALL;
+    /// Client: what was used?
+    UsageRequest = 0x0042, SMALL;
+    /// Relay: a sum of usage.
+    UsageGroup = 0x0043, SMALL;
+    /// Relay: the end of a list.
+    Done = 0x0044, SMALL;
+    /// Client: the entries of the book, please.
+    StatementRequest = 0x0045, SMALL;
+    /// Relay: one entry.
+    StatementLine = 0x0046, CONTROL;
+    /// Client: usage outside of the relay, to be charged.
+    RecordRequest = 0x0047, CONTROL;
+    /// Client: how can money be added?
+    TopUpRequest = 0x0048, SMALL;
+    /// Relay: at this page.
+    TopUp = 0x0049, SMALL;
+    /// Client: hand usage to central now.
+    FlushRequest = 0x004a, SMALL;
+    /// Relay: done.
+    Flushed = 0x004b, SMALL;
 }
 
 impl FrameType {

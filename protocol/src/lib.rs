@@ -10,6 +10,7 @@
 #![warn(missing_docs)]
 
 pub mod bounded;
+pub mod calendar;
 pub mod codec;
 pub mod dialect;
 pub mod error;
@@ -19,6 +20,7 @@ pub mod kind;
 pub mod message;
 pub mod money;
 pub mod stream;
+pub mod table;
 pub mod vitals;
 
 /// The ALPN name of the protocol; its number is the major version.

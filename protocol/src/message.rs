@@ -5,6 +5,10 @@
 //! type-length-value extensions, so that growth needs no new type. No recursive types, no
 //! collections of zero-sized elements, and every list or byte string goes through [`bounded`].
 
+mod billing;
+
+pub use billing::*;
+
 use crate::bounded;
 use crate::error::codes;
 use crate::id::{DeviceId, InstanceId, RequestId, TenantId};
@@ -466,26 +470,4 @@ pub struct Resume {
     pub request_id: RequestId,
     /// The number of the next event that the client wants.
     pub next: u64,
-}
-
-/// Asks for the tenant's balance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BalanceRequest {
-    /// Reserved, 0.
-    pub reserved: u8,
-}
-
-/// The tenant's balance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Balance {
-    /// The tenant.
-    pub tenant: TenantId,
-    /// What can be spent now, in nano-USD.
-    pub balance: NanoUsd,
-    /// What is set aside for running requests, in nano-USD.
-    pub held: NanoUsd,
-    /// Requests that hold it.
-    pub open_holds: u32,
-    /// Charged since the book began, in nano-USD.
-    pub charged: NanoUsd,
 }

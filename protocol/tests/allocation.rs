@@ -47,6 +47,16 @@ fn decode(kind: FrameType, body: &[u8]) -> Result<(), ProtocolError> {
         FrameType::Resume => read::<m::Resume>(body),
         FrameType::BalanceRequest => read::<m::BalanceRequest>(body),
         FrameType::Balance => read::<m::Balance>(body),
+        FrameType::UsageRequest => read::<m::UsageRequest>(body),
+        FrameType::UsageGroup => read::<m::UsageGroup>(body),
+        FrameType::Done => read::<m::Done>(body),
+        FrameType::StatementRequest => read::<m::StatementRequest>(body),
+        FrameType::StatementLine => read::<m::StatementLine>(body),
+        FrameType::RecordRequest => read::<m::RecordRequest>(body),
+        FrameType::TopUpRequest => read::<m::TopUpRequest>(body),
+        FrameType::TopUp => read::<m::TopUp>(body),
+        FrameType::FlushRequest => read::<m::FlushRequest>(body),
+        FrameType::Flushed => read::<m::Flushed>(body),
         // Raw bodies are slices of what arrived.
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => Ok(()),
     }
@@ -70,7 +80,14 @@ fn least(kind: FrameType) -> Vec<u8> {
         FrameType::Ack => vec![0; 2],
         FrameType::Probe => vec![0],
         FrameType::Resume => vec![0; 17],
-        FrameType::Balance => b"\x01t\x00\x00\x00\x00".to_vec(),
+        FrameType::Balance => b"\x01t\x00\x00\x00\x00\x00\x00\x00".to_vec(),
+        FrameType::UsageRequest => vec![0; 4],
+        FrameType::UsageGroup => vec![0; 9],
+        FrameType::Done | FrameType::StatementRequest => vec![0; 3],
+        FrameType::StatementLine => vec![0; 11],
+        FrameType::RecordRequest => [&[0; 16][..], &[0; 3]].concat(),
+        FrameType::TopUpRequest | FrameType::TopUp | FrameType::FlushRequest => vec![0],
+        FrameType::Flushed => vec![0; 2],
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => vec![0; 8],
     }
 }

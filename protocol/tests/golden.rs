@@ -361,17 +361,122 @@ fn billing() -> Vec<Golden> {
             m::Balance {
                 tenant: "acme".parse().expect("a name"),
                 balance: NanoUsd(5_000_000_000),
+                credits: NanoUsd(250_000_000),
                 held: NanoUsd(-64),
                 open_holds: 2,
                 charged: NanoUsd(i64::MAX),
+                pays_with: m::PaysWith::MANAGED,
+                ceiling: NanoUsd(1),
             },
-            "19000000 4100 0100  0461636d65 fd00e40b5402000000 7f 02 fdfeffffffffffffff",
+            "20000000 4100 0100  0461636d65 fd00e40b5402000000 fc0065cd1d 7f 02 fdfeffffffffffffff 02 02",
+        ),
+        message(
+            "UsageRequest",
+            m::UsageRequest {
+                period: m::UsagePeriod::DAYS,
+                from_day: 20_000,
+                until_day: 20_783,
+                by: m::UsageBy::MODEL,
+            },
+            "08000000 4200 0100  05 fb204e fb2f51 04",
+        ),
+        message(
+            "UsageGroup",
+            m::UsageGroup {
+                name: "anthropic/claude-x".into(),
+                requests: 3,
+                estimated: 1,
+                input: 1000,
+                output: 500,
+                cache_read: 250,
+                cache_write: 251,
+                reasoning: 65_536,
+                cost: NanoUsd(10_815_000),
+            },
+            "29000000 4300 0100  12616e7468726f7069632f636c617564652d78 03 01 fbe803 fbf401 fa fbfb00 fc00000100 fc300c4a01",
+        ),
+        message(
+            "Done",
+            m::Done { rows: 1 << 32, from_day: 0, until_day: 20_783 },
+            "0d000000 4400 0100  fd0000000001000000 00 fb2f51",
+        ),
+        message("FlushRequest", m::FlushRequest { reserved: 0 }, "01000000 4a00 0100  00"),
+        message("Flushed", m::Flushed { waiting_rows: 300, waiting: NanoUsd(-1) }, "04000000 4b00 0100  fb2c01 01"),
+        message(
+            "TopUpRequest",
+            m::TopUpRequest { amount: NanoUsd(20_000_000_000) },
+            "09000000 4800 0100  fd00902f5009000000",
+        ),
+        message(
+            "TopUp",
+            m::TopUp { url: "https://x.example/pay".into() },
+            "16000000 4900 0100  1568747470733a2f2f782e6578616d706c652f706179",
+        ),
+        message(
+            "RecordRequest",
+            m::RecordRequest {
+                request_id: REQUEST,
+                class: m::UsageClass::LOCAL,
+                model: "llama3".into(),
+                usage: vec![
+                    m::UsageLine { kind: m::UnitKind::INPUT, units: 1000 },
+                    m::UsageLine { kind: m::UnitKind::OUTPUT, units: 251 },
+                ],
+            },
+            "21000000 4700 0100  a0a1a2a3a4a5a6a7a8a9aaabacadaeaf 02 066c6c616d6133 02 01fbe803 02fbfb00",
+        ),
+    ]
+}
+
+fn statements() -> Vec<Golden> {
+    vec![
+        message(
+            "StatementRequest",
+            m::StatementRequest { from_day: 20_000, until_day: 20_783, after: 77 },
+            "07000000 4500 0100  fb204e fb2f51 4d",
+        ),
+        message(
+            "StatementLine",
+            m::StatementLine {
+                entry: 78,
+                at_ms: 1_795_438_800_000,
+                kind: "settle".into(),
+                from: "tenant:held".into(),
+                to: "relay:revenue".into(),
+                amount: NanoUsd(10_815_000),
+                balance: NanoUsd(-5),
+                request_id: Some(REQUEST),
+                model: "anthropic/claude-x".into(),
+                operation: String::new(),
+                note: String::new(),
+            },
+            "57000000 4600 0100  4e fd80ec7d08a2010000 06736574746c65 0b74656e616e743a68656c64 0d72656c61793a726576656e7565 fc300c4a01 09 01a0a1a2a3a4a5a6a7a8a9aaabacadaeaf 12616e7468726f7069632f636c617564652d78 00 00",
+        ),
+        message(
+            "StatementLine, credit",
+            m::StatementLine {
+                entry: 1,
+                at_ms: 0,
+                kind: "credit".into(),
+                from: "relay:funding".into(),
+                to: "tenant:prepaid".into(),
+                amount: NanoUsd(1),
+                balance: NanoUsd(1),
+                request_id: None,
+                model: String::new(),
+                operation: "invoice-7".into(),
+                note: "Müll".into(),
+            },
+            "3a000000 4600 0100  01 00 06637265646974 0d72656c61793a66756e64696e67 0e74656e616e743a70726570616964 02 02 00 00 09696e766f6963652d37 054dc3bc6c6c",
         ),
     ]
 }
 
 fn all() -> Vec<Golden> {
-    [hello(), control(), enrolment(), requests(), answers(), ends(), billing()].into_iter().flatten().collect()
+    [hello(), control(), enrolment(), requests(), answers(), ends(), billing(), statements()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn check_both_ways(golden: &Golden) {
@@ -464,6 +569,16 @@ fn the_number_and_maximum_of_every_frame_type() {
         (0x0029, "Resume", SMALL),
         (0x0040, "BalanceRequest", SMALL),
         (0x0041, "Balance", SMALL),
+        (0x0042, "UsageRequest", SMALL),
+        (0x0043, "UsageGroup", SMALL),
+        (0x0044, "Done", SMALL),
+        (0x0045, "StatementRequest", SMALL),
+        (0x0046, "StatementLine", CONTROL),
+        (0x0047, "RecordRequest", CONTROL),
+        (0x0048, "TopUpRequest", SMALL),
+        (0x0049, "TopUp", SMALL),
+        (0x004a, "FlushRequest", SMALL),
+        (0x004b, "Flushed", SMALL),
     ];
     let known: Vec<_> = FrameType::ALL.iter().map(|kind| (kind.to_wire(), kind.name(), kind.max_body())).collect();
     assert_eq!(known, golden);
@@ -613,5 +728,31 @@ golden_codes! {
         (1, "live"),
         (2, "replayed"),
         (3, "gone"),
+    ];
+    pays_with: m::PaysWith, 0xffff, [
+        (1, "free"),
+        (2, "managed"),
+        (3, "byok"),
+    ];
+    usage_classes: m::UsageClass, 0xffff, [
+        (1, "cloud"),
+        (2, "local"),
+        (3, "knowledge"),
+    ];
+    usage_periods: m::UsagePeriod, 0xffff, [
+        (1, "day"),
+        (2, "week"),
+        (3, "month"),
+        (4, "all"),
+        (5, "days"),
+    ];
+    usage_groupings: m::UsageBy, 0xffff, [
+        (1, "all"),
+        (2, "day"),
+        (3, "month"),
+        (4, "model"),
+        (5, "device"),
+        (6, "key"),
+        (7, "class"),
     ];
 }

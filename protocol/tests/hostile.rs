@@ -64,6 +64,16 @@ fn decode(kind: FrameType, body: &[u8]) -> Result<(), ProtocolError> {
         FrameType::Resume => read::<m::Resume>(body),
         FrameType::BalanceRequest => read::<m::BalanceRequest>(body),
         FrameType::Balance => read::<m::Balance>(body),
+        FrameType::UsageRequest => read::<m::UsageRequest>(body),
+        FrameType::UsageGroup => read::<m::UsageGroup>(body),
+        FrameType::Done => read::<m::Done>(body),
+        FrameType::StatementRequest => read::<m::StatementRequest>(body),
+        FrameType::StatementLine => read::<m::StatementLine>(body),
+        FrameType::RecordRequest => read::<m::RecordRequest>(body),
+        FrameType::TopUpRequest => read::<m::TopUpRequest>(body),
+        FrameType::TopUp => read::<m::TopUp>(body),
+        FrameType::FlushRequest => read::<m::FlushRequest>(body),
+        FrameType::Flushed => read::<m::Flushed>(body),
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => {
             raw::split(kind, Bytes::copy_from_slice(body)).map(|_| ())
         }
@@ -260,10 +270,46 @@ prop_compose! {
 prop_compose! {
     fn balance()(
         tenant in tenant(),
-        (balance, held, charged) in (money(), money(), money()),
+        (balance, credits, held, charged, ceiling) in (money(), money(), money(), money(), money()),
         open_holds in any::<u32>(),
+        pays_with in any::<u16>().prop_map(m::PaysWith),
     ) -> m::Balance {
-        m::Balance { tenant, balance, held, open_holds, charged }
+        m::Balance { tenant, balance, credits, held, open_holds, charged, pays_with, ceiling }
+    }
+}
+
+prop_compose! {
+    fn usage_group()(
+        name in text(),
+        (requests, estimated, input, output) in (number(), number(), number(), number()),
+        (cache_read, cache_write, reasoning) in (number(), number(), number()),
+        cost in money(),
+    ) -> m::UsageGroup {
+        m::UsageGroup { name, requests, estimated, input, output, cache_read, cache_write, reasoning, cost }
+    }
+}
+
+prop_compose! {
+    fn statement_line()(
+        (entry, at_ms) in (number(), number()),
+        (kind, from, to) in (text(), text(), text()),
+        (amount, balance) in (money(), money()),
+        request_id in option::of(request_id()),
+        (model, operation, note) in (text(), text(), text()),
+    ) -> m::StatementLine {
+        m::StatementLine { entry, at_ms, kind, from, to, amount, balance, request_id, model, operation, note }
+    }
+}
+
+prop_compose! {
+    fn record_request()(
+        request_id in request_id(),
+        class in any::<u16>().prop_map(m::UsageClass),
+        model in text(),
+        usage in vec((any::<u16>(), number()), 0..6),
+    ) -> m::RecordRequest {
+        let usage = usage.into_iter().map(|(kind, units)| m::UsageLine { kind: m::UnitKind(kind), units }).collect();
+        m::RecordRequest { request_id, class, model, usage }
     }
 }
 
@@ -312,6 +358,35 @@ fn any_frame() -> BoxedStrategy<Bytes> {
         }
         FrameType::BalanceRequest => whole(any::<u8>().prop_map(|reserved| m::BalanceRequest { reserved })),
         FrameType::Balance => whole(balance()),
+        FrameType::UsageRequest => {
+            whole(any::<(u16, u32, u32, u16)>().prop_map(|(period, from_day, until_day, by)| m::UsageRequest {
+                period: m::UsagePeriod(period),
+                from_day,
+                until_day,
+                by: m::UsageBy(by),
+            }))
+        }
+        FrameType::UsageGroup => whole(usage_group()),
+        FrameType::Done => whole((number(), any::<(u32, u32)>()).prop_map(|(rows, (from_day, until_day))| m::Done {
+            rows,
+            from_day,
+            until_day,
+        })),
+        FrameType::StatementRequest => {
+            whole((number(), any::<(u32, u32)>()).prop_map(|(after, (from_day, until_day))| m::StatementRequest {
+                from_day,
+                until_day,
+                after,
+            }))
+        }
+        FrameType::StatementLine => whole(statement_line()),
+        FrameType::RecordRequest => whole(record_request()),
+        FrameType::TopUpRequest => whole(money().prop_map(|amount| m::TopUpRequest { amount })),
+        FrameType::TopUp => whole(text().prop_map(|url| m::TopUp { url })),
+        FrameType::FlushRequest => whole(any::<u8>().prop_map(|reserved| m::FlushRequest { reserved })),
+        FrameType::Flushed => {
+            whole((number(), money()).prop_map(|(waiting_rows, waiting)| m::Flushed { waiting_rows, waiting }))
+        }
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => chunk(kind),
     };
     proptest::strategy::Union::new(FrameType::ALL.iter().map(|kind| of_type(*kind))).boxed()

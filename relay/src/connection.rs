@@ -365,7 +365,7 @@ async fn serve_small(
             streams::fail(&mut stream, failure, StreamCode::REFUSED).await;
         }
         (StreamKind::Billing, Some(caller)) => {
-            streams::billing::serve(&shared.escalator.tenants, caller, intake, stream).await;
+            streams::billing::serve(&shared.escalator, caller, intake, stream).await;
         }
         (kind, Some(_)) => {
             let message = format!("streams of kind {} are not served here", kind.name());

@@ -13,6 +13,7 @@ mod status;
 use anyhow::Context;
 use belay_client::state::StateDir;
 use belay_client::{Client, Options};
+use belay_protocol::money::NanoUsd;
 use belay_transport::env::Env;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
@@ -66,6 +67,24 @@ enum Command {
     /// Show what can be spent
     #[command(after_help = "Example:\n  belay balance --json")]
     Balance,
+    /// Show what was used and what it cost
+    #[command(
+        after_help = "Examples:\n  belay usage\n  belay usage --period week --by device\n  belay usage --from 2026-11-01 --until 2026-11-15"
+    )]
+    Usage(account::UsageArgs),
+    /// Show every entry of the tenant's book
+    #[command(after_help = "Examples:\n  belay statement\n  belay statement --from 2026-11-01 --csv > november.csv")]
+    Statement(account::StatementArgs),
+    /// Record usage that the relay did not see, such as inference on this computer
+    #[command(after_help = "Example:\n  belay record local --model llama3 --input 1200 --output 300")]
+    Record(account::RecordArgs),
+    /// Show where money can be added
+    #[command(after_help = "Example:\n  belay topup 20")]
+    Topup {
+        /// How much, in dollars
+        #[arg(value_name = "DOLLARS")]
+        amount: Option<NanoUsd>,
+    },
     /// Show the tunnel: path, round trip, since when, reconnects, bytes
     Status(status::StatusArgs),
     /// Revoke this computer at the relay and forget its identity
@@ -81,8 +100,22 @@ enum Command {
     },
 }
 
+/// A reader that has had enough, such as `head`, is no fault of anybody: `println!` would panic.
+#[expect(clippy::exit, reason = "the panic of a print has no other end that is quiet")]
+fn end_with_the_reader() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let words = info.payload_as_str().unwrap_or_default();
+        if words.starts_with("failed printing to stdout") && words.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        default(info);
+    }));
+}
+
 /// Parses the arguments and runs the command.
 pub(crate) fn main() -> ExitCode {
+    end_with_the_reader();
     let cli = Cli::parse();
     let json = cli.global.json;
     match run(cli) {
@@ -112,6 +145,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Join(args) => runtime()?.block_on(join::join(&global, &args)),
         Command::Ask(args) => runtime()?.block_on(ask::run(&global, *args)),
         Command::Balance => runtime()?.block_on(account::balance(&global)),
+        Command::Usage(args) => runtime()?.block_on(account::usage(&global, &args)),
+        Command::Statement(args) => runtime()?.block_on(account::statement(&global, &args)),
+        Command::Record(args) => runtime()?.block_on(account::record(&global, args)),
+        Command::Topup { amount } => runtime()?.block_on(account::top_up(&global, amount)),
         Command::Status(args) => runtime()?.block_on(status::run(&global, &args)),
         Command::Logout(args) => runtime()?.block_on(join::logout(&global, &args)),
         Command::Completions { shell } => {

@@ -29,6 +29,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use thiserror::Error;
 
+/// The longest note or name of an operation, in bytes.
+const MAX_NOTE: usize = 1000;
+
 /// Why an operation was not done.
 #[derive(Debug, Error)]
 pub enum AdminError {
@@ -184,7 +187,7 @@ impl AdminService {
         operation: Option<String>,
         note: Option<String>,
     ) -> Result<TenantInfo, AdminError> {
-        self.check_amount(amount)?;
+        Self::check_entry(amount, [operation.as_ref(), note.as_ref()])?;
         self.tenant(id).await?;
         let operation = self.operation(operation);
         moved(self.tenants.books().operate(id, what, amount, (operation, note)).await)?;
@@ -200,7 +203,7 @@ impl AdminService {
         operation: Option<String>,
         note: Option<String>,
     ) -> Result<TenantInfo, AdminError> {
-        self.check_amount(amount)?;
+        Self::check_entry(amount, [operation.as_ref(), note.as_ref()])?;
         if expires_ms <= self.env.clock.now_ms() {
             return Err(AdminError::Amount("credits must not have expired already".into()));
         }
@@ -210,7 +213,11 @@ impl AdminService {
         self.tenant(id).await
     }
 
-    fn check_amount(&self, amount: NanoUsd) -> Result<(), AdminError> {
+    /// An entry must fit into a frame of a statement.
+    fn check_entry(amount: NanoUsd, texts: [Option<&String>; 2]) -> Result<(), AdminError> {
+        if texts.into_iter().flatten().any(|text| text.len() > MAX_NOTE) {
+            return Err(AdminError::Amount(format!("a note or a name must not be longer than {MAX_NOTE} bytes")));
+        }
         if amount > NanoUsd::ZERO {
             return Ok(());
         }

@@ -1,6 +1,7 @@
 //! `belayd tenant`, `invite`, `device` and `status`: through the admin socket.
 
 use super::{Global, print_json, table};
+use belay_protocol::calendar::DAY_MS;
 use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::money::NanoUsd;
 use belay_protocol::vitals::Vitals;
@@ -8,7 +9,6 @@ use belay_relay::Config;
 use belay_relay::admin::client::{AdminClient, ClientError};
 use belay_relay::admin::http::{CreateTenant, Grant, Maintenance, Money, Revoke, Suspend};
 use belay_relay::admin::service::{DeviceInfo, InviteInfo, Status, TenantInfo, TermsChange};
-use belay_relay::store::ledger::calendar::DAY_MS;
 use belay_relay::store::ledger::money::Operation;
 use belay_relay::store::ledger::standing::Tier;
 use clap::{Args, Subcommand};

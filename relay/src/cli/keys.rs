@@ -3,10 +3,10 @@
 use super::admin::connect;
 use super::{Global, print_json, table};
 use anyhow::Context;
+use belay_protocol::calendar::DAY_MS;
 use belay_protocol::id::TenantId;
 use belay_relay::admin::keys::{CheckKey, CreateKey, CreatedKey, SetProviderKey};
 use belay_relay::store::central::keys::{ApiKey, KeyScope};
-use belay_relay::store::ledger::calendar::DAY_MS;
 use belay_relay::store::ledger::provider_keys::KeyInfo;
 use belay_transport::env::{Clock, SystemClock};
 use clap::Subcommand;

@@ -89,8 +89,22 @@ enum Command {
     Status,
 }
 
+/// A reader that has had enough, such as `head`, is no fault of anybody: `println!` would panic.
+#[expect(clippy::exit, reason = "the panic of a print has no other end that is quiet")]
+fn end_with_the_reader() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let words = info.payload_as_str().unwrap_or_default();
+        if words.starts_with("failed printing to stdout") && words.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        default(info);
+    }));
+}
+
 /// Parses the arguments and runs the command.
 pub(crate) fn main() -> ExitCode {
+    end_with_the_reader();
     let cli = Cli::parse();
     let json = cli.global.json;
     match run(cli) {

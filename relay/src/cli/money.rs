@@ -2,12 +2,12 @@
 
 use super::admin::connect;
 use super::{Global, print_json, table};
+use belay_protocol::calendar;
 use belay_protocol::id::TenantId;
 use belay_protocol::money::NanoUsd;
 use belay_relay::admin::http::SetBudget;
 use belay_relay::store::central::usage::CentralGroup;
 use belay_relay::store::ledger::budget::{Budget, Measure, Scope};
-use belay_relay::store::ledger::calendar;
 use belay_relay::store::ledger::usage::Totals;
 use clap::{Args, Subcommand, ValueEnum};
 

@@ -207,7 +207,7 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
         None => None,
     };
     let catalogue = own_catalogue.as_deref().unwrap_or_else(|| Catalogue::built_in());
-    let billing = billing(&raw.billing).map_err(|(key, why)| wrong(key, why))?;
+    let billing = billing(&raw.billing, &raw.recorded).map_err(|(key, why)| wrong(key, why))?;
     let prices = Prices { catalogue, default: billing.default_price.as_ref() };
     let providers = raw
         .providers

@@ -4,7 +4,7 @@ use super::Config;
 use super::check::{Model, ProviderConfig, unknown};
 use super::raw::{RawModel, RawPrice, RawTier};
 use crate::pricing::{Catalogue, PriceLine, PriceList, PriceSet, PriceTier, Source};
-use crate::store::ledger::calendar;
+use belay_protocol::calendar;
 use belay_protocol::message::UnitKind;
 use belay_protocol::money::NanoUsd;
 use std::collections::BTreeMap;

@@ -19,6 +19,7 @@ pub(super) struct Raw {
     pub(super) providers: BTreeMap<String, RawProvider>,
     pub(super) models: BTreeMap<String, RawModel>,
     pub(super) aliases: BTreeMap<String, Targets>,
+    pub(super) recorded: RawRecorded,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -56,8 +57,27 @@ pub(super) struct RawBilling {
     pub(super) flush_at: Option<String>,
     pub(super) flush_after_s: Option<u64>,
     pub(super) default_max_output_tokens: Option<u32>,
+    pub(super) multiplier_local: Option<u32>,
+    pub(super) multiplier_knowledge: Option<u32>,
+    pub(super) topup_url: Option<String>,
     pub(super) prices_file: Option<PathBuf>,
     pub(super) default_price: Option<RawPrice>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRecorded {
+    pub(super) local: RawRecordedClass,
+    pub(super) knowledge: RawRecordedClass,
+}
+
+/// What is charged for usage that the relay did not see.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRecordedClass {
+    pub(super) price: Option<RawPrice>,
+    /// By the model's name.
+    pub(super) models: BTreeMap<String, RawPrice>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -132,7 +152,7 @@ pub(super) enum Targets {
 }
 
 /// Dollars per million tokens, as text, so that no decimal is lost.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawPrice {
     pub(super) input: String,

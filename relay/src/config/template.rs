@@ -43,6 +43,9 @@ filter = "info"
 multiplier_free = 10000
 multiplier_managed = 10300
 multiplier_byok = 3000
+# And for usage that its computers record (below, recorded).
+multiplier_local = 10000
+multiplier_knowledge = 13000
 # What a tenant of the free tier has in a calendar month (UTC), in dollars.
 free_allowance = "0"
 # Each tenant's usage is handed to the central database when so many dollars of it wait, or the oldest has
@@ -51,6 +54,8 @@ flush_at = "5.00"
 flush_after_s = 60
 # The output cap where a caller names none (the model's own ceiling and the balance may lower it).
 default_max_output_tokens = 4096
+# A page where tenants can pay; without it, only the operator adds money (belayd tenant credit).
+# topup_url = "https://pay.example.org/"
 # What public providers charge comes with the relay (belayd prices list --catalogue). A newer list, made
 # with relay/prices/convert.py, is named here.
 # prices_file = "/etc/belayd/prices.json"
@@ -146,6 +151,15 @@ price = { input = "0.50", output = "1.50" }
 # [models.gpt-5]
 # provider = "openai"
 # max_output_tokens = 128000
+
+# What is charged for usage that a tenant's computers record: inference on their own (local, free unless a
+# price is named here) and indexing, embedding and search of knowledge (knowledge, refused without one).
+# [recorded.local]
+# price = { input = "0", output = "0" }
+# [recorded.knowledge]
+# price = { input = "0.10", output = "0" }
+# [recorded.knowledge.models]
+# nomic-embed-text = { input = "0.02", output = "0" }
 
 # Other names for models. "auto" is what a client asks for when its user names nothing. Of several models
 # the first that answers serves; money is set aside for the dearest.

@@ -22,6 +22,7 @@ mod patience;
 mod plan;
 mod prewarm;
 mod reader;
+mod record;
 mod refusal;
 mod resume;
 mod runner;
@@ -47,7 +48,7 @@ use crate::store::StoreError;
 use crate::store::central::{Standing, admit};
 use crate::store::executor::{Db, Store};
 use crate::store::ledger::Boot;
-use crate::store::ledger::hold::{self, HoldOutcome, HoldRefusal, Usable};
+use crate::store::ledger::hold::{self, HoldOutcome, HoldRefusal, PerMinute, Usable};
 use crate::store::ledger::rates::Remaining;
 use crate::tenants::{TenantHandle, Tenants};
 use belay_protocol::codec::Message;
@@ -189,6 +190,12 @@ impl Escalator {
         let (tenant, device, now_ms) = (caller.tenant.clone(), caller.device.clone(), self.env.clock.now_ms());
         let standing = self.store.run(Db::Central, move |connection| admit(connection, &tenant, &device, now_ms));
         Ok(standing.await? != Standing::Good)
+    }
+
+    /// How often a tenant may ask where it has no budget of its own.
+    fn per_minute(&self) -> PerMinute {
+        let limits = &self.config.limits;
+        PerMinute { requests: limits.requests_per_minute, tokens: limits.tokens_per_minute }
     }
 
     /// How many requests are running.

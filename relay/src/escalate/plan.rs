@@ -3,7 +3,7 @@
 use super::{Caller, Escalator, failed};
 use crate::config::{Config, Model, ProviderKind};
 use crate::pricing::{BASIS_POINTS, PriceSnapshot};
-use crate::store::ledger::hold::{HoldRequest, PerMinute};
+use crate::store::ledger::hold::HoldRequest;
 use crate::store::ledger::rates::Rates;
 use crate::store::ledger::request::Offer;
 use belay_certs::sha256;
@@ -152,7 +152,6 @@ impl Plan {
         body: &Bytes,
         rates: &Arc<Rates>,
     ) -> HoldRequest {
-        let limits = &escalator.config.limits;
         let context = self.candidates.iter().map(|candidate| candidate.model.context_tokens).max();
         let context = u64::from(context.unwrap_or(u32::MAX));
         let (input_bytes, bound, choices, extra_output) = match &self.source {
@@ -187,8 +186,8 @@ impl Plan {
             extra_output,
             cost_cap: request.cost_cap,
             rates: Arc::clone(rates),
-            per_minute: PerMinute { requests: limits.requests_per_minute, tokens: limits.tokens_per_minute },
-            at_once: limits.requests_at_once,
+            per_minute: escalator.per_minute(),
+            at_once: escalator.config.limits.requests_at_once,
         }
     }
 

@@ -35,6 +35,21 @@ pub(super) fn store_failed(id: RequestId, error: &StoreError) -> Failed {
     failure
 }
 
+/// Too many requests or tokens in this minute.
+pub(super) fn rate_limited(id: RequestId, refusal: &RateRefusal) -> Failed {
+    let RateRefusal { bound, retry_after_ms } = refusal;
+    let what = if bound.measure == Measure::TokensMinute { "tokens" } else { "requests" };
+    Failed {
+        retry_after_ms: Some(*retry_after_ms),
+        ..failed(
+            id,
+            FailureCode::RATE_LIMITED,
+            format!("too many {what} in this minute: {} may have {}", bound.scope, bound.count),
+            "wait as long as retry_after_ms says",
+        )
+    }
+}
+
 /// The book says no.
 pub(super) fn refused(id: RequestId, refusal: &HoldRefusal) -> Failed {
     let make = |code, message: String, remedy: &str| failed(id, code, message, remedy);
@@ -78,19 +93,7 @@ pub(super) fn refused(id: RequestId, refusal: &HoldRefusal) -> Failed {
                 "raise the cost cap, ask for fewer output tokens, or allow a smaller answer",
             )
         },
-        HoldRefusal::RateLimited(RateRefusal { bound, retry_after_ms }) => Failed {
-            retry_after_ms: Some(*retry_after_ms),
-            ..make(
-                FailureCode::RATE_LIMITED,
-                format!(
-                    "too many {} in this minute: {} may have {}",
-                    if bound.measure == Measure::TokensMinute { "tokens" } else { "requests" },
-                    bound.scope,
-                    bound.count
-                ),
-                "wait as long as retry_after_ms says",
-            )
-        },
+        HoldRefusal::RateLimited(refusal) => rate_limited(id, refusal),
         HoldRefusal::NoProviderKey { provider } => make(
             FailureCode::PAYMENT_REQUIRED,
             format!("the tenant pays with keys of its own and has none for provider {provider}"),

@@ -2,7 +2,7 @@
 //! `relay/prices/convert.py`. What a configuration names itself comes before them.
 
 use super::{PriceLine, PriceList, PriceSet, PriceTier};
-use crate::store::ledger::calendar;
+use belay_protocol::calendar;
 use belay_protocol::message::UnitKind;
 use serde::Deserialize;
 use std::collections::BTreeMap;

@@ -1,35 +1,262 @@
-//! Billing streams: the balance.
+//! Billing streams: balance, usage, statements, records, and where to pay.
 
 use super::{Intake, fail, failure, refuse};
-use crate::escalate::{Caller, ClientStream, finish_stream};
-use crate::tenants::Tenants;
-use belay_protocol::error::StreamCode;
-use belay_protocol::message::{Balance, BalanceRequest, FailureCode};
-use tracing::warn;
+use crate::escalate::{Caller, ClientStream, Escalator, finish_stream, send_failed};
+use crate::store::StoreError;
+use crate::store::books::Days;
+use crate::store::ledger::standing::Tier;
+use crate::store::ledger::statement::Line;
+use crate::store::ledger::usage::{Group, Grouping};
+use belay_protocol::calendar;
+use belay_protocol::codec::Message;
+use belay_protocol::error::{ProtocolError, StreamCode};
+use belay_protocol::frame::{Frame, FrameType, frame};
+use belay_protocol::message::{
+    Balance, BalanceRequest, Done, Failed, FailureCode, FlushRequest, Flushed, PaysWith, RecordRequest, StatementLine,
+    StatementRequest, TopUp, TopUpRequest, UsageBy, UsageGroup, UsagePeriod, UsageRequest,
+};
+use belay_protocol::money::NanoUsd;
+use belay_protocol::stream::StreamError;
+use belay_transport::params::PRIORITY_BULK;
+use std::time::Duration;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+/// How long a client may take to take a page of a list.
+const PAGE_TAKEN: Duration = Duration::from_secs(60);
+/// The largest number of a day that makes sense: it is in the year 4700.
+const LAST_DAY: u32 = 1_000_000;
+
+/// What a stream asks for.
+enum Asked {
+    Balance,
+    Usage(UsageRequest),
+    Statement(StatementRequest),
+    Record(RecordRequest),
+    TopUp,
+    Flush,
+}
+
+impl Asked {
+    fn read(frame: Option<Frame>) -> Result<Self, ProtocolError> {
+        let frame = frame.ok_or(ProtocolError::Truncated(FrameType::BalanceRequest.name()))?;
+        match frame.kind {
+            FrameType::UsageRequest => UsageRequest::from_frame(&frame).map(Self::Usage),
+            FrameType::StatementRequest => StatementRequest::from_frame(&frame).map(Self::Statement),
+            FrameType::RecordRequest => RecordRequest::from_frame(&frame).map(Self::Record),
+            FrameType::TopUpRequest => TopUpRequest::from_frame(&frame).map(|_| Self::TopUp),
+            FrameType::FlushRequest => FlushRequest::from_frame(&frame).map(|_| Self::Flush),
+            _ => BalanceRequest::from_frame(&frame).map(|_| Self::Balance),
+        }
+    }
+}
+
+/// Why there is no answer.
+enum NoAnswer {
+    Failed(Box<Failed>),
+    /// The client has gone, or takes nothing.
+    Gone,
+}
+
+impl From<StoreError> for NoAnswer {
+    fn from(error: StoreError) -> Self {
+        warn!(%error, "cannot serve a billing stream");
+        let mut failed = failure(FailureCode::STORE_UNAVAILABLE, "the relay could not read its books", "try again");
+        failed.retry_after_ms = Some(1000);
+        Self::Failed(Box::new(failed))
+    }
+}
+
+impl From<ProtocolError> for NoAnswer {
+    fn from(error: ProtocolError) -> Self {
+        warn!(%error, "cannot encode an answer");
+        Self::Failed(Box::new(failure(FailureCode::INTERNAL, "the answer cannot be sent", "ask for less")))
+    }
+}
+
+impl From<StreamError> for NoAnswer {
+    fn from(error: StreamError) -> Self {
+        debug!(%error, "a billing stream was lost");
+        Self::Gone
+    }
+}
 
 /// Serves one billing stream. `intake` bounds the request's arrival.
-pub async fn serve(tenants: &Tenants, caller: &Caller, intake: &Intake, mut stream: ClientStream) {
-    match intake.within(stream.reader.expect::<BalanceRequest>()).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => return refuse(&mut stream, &error).await,
+pub async fn serve(escalator: &Escalator, caller: &Caller, intake: &Intake, mut stream: ClientStream) {
+    let asked = match intake.within(stream.reader.frame()).await {
+        Ok(read) => read.and_then(|frame| Ok(Asked::read(frame)?)),
         Err((failure, code)) => return fail(&mut stream, failure, code).await,
-    }
-    let summary = match tenants.books().summary(&caller.tenant).await {
-        Ok(summary) => summary,
-        Err(error) => {
-            warn!(%error, "cannot read a balance");
-            let failure = failure(FailureCode::STORE_UNAVAILABLE, "the relay could not read its books", "try again");
-            return fail(&mut stream, failure, StreamCode::INTERNAL).await;
-        }
     };
-    let balance = Balance {
+    let asked = match asked {
+        Ok(asked) => asked,
+        Err(error) => return refuse(&mut stream, &error).await,
+    };
+    stream.writer.set_priority(PRIORITY_BULK);
+    match answer(escalator, caller, asked, &mut stream).await {
+        Ok(()) => finish_stream(&mut stream, StreamCode::NO_ERROR).await,
+        Err(NoAnswer::Failed(failure)) => send_failed(&mut stream, &failure).await,
+        Err(NoAnswer::Gone) => stream.writer.reset(StreamCode::TIMEOUT),
+    }
+}
+
+async fn answer(
+    escalator: &Escalator,
+    caller: &Caller,
+    asked: Asked,
+    stream: &mut ClientStream,
+) -> Result<(), NoAnswer> {
+    let writer = &mut stream.writer;
+    match asked {
+        Asked::Balance => writer.queue(&balance(escalator, caller).await?)?,
+        Asked::Usage(request) => {
+            let (days, by) = understood(request, escalator.env.clock.now_ms())?;
+            let groups = escalator.tenants.books().usage(&caller.tenant, days, by).await?;
+            for group in &groups {
+                writer.queue(&row(group))?;
+            }
+            writer.queue(&done(groups.len() as u64, days))?;
+        }
+        Asked::Statement(request) => statement(escalator, caller, request, stream).await?,
+        Asked::Record(request) => match escalator.record(caller, &request).await {
+            Ok(settled) => writer.queue_raw(frame(FrameType::End, &settled.end_bytes)?),
+            Err(failed) => return Err(NoAnswer::Failed(Box::new(failed))),
+        },
+        Asked::TopUp => match &escalator.config.billing.topup_url {
+            Some(url) => writer.queue(&TopUp { url: url.clone() })?,
+            None => {
+                let tenant = &caller.tenant;
+                let remedy =
+                    format!("ask the operator of the relay, who does it with: belayd tenant credit {tenant} 20");
+                let failed = failure(FailureCode::UNSUPPORTED, "money is added by the operator of this relay", &remedy);
+                return Err(NoAnswer::Failed(Box::new(failed)));
+            }
+        },
+        Asked::Flush => {
+            let pending = escalator.tenants.flush_one(&caller.tenant).await?;
+            writer.queue(&Flushed { waiting_rows: unsigned(pending.rows), waiting: pending.cost })?;
+        }
+    }
+    Ok(())
+}
+
+async fn balance(escalator: &Escalator, caller: &Caller) -> Result<Balance, StoreError> {
+    let summary = escalator.tenants.books().summary(&caller.tenant).await?;
+    Ok(Balance {
         tenant: caller.tenant.clone(),
         balance: summary.balance,
+        credits: summary.credits,
         held: summary.held,
         open_holds: summary.open_holds,
         charged: summary.charged,
+        pays_with: match summary.terms.tier {
+            Tier::Free => PaysWith::FREE,
+            Tier::Managed => PaysWith::MANAGED,
+            Tier::Byok => PaysWith::BYOK,
+        },
+        ceiling: summary.terms.ceiling,
+    })
+}
+
+/// The days and the grouping that are meant. Errors: a code that this relay does not know.
+fn understood(request: UsageRequest, now_ms: u64) -> Result<(Days, Grouping), NoAnswer> {
+    let today = calendar::day(now_ms);
+    let days = match request.period {
+        UsagePeriod::DAY => (today, today + 1),
+        UsagePeriod::WEEK => (today - 6, today + 1),
+        UsagePeriod::MONTH => {
+            let month = calendar::month(now_ms);
+            (calendar::day(calendar::month_start_ms(month)), calendar::day(calendar::month_start_ms(month + 1)))
+        }
+        UsagePeriod::EVER => (0, i64::from(LAST_DAY)),
+        UsagePeriod::DAYS => named_days(request.from_day, request.until_day)?,
+        other => return Err(invalid(format!("there is no period {}", other.0))),
     };
-    if stream.writer.queue(&balance).is_ok() {
-        finish_stream(&mut stream, StreamCode::NO_ERROR).await;
+    let by = match request.by {
+        UsageBy::TOTAL => Grouping::All,
+        UsageBy::DAY => Grouping::Day,
+        UsageBy::MONTH => Grouping::Month,
+        UsageBy::MODEL => Grouping::Model,
+        UsageBy::DEVICE => Grouping::Device,
+        UsageBy::KEY => Grouping::Key,
+        UsageBy::CLASS => Grouping::Class,
+        other => return Err(invalid(format!("usage is not told apart by {}", other.0))),
+    };
+    Ok((days, by))
+}
+
+fn named_days(from: u32, until: u32) -> Result<Days, NoAnswer> {
+    if from >= until || until > LAST_DAY {
+        return Err(invalid(format!("the days from {from} up to {until} are none")));
+    }
+    Ok((from.into(), until.into()))
+}
+
+fn invalid(message: String) -> NoAnswer {
+    NoAnswer::Failed(Box::new(failure(FailureCode::INVALID_REQUEST, message, "see PROTOCOL.md, or use a newer relay")))
+}
+
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+fn done(rows: u64, days: Days) -> Done {
+    let day = |day: i64| u32::try_from(day).unwrap_or(0);
+    Done { rows, from_day: day(days.0), until_day: day(days.1) }
+}
+
+fn row(group: &Group) -> UsageGroup {
+    let totals = &group.totals;
+    UsageGroup {
+        name: group.name.clone(),
+        requests: unsigned(totals.requests),
+        estimated: unsigned(totals.estimated),
+        input: unsigned(totals.input),
+        output: unsigned(totals.output),
+        cache_read: unsigned(totals.cache_read),
+        cache_write: unsigned(totals.cache_write),
+        reasoning: unsigned(totals.reasoning),
+        cost: NanoUsd(totals.cost_nano),
+    }
+}
+
+/// Sends the book page by page: the next is read once the client has taken the one before.
+async fn statement(
+    escalator: &Escalator,
+    caller: &Caller,
+    request: StatementRequest,
+    stream: &mut ClientStream,
+) -> Result<(), NoAnswer> {
+    let days = named_days(request.from_day, request.until_day)?;
+    let (mut after, mut rows) = (i64::try_from(request.after).unwrap_or(i64::MAX), 0);
+    loop {
+        let page = escalator.tenants.books().entries(&caller.tenant, days, after).await?;
+        let Some(last) = page.last() else { break };
+        after = last.entry;
+        rows += page.len() as u64;
+        for line in page {
+            stream.writer.queue(&entry(line))?;
+        }
+        match timeout(PAGE_TAKEN, stream.writer.flush()).await {
+            Ok(flushed) => flushed?,
+            Err(_) => return Err(NoAnswer::Gone),
+        }
+    }
+    stream.writer.queue(&done(rows, days))?;
+    Ok(())
+}
+
+fn entry(line: Line) -> StatementLine {
+    StatementLine {
+        entry: unsigned(line.entry),
+        at_ms: unsigned(line.at_ms),
+        kind: line.kind,
+        from: line.from,
+        to: line.to,
+        amount: NanoUsd(line.amount_nano_usd),
+        balance: NanoUsd(line.balance_nano_usd),
+        request_id: line.request_id.and_then(|id| id.parse().ok()),
+        model: line.model.unwrap_or_default(),
+        operation: line.operation.unwrap_or_default(),
+        note: line.note.unwrap_or_default(),
     }
 }

@@ -2,8 +2,8 @@
 //! much it may ask for in a minute. Read in the transaction that sets money aside; what is set aside
 //! already counts as spent.
 
-use super::calendar;
 use crate::store::StoreError;
+use belay_protocol::calendar;
 use belay_protocol::id::DeviceId;
 use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, params};

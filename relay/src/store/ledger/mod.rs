@@ -12,7 +12,6 @@
 //! [`outbox`] what goes to central.
 
 pub mod budget;
-pub mod calendar;
 mod cap;
 mod chain;
 pub mod credits;
@@ -22,6 +21,7 @@ pub mod money;
 pub mod outbox;
 pub mod provider_keys;
 pub mod rates;
+pub mod record;
 pub mod recover;
 pub mod request;
 pub mod seal;

@@ -28,6 +28,8 @@ pub struct Line {
     pub from_after_nano_usd: i64,
     /// What `to` had right after, in nano-USD.
     pub to_after_nano_usd: i64,
+    /// The tenant's own money (`tenant:prepaid`) right after, in nano-USD.
+    pub balance_nano_usd: i64,
     /// Which request, in hex.
     pub request_id: Option<String>,
     /// Which provider and model, of a settled request.
@@ -60,6 +62,18 @@ pub fn last_before(connection: &Connection, at_ms: i64) -> Result<i64, StoreErro
     Ok(before)
 }
 
+/// The tenant's own money right after an entry. Nearly every entry moves it: few are looked at.
+fn balance_at(connection: &Connection, entry: i64) -> Result<i64, StoreError> {
+    let found = connection
+        .prepare_cached(
+            "SELECT CASE WHEN from_account = ?2 THEN from_after_nano ELSE to_after_nano END FROM transfer
+             WHERE id <= ?1 AND (from_account = ?2 OR to_account = ?2) ORDER BY id DESC LIMIT 1",
+        )?
+        .query_row([entry, Account::Prepaid as i64], |row| row.get(0))
+        .optional()?;
+    Ok(found.unwrap_or(0))
+}
+
 /// The entries above `after` up to `until`, at most a page.
 pub fn page(connection: &Connection, after: i64, until: i64) -> Result<Vec<Line>, StoreError> {
     let mut statement = connection.prepare_cached(
@@ -70,6 +84,7 @@ pub fn page(connection: &Connection, after: i64, until: i64) -> Result<Vec<Line>
     )?;
     let mut rows = statement.query(params![after, until, PAGE])?;
     let mut lines = vec![];
+    let mut balance = balance_at(connection, after)?;
     while let Some(row) = rows.next()? {
         let id = row.get(0)?;
         let corrupt = |what: &str, number: i64| StoreError::Corrupt {
@@ -79,15 +94,23 @@ pub fn page(connection: &Connection, after: i64, until: i64) -> Result<Vec<Line>
         let account = |number: i64| Account::numbered(number).ok_or_else(|| corrupt("account", number));
         let kind = row.get(2)?;
         let kind = TransferKind::numbered(kind).ok_or_else(|| corrupt("kind", kind))?;
+        let (from_account, to_account) = (account(row.get(3)?)?, account(row.get(4)?)?);
+        let (from_after, to_after) = (row.get(6)?, row.get(7)?);
+        if from_account == Account::Prepaid {
+            balance = from_after;
+        } else if to_account == Account::Prepaid {
+            balance = to_after;
+        }
         lines.push(Line {
             entry: id,
             at_ms: row.get(1)?,
             kind: kind.name().into(),
-            from: account(row.get(3)?)?.name().into(),
-            to: account(row.get(4)?)?.name().into(),
+            from: from_account.name().into(),
+            to: to_account.name().into(),
             amount_nano_usd: row.get(5)?,
-            from_after_nano_usd: row.get(6)?,
-            to_after_nano_usd: row.get(7)?,
+            from_after_nano_usd: from_after,
+            to_after_nano_usd: to_after,
+            balance_nano_usd: balance,
             request_id: row.get::<_, Option<[u8; 16]>>(8)?.map(|id| RequestId(id).to_string()),
             model: row.get(9)?,
             operation: row.get(10)?,

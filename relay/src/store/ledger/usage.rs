@@ -1,8 +1,8 @@
 //! What was used and what it cost, summed up by day and by month as it is settled, so that no question
 //! has to read all requests. [`verify`](super::verify) recomputes every row.
 
-use super::calendar;
 use crate::store::StoreError;
+use belay_protocol::calendar;
 use belay_protocol::message::{UnitKind, UsageLine};
 use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, Row, params};

@@ -3,13 +3,13 @@
 use super::*;
 use crate::pricing::PriceTier;
 use crate::store::ledger::budget;
-use crate::store::ledger::calendar::{DAY_MS, day, month, month_start_ms};
 use crate::store::ledger::credits::grant;
 use crate::store::ledger::hold::refresh;
 use crate::store::ledger::outbox;
 use crate::store::ledger::standing::summary;
 use crate::store::ledger::statement;
 use crate::store::ledger::usage::{self, Grouping};
+use belay_protocol::calendar::{DAY_MS, day, month, month_start_ms};
 
 fn credits(book: &Book) -> i64 {
     balance(&book.connection, Account::Credits).expect("read").0

@@ -1,4 +1,4 @@
-//! Days and months of the books, in UTC.
+//! Days and months, in UTC: those of the books, and how times are shown.
 
 /// Milliseconds of a day.
 pub const DAY_MS: u64 = 86_400_000;
@@ -73,9 +73,23 @@ pub fn parse_day(text: &str) -> Option<i64> {
     ((1..=12).contains(&month) && civil(found) == (year, month, day)).then_some(found)
 }
 
+/// A time as `2026-11-25 13:00:00Z`, to the second.
+#[must_use]
+pub fn time_text(ms: u64) -> String {
+    let seconds = ms / 1000 % 86_400;
+    format!("{} {:02}:{:02}:{:02}Z", day_text(day(ms)), seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_read_as_dates() {
+        assert_eq!(time_text(0), "1970-01-01 00:00:00Z");
+        assert_eq!(time_text(951_782_399_000), "2000-02-28 23:59:59Z");
+        assert_eq!(time_text(1_795_438_800_000), "2026-11-23 13:00:00Z");
+    }
 
     #[test]
     fn days_and_dates_are_the_same_both_ways() {

@@ -1,0 +1,99 @@
+//! Billing: balance, usage, statements, records.
+
+use crate::client::Client;
+use crate::error::ClientError;
+use belay_protocol::kind::StreamKind;
+use belay_protocol::message::{
+    Balance, BalanceRequest, Done, End, FlushRequest, Flushed, RecordRequest, StatementLine, StatementRequest, TopUp,
+    TopUpRequest, UsageBy, UsageGroup, UsagePeriod, UsageRequest,
+};
+use belay_protocol::money::NanoUsd;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Which days usage is asked of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// By the relay's calendar.
+    Period(UsagePeriod),
+    /// From the first up to, not including, the last, days since 1970.
+    Days(u32, u32),
+}
+
+/// Usage, and the days that it is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// The sums.
+    pub groups: Vec<UsageGroup>,
+    /// The first day, days since 1970.
+    pub from_day: u32,
+    /// The one after the last.
+    pub until_day: u32,
+}
+
+impl Client {
+    /// The tenant's balance.
+    pub async fn balance(&self, within: Duration) -> Result<Balance, ClientError> {
+        self.call(StreamKind::Billing, &BalanceRequest { reserved: 0 }, within).await
+    }
+
+    /// What was used, told apart by something.
+    pub async fn usage(&self, span: Span, by: UsageBy, within: Duration) -> Result<Usage, ClientError> {
+        let (period, from_day, until_day) = match span {
+            Span::Period(period) => (period, 0, 0),
+            Span::Days(from, until) => (UsagePeriod::DAYS, from, until),
+        };
+        let request = UsageRequest { period, from_day, until_day, by };
+        let until = Instant::now() + within;
+        loop {
+            let tunnel = self.tunnel_until(until).await?;
+            let mut groups = vec![];
+            match tunnel.list(StreamKind::Billing, &request, |group| groups.push(group)).await {
+                Ok(Done { from_day, until_day, .. }) => return Ok(Usage { groups, from_day, until_day }),
+                Err(ClientError::Lost(_)) if !tunnel.takes_streams() && Instant::now() < until => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The entries of the tenant's book of some days, one by one. Where the tunnel is lost in the middle,
+    /// it goes on over the next one. Returns how many there were. `within` is for each tunnel.
+    pub async fn statement(
+        &self,
+        (from_day, until_day): (u32, u32),
+        within: Duration,
+        mut each: impl FnMut(StatementLine),
+    ) -> Result<u64, ClientError> {
+        let (mut after, mut rows) = (0, 0);
+        loop {
+            let tunnel = self.tunnel_until(Instant::now() + within).await?;
+            let request = StatementRequest { from_day, until_day, after };
+            let told = tunnel.list(StreamKind::Billing, &request, |line: StatementLine| {
+                after = line.entry;
+                rows += 1;
+                each(line);
+            });
+            match told.await {
+                Ok(_) => return Ok(rows),
+                Err(ClientError::Lost(_)) if !tunnel.takes_streams() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Records usage outside of the relay; it is charged at the relay's price. The same id gets the same
+    /// answer for ever.
+    pub async fn record(&self, record: &RecordRequest, within: Duration) -> Result<End, ClientError> {
+        self.call(StreamKind::Billing, record, within).await
+    }
+
+    /// Where money can be added.
+    pub async fn top_up(&self, amount: NanoUsd, within: Duration) -> Result<TopUp, ClientError> {
+        self.call(StreamKind::Billing, &TopUpRequest { amount }, within).await
+    }
+
+    /// Has usage handed to the relay's central database now.
+    pub async fn flush(&self, within: Duration) -> Result<Flushed, ClientError> {
+        self.call(StreamKind::Billing, &FlushRequest { reserved: 0 }, within).await
+    }
+}
