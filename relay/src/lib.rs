@@ -18,6 +18,7 @@ mod listener;
 pub mod ops;
 pub mod pricing;
 pub mod providers;
+pub mod reconcile;
 pub mod registry;
 pub mod secrets;
 pub mod server;

@@ -72,7 +72,20 @@ for line in """
 27 4096 Cancel reason:text
 28 4096 Ack next:u64 end:bool
 40 4096 BalanceRequest reserved:u8
-41 4096 Balance tenant:name balance:i64 held:i64 open_holds:u32 charged:i64
+41 4096 Balance tenant:name balance:i64 credits:i64 held:i64 open_holds:u32 charged:i64 \
+    pays_with:u16 ceiling:i64
+42 4096 UsageRequest period:u16 from_day:u32 until_day:u32 by:u16
+43 4096 UsageGroup name:text requests:u64 estimated:u64 input:u64 output:u64 cache_read:u64 \
+    cache_write:u64 reasoning:u64 cost:i64
+44 4096 Done rows:u64 from_day:u32 until_day:u32
+45 4096 StatementRequest from_day:u32 until_day:u32 after:u64
+46 65536 StatementLine entry:u64 at_ms:u64 kind:text from:text to:text amount:i64 balance:i64 \
+    request_id:?id model:text operation:text note:text
+47 65536 RecordRequest request_id:id class_:u16 model:text usage:*usage
+48 4096 TopUpRequest amount:i64
+49 4096 TopUp url:text
+4a 4096 FlushRequest reserved:u8
+4b 4096 Flushed waiting_rows:u64 waiting:i64
 """.strip().splitlines():
     number, largest, name, *fields = line.split()
     FRAMES[name] = int(number, 16), int(largest), [field.split(":") for field in fields]
@@ -386,8 +399,35 @@ async def run(args, checks):
                for line in end["usage"])  # every line rounded up
     checks["cost"] = 0 < end["cost"] == cost <= head["held"]
     after, _ = await tunnel.open(BILLING, ask_balance).expect("Balance")
-    checks["balance"] = after == {"tenant": answer["tenant"], "balance": end["balance"], "held": 0,
-                                  "open_holds": 0, "charged": before["charged"] + end["cost"]}
+    checks["balance"] = after == {
+        "tenant": answer["tenant"], "balance": end["balance"], "credits": 0, "held": 0,
+        "open_holds": 0, "charged": before["charged"] + end["cost"], "pays_with": 2, "ceiling": 0}
+
+    # The book, the sums over it, and usage elsewhere.
+    async def listed(request, row):
+        stream, rows = tunnel.open(BILLING, request), []
+        while (got := await stream.frame())[0] == row:
+            rows.append(got[1])
+        checks["done"] = checks.get("done", True) and (got[0], got[1]["rows"]) == ("Done", len(rows))
+        return rows
+
+    record = frame("RecordRequest", request_id=os.urandom(16), class_=2, model="llama3",
+                   usage=[{"kind": 1, "units": 70}])
+    recorded = [(await tunnel.open(BILLING, record).expect("End"))[1] for _ in range(2)]
+    checks["recorded_once"] = recorded[0] == recorded[1]
+    lines = await listed(frame("StatementRequest", from_day=0, until_day=40_000, after=0),
+                         "StatementLine")
+    checks["statement"] = [line["entry"] for line in lines] == list(range(1, len(lines) + 1)) \
+        and lines[-1]["balance"] == after["balance"]
+    charged = sum(line["amount"] for line in lines if line["to"] == "relay:revenue")
+    groups = await listed(frame("UsageRequest", period=4, from_day=0, until_day=0, by=7),
+                          "UsageGroup")
+    checks["usage"] = [group["name"] for group in groups] == ["cloud", "local"] \
+        and sum(group["cost"] for group in groups) == charged == after["charged"]
+    flushed, _ = await tunnel.open(BILLING, frame("FlushRequest", reserved=0)).expect("Flushed")
+    checks["flushed"] = flushed == {"waiting_rows": 0, "waiting": 0}
+    failed, _ = await tunnel.open(BILLING, frame("TopUpRequest", amount=1)).expect("Failed")
+    checks["topup_by_the_operator"] = failed["code"] == 20
 
     # The same request again, and another one under its id.
     again = tunnel.open(ESCALATE, escalation(request_id, args.query))

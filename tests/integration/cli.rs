@@ -136,7 +136,10 @@ fn every_command_prints_one_json_value() {
 
     assert_eq!(operator(&["config", "init", "other.toml"])["written"], "other.toml");
     let config = operator(&["config", "check"]);
-    assert_eq!((&config["valid"], &config["aliases"]["auto"]), (&true.into(), &"demo".into()));
+    assert_eq!((&config["valid"], &config["aliases"]["auto"]), (&true.into(), &json!(["demo"])));
+    assert_eq!(operator(&["prices", "list"])[0]["name"], "demo");
+    assert_eq!(operator(&["prices", "show", "auto"])[0]["source"], "config");
+    assert_eq!(operator(&["prices", "check"]), json!([]));
     assert_eq!(operator(&["tenant", "create", "other"])["balance_nano_usd"], 0);
     assert_eq!(operator(&["tenant", "credit", "other", "0.25"])["balance_nano_usd"], 250_000_000);
     assert_eq!(operator(&["tenant", "refund", "other", "0.05"])["balance_nano_usd"], 200_000_000);
@@ -162,6 +165,8 @@ fn every_command_prints_one_json_value() {
     assert_eq!((&status["phase"], &status["device"], &status["path"]), (&"up".into(), &device.into(), &"quic".into()));
     assert!(status["round_trip_us"].as_u64().unwrap() > 0, "{status}");
     assert_eq!(user(&["ask", SKY])["outcome"], "complete");
+    assert_eq!(user(&["record", "local", "--model", "m", "--input", "5"])["cost_nano_usd"], 0);
+    assert_eq!(user(&["usage", "--by", "class"])["groups"].as_array().unwrap().len(), 2);
     let balance = user(&["balance"]);
     assert_eq!(
         balance["balance_nano_usd"].as_i64().unwrap() + balance["charged_nano_usd"].as_i64().unwrap(),
@@ -172,7 +177,8 @@ fn every_command_prints_one_json_value() {
     assert_eq!((&listed[0]["id"], &listed[0]["label"]), (&device.into(), &"Laptop".into()));
     let node = operator(&["status"]);
     assert_eq!(node["listen"], site.relay.address().unwrap().to_string());
-    assert_eq!(operator(&["ledger", "verify"])[0]["settled"], 1);
+    assert_eq!(operator(&["ledger", "verify"])[0]["settled"], 2);
+    assert_eq!(operator(&["ledger", "estimated"]), json!([]));
     assert_eq!(user(&["logout"]), json!({ "device": device, "revoked": true, "forgotten": true }));
     assert_eq!(operator(&["device", "revoke", device])["revoked"], device);
 }

@@ -23,6 +23,7 @@ mod prices;
 mod programs;
 mod providers;
 mod raw;
+mod reconcile;
 mod resume;
 mod scripted;
 mod secrets;

@@ -8,6 +8,7 @@ mod ask;
 mod dev;
 mod exit;
 mod join;
+mod statement;
 mod status;
 
 use anyhow::Context;
@@ -74,7 +75,7 @@ enum Command {
     Usage(account::UsageArgs),
     /// Show every entry of the tenant's book
     #[command(after_help = "Examples:\n  belay statement\n  belay statement --from 2026-11-01 --csv > november.csv")]
-    Statement(account::StatementArgs),
+    Statement(statement::StatementArgs),
     /// Record usage that the relay did not see, such as inference on this computer
     #[command(after_help = "Example:\n  belay record local --model llama3 --input 1200 --output 300")]
     Record(account::RecordArgs),
@@ -146,7 +147,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Ask(args) => runtime()?.block_on(ask::run(&global, *args)),
         Command::Balance => runtime()?.block_on(account::balance(&global)),
         Command::Usage(args) => runtime()?.block_on(account::usage(&global, &args)),
-        Command::Statement(args) => runtime()?.block_on(account::statement(&global, &args)),
+        Command::Statement(args) => runtime()?.block_on(statement::statement(&global, &args)),
         Command::Record(args) => runtime()?.block_on(account::record(&global, args)),
         Command::Topup { amount } => runtime()?.block_on(account::top_up(&global, amount)),
         Command::Status(args) => runtime()?.block_on(status::run(&global, &args)),

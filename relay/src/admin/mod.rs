@@ -5,6 +5,7 @@ pub mod client;
 pub mod http;
 pub mod info;
 pub mod keys;
+pub mod reconcile;
 pub mod service;
 
 use std::path::{Path, PathBuf};

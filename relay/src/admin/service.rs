@@ -120,6 +120,10 @@ impl AdminService {
         &self.config
     }
 
+    pub(super) async fn tenant_ids(&self) -> Result<Vec<TenantId>, AdminError> {
+        Ok(self.tenants.all().await?.into_iter().map(|tenant| tenant.id).collect())
+    }
+
     pub(super) fn books(&self) -> &Books {
         self.tenants.books()
     }
@@ -342,7 +346,7 @@ impl AdminService {
     pub async fn verify(&self, tenant: Option<TenantId>) -> Result<Vec<Verified>, AdminError> {
         let ids = match tenant {
             Some(id) => vec![self.tenant(&id).await?.id],
-            None => self.tenants.all().await?.into_iter().map(|tenant| tenant.id).collect(),
+            None => self.tenant_ids().await?,
         };
         let mut verified = Vec::new();
         for id in ids {

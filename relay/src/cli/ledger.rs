@@ -2,6 +2,7 @@
 //! the state lock.
 
 use super::money::day;
+use super::reconcile::{self, EstimatedArgs, ReconcileArgs};
 use super::{Global, print_json, table};
 use anyhow::bail;
 use belay_protocol::id::TenantId;
@@ -40,6 +41,13 @@ pub(super) enum Command {
         #[arg(long, value_name = "DAY", value_parser = day)]
         until: Option<i64>,
     },
+    /// List charges that were made by estimate and not corrected since
+    #[command(after_help = "Examples:\n  belayd ledger estimated\n  belayd ledger estimated --tenant acme --json")]
+    Estimated(EstimatedArgs),
+    /// Compare a provider's own figures with the books, by day and model, and correct estimates by them
+    #[command(after_help = "Examples:\n  belayd ledger reconcile anthropic usage.csv\n  \
+        belayd ledger reconcile openai usage.csv --input-includes-cache --apply")]
+    Reconcile(ReconcileArgs),
 }
 
 /// Beyond every book.
@@ -98,6 +106,8 @@ pub(super) async fn run(global: &Global, command: Command) -> anyhow::Result<()>
         Command::Export { tenant, from, until } => {
             return export(global, tenant, (from.unwrap_or(0), until.map_or(EVER, |day| day + 1))).await;
         }
+        Command::Estimated(args) => return reconcile::estimated(global, args).await,
+        Command::Reconcile(args) => return reconcile::reconcile(global, args).await,
     };
     let config = Config::load_without_keys(&global.config)?;
     let query = tenant.as_ref().map(|tenant| format!("?tenant={tenant}")).unwrap_or_default();

@@ -8,6 +8,7 @@ mod keys;
 mod ledger;
 mod money;
 mod prices;
+mod reconcile;
 mod serve;
 mod table;
 

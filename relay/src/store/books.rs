@@ -10,16 +10,18 @@ use super::central::{
 use super::executor::{Db, Store};
 use crate::secrets::MasterKey;
 use crate::store::ledger::budget::{self, Budget, Measure, Scope};
+use crate::store::ledger::correct::{self, Corrected, Estimated};
 use crate::store::ledger::money::{Operation, operate};
 use crate::store::ledger::outbox::{self, Pending};
 use crate::store::ledger::provider_keys::{self, KeyInfo, SealedKey};
 use crate::store::ledger::seal::{SealKey, seal};
 use crate::store::ledger::standing::{Summary, Terms, set_terms, summary};
-use crate::store::ledger::usage::{self, Group, Grouping};
+use crate::store::ledger::usage::{self, Group, Grouping, Totals};
 use crate::store::ledger::verify::{Report, verify};
 use crate::store::ledger::{credits, hold, statement};
 use belay_protocol::calendar;
-use belay_protocol::id::TenantId;
+use belay_protocol::id::{RequestId, TenantId};
+use belay_protocol::message::UsageLine;
 use belay_protocol::money::NanoUsd;
 use belay_transport::env::Clock;
 use rusqlite::Connection;
@@ -41,6 +43,11 @@ pub struct Books {
     allowance: NanoUsd,
     /// Held while rows are in two places.
     flushing: Arc<Mutex<()>>,
+}
+
+/// When a day begins, milliseconds since 1970.
+fn border(day: i64) -> i64 {
+    i64::try_from(calendar::day_start_ms(day)).unwrap_or(i64::MAX)
 }
 
 /// A span of days, from the first up to, not including, the last (days since 1970).
@@ -163,6 +170,33 @@ impl Books {
         self.run(tenant, move |connection| usage::report(connection, days.0, days.1, by)).await
     }
 
+    /// Charges by estimate of some days that nobody has corrected.
+    pub async fn estimated(&self, tenant: &TenantId, days: Days) -> Result<Vec<Estimated>, StoreError> {
+        self.run(tenant, move |connection| correct::estimated(connection, border(days.0), border(days.1))).await
+    }
+
+    /// Corrects a charge by estimate; see [`correct::correct`].
+    pub async fn correct(
+        &self,
+        tenant: &TenantId,
+        request_id: RequestId,
+        usage: Vec<UsageLine>,
+    ) -> Result<Option<Corrected>, StoreError> {
+        let now_ms = self.clock.now_ms();
+        self.run(tenant, move |connection| correct::correct(connection, request_id, &usage, now_ms)).await
+    }
+
+    /// What a provider was used for in some days, by day and model.
+    pub async fn usage_of_provider(
+        &self,
+        tenant: &TenantId,
+        provider: &str,
+        days: Days,
+    ) -> Result<Vec<(i64, String, Totals)>, StoreError> {
+        let provider = provider.to_owned();
+        self.run(tenant, move |connection| usage::of_provider(connection, &provider, days.0, days.1)).await
+    }
+
     /// Usage of all tenants, or of one, as far as it has been handed over.
     pub async fn central_usage(
         &self,
@@ -176,7 +210,6 @@ impl Books {
 
     /// A page of the transfers of some days: those above `after`. Empty: there are no more.
     pub async fn entries(&self, tenant: &TenantId, days: Days, after: i64) -> Result<Vec<statement::Line>, StoreError> {
-        let border = |day| i64::try_from(calendar::day_start_ms(day)).unwrap_or(i64::MAX);
         self.run(tenant, move |connection| {
             let first = statement::last_before(connection, border(days.0))?;
             let last = statement::last_before(connection, border(days.1))?;

@@ -14,6 +14,7 @@
 pub mod budget;
 mod cap;
 mod chain;
+pub mod correct;
 pub mod credits;
 pub mod find;
 pub mod hold;
@@ -109,11 +110,13 @@ pub enum TransferKind {
     Refund = 12,
     /// A payment was taken back by its payer.
     Chargeback = 13,
+    /// A charge by estimate was put right.
+    Correct = 14,
 }
 
 impl TransferKind {
     /// All of them, by number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Credit,
         Self::Hold,
         Self::Settle,
@@ -127,6 +130,7 @@ impl TransferKind {
         Self::Expire,
         Self::Refund,
         Self::Chargeback,
+        Self::Correct,
     ];
 
     /// Its name in statements.
@@ -146,6 +150,7 @@ impl TransferKind {
             Self::Expire => "expire",
             Self::Refund => "refund",
             Self::Chargeback => "chargeback",
+            Self::Correct => "correct",
         }
     }
 

@@ -118,7 +118,7 @@ fn pay(
 }
 
 /// What the tenant's balance and its budgets can still pay. The request's own hold counts as spent.
-fn headroom(connection: &Connection, stored: &Stored, now_ms: u64) -> Result<NanoUsd, StoreError> {
+pub(super) fn headroom(connection: &Connection, stored: &Stored, now_ms: u64) -> Result<NanoUsd, StoreError> {
     let standing = standing(connection)?;
     let device = stored.device.parse().map_err(|error: belay_protocol::id::IdError| StoreError::Corrupt {
         what: "a device",

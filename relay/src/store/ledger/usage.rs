@@ -120,6 +120,21 @@ impl Totals {
         })
     }
 
+    /// The difference to others.
+    pub(crate) fn less(&self, others: &Self) -> Self {
+        Self {
+            requests: self.requests - others.requests,
+            estimated: self.estimated - others.estimated,
+            input: self.input - others.input,
+            output: self.output - others.output,
+            cache_read: self.cache_read - others.cache_read,
+            cache_write: self.cache_write - others.cache_write,
+            reasoning: self.reasoning - others.reasoning,
+            cost_nano: self.cost_nano - others.cost_nano,
+            absorbed_nano: self.absorbed_nano - others.absorbed_nano,
+        }
+    }
+
     pub(crate) fn add(&mut self, other: &Self) {
         self.requests += other.requests;
         self.estimated += other.estimated;
@@ -240,6 +255,24 @@ pub fn report(connection: &Connection, from: i64, until: i64, by: Grouping) -> R
         }
     }
     Ok(groups)
+}
+
+/// Requests to a provider in some days, by day and model.
+pub fn of_provider(
+    connection: &Connection,
+    provider: &str,
+    from: i64,
+    until: i64,
+) -> Result<Vec<(i64, String, Totals)>, StoreError> {
+    let sql = format!(
+        "SELECT day, model, {SUMS} FROM usage_day WHERE provider = ?1 AND class = ?2 AND day >= ?3 AND day < ?4
+         GROUP BY day, model ORDER BY day, model"
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    let rows = statement.query_map(params![provider, Class::Cloud as i64, from, until], |row| {
+        Ok((row.get(0)?, row.get(1)?, Totals::read(row, 2)?))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// Sums of everything.

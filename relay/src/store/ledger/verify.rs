@@ -3,6 +3,7 @@
 mod beside;
 
 use super::chain::{self, GENESIS, Hash, Posted};
+use super::correct::{self, Correction};
 use super::request::{self, Stored};
 use super::seal::SealKey;
 use super::usage::{Subject, Totals};
@@ -58,6 +59,8 @@ struct Moved {
     held: i64,
     /// The last entry about its state: which kind, and what it proves.
     proof: Option<(i64, Hash)>,
+    /// What the entry of its correction proves.
+    corrected: Option<Hash>,
 }
 
 type ByRequest = HashMap<[u8; 16], Moved>;
@@ -154,7 +157,10 @@ fn entries(connection: &Connection, report: &mut Report) -> Result<Entries, Stor
                 *balance = after;
             }
         }
-        let takes = entry.kind == TransferKind::Hold as i64 || entry.kind == TransferKind::Excess as i64;
+        let takes = entry.from == Account::Prepaid as i64
+            && [TransferKind::Hold, TransferKind::Excess, TransferKind::Correct]
+                .into_iter()
+                .any(|kind| entry.kind == kind as i64);
         if takes && entry.amount > 0 && entry.from_after < -deepest {
             report.problem(format!(
                 "entry {} takes the balance to {} nano-USD, below its floor",
@@ -180,8 +186,10 @@ fn follow(moved: &mut ByRequest, entry: &Posted) {
     request.revenue += sum(Account::Revenue);
     request.absorbed -= sum(Account::Absorbed);
     request.held += sum(Account::Held);
-    if let Some(evidence) = entry.evidence {
-        request.proof = Some((entry.kind, evidence));
+    match entry.evidence {
+        Some(evidence) if entry.kind == TransferKind::Correct as i64 => request.corrected = Some(evidence),
+        Some(evidence) => request.proof = Some((entry.kind, evidence)),
+        None => {}
     }
 }
 
@@ -245,14 +253,18 @@ fn requests(connection: &Connection, moved: &mut ByRequest, report: &mut Report)
             state::SETTLED => report.settled += 1,
             _ => report.voided += 1,
         }
-        for problem in request_problems(&stored, &what) {
+        let correction = correct::find(connection, stored.row)?;
+        for problem in request_problems(&stored, correction.as_ref(), &what) {
             report.problem(format!("request {}: {problem}", stored.request_id));
         }
         if stored.state == state::SETTLED
             && let Some(Ok(end)) = stored.end.as_deref().map(End::decode_body)
             && let Ok(subject) = stored.subject()
         {
-            let totals = Totals::of(&end.usage, stored.cost, stored.absorbed, stored.estimated);
+            let mut totals = Totals::of(&end.usage, stored.cost, stored.absorbed, stored.estimated);
+            if let Some(correction) = &correction {
+                totals.add(&correction.difference(&stored, &end)?);
+            }
             let at_ms = u64::try_from(stored.finished_ms.unwrap_or(0)).unwrap_or(0);
             by_day.entry((calendar::day(at_ms), subject.clone())).or_default().add(&totals);
             by_month.entry((calendar::month(at_ms), subject)).or_default().add(&totals);
@@ -262,7 +274,7 @@ fn requests(connection: &Connection, moved: &mut ByRequest, report: &mut Report)
     sums(connection, "usage_month", "month", by_month, report)
 }
 
-fn request_problems(stored: &Stored, moved: &Moved) -> Vec<String> {
+fn request_problems(stored: &Stored, correction: Option<&Correction>, moved: &Moved) -> Vec<String> {
     let mut problems = vec![];
     let charged = moved.revenue - moved.absorbed;
     let proving = match stored.state {
@@ -273,10 +285,12 @@ fn request_problems(stored: &Stored, moved: &Moved) -> Vec<String> {
             TransferKind::Hold
         }
         state::SETTLED => {
-            if (charged, moved.absorbed, moved.held) != (stored.cost.0, stored.absorbed.0, 0) {
+            let (cost, absorbed) =
+                correction.map_or((stored.cost.0, stored.absorbed.0), |found| (found.cost, found.absorbed));
+            if (charged, moved.absorbed, moved.held) != (cost, absorbed, 0) {
                 problems.push(format!(
-                    "settled at {} nano-USD with {} absorbed, its transfers say {charged} and {}, {} still held",
-                    stored.cost.0, stored.absorbed.0, moved.absorbed, moved.held
+                    "settled at {cost} nano-USD with {absorbed} absorbed, its transfers say {charged} and {}, {} still held",
+                    moved.absorbed, moved.held
                 ));
             }
             problems.extend(end_problem(stored));
@@ -295,6 +309,9 @@ fn request_problems(stored: &Stored, moved: &Moved) -> Vec<String> {
     let is_finished = stored.finished_ms.is_some();
     if stored.state != state::SETTLED && (has_end || has_cost) || stored.state == state::OPEN && is_finished {
         problems.push("it is not settled, and yet its record says how it ended".into());
+    }
+    if moved.corrected != correction.map(|correction| correction.evidence(stored.request_id)) {
+        problems.push("its correction is not the one that its entry proves: it was changed".into());
     }
     if moved.proof != Some((proving as i64, stored.evidence())) {
         problems.push("its record is not the one that its entries prove: it was changed".into());

@@ -1,13 +1,15 @@
 //! Random histories of a book beside a reference that does the sums by hand.
 
 use super::*;
+use crate::store::ledger::correct::correct;
 use crate::store::ledger::credits::grant;
 use crate::store::ledger::hold::refresh;
 use crate::store::ledger::outbox;
+use crate::store::ledger::record::{Record, RecordOutcome, record};
 use crate::store::ledger::recover::estimate;
 use crate::store::ledger::usage;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What can happen.
 #[derive(Debug, Clone)]
@@ -22,6 +24,12 @@ enum Step {
     /// A request, and the tokens that it used: perhaps more than it was held for.
     Settle(u8, u16, u16),
     Void(u8),
+    /// The lease of a request has run out: it is settled by estimate, whatever its task does later.
+    Lease(u8),
+    /// The provider says what a request had really used.
+    Correct(u8, u16, u16),
+    /// Usage elsewhere, under an id that a request may have too.
+    Record(u8, u16),
     Wait(u16),
     /// The process dies: what is open is recovered, with or without a journal.
     Die(bool),
@@ -38,6 +46,9 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (0u8..12, 1u16..1500, any::<bool>()).prop_map(|(id, output, named)| Step::Hold(id, output, named)),
         8 => (0u8..12, 0u16..1500, 0u16..3000).prop_map(|(id, input, output)| Step::Settle(id, input, output)),
         2 => (0u8..12).prop_map(Step::Void),
+        1 => (0u8..12).prop_map(Step::Lease),
+        3 => (0u8..12, 0u16..2000, 0u16..2000).prop_map(|(id, input, output)| Step::Correct(id, input, output)),
+        2 => (0u8..16, 1u16..1000).prop_map(|(id, units)| Step::Record(id, units)),
         2 => any::<u16>().prop_map(Step::Wait),
         1 => any::<bool>().prop_map(Step::Die),
         2 => (1u8..5, any::<bool>()).prop_map(|(rows, confirmed)| Step::Flush(rows, confirmed)),
@@ -58,9 +69,13 @@ struct Reference {
     /// Held by request: in all, and of it by grant.
     held: BTreeMap<u8, (i64, BTreeMap<Grant, i64>)>,
     settled: BTreeMap<u8, Vec<u8>>,
+    /// What was charged, borne and held of settled requests, and whether by an estimate that stands.
+    ends: BTreeMap<u8, (i64, i64, i64, bool)>,
     charged: i64,
     absorbed: i64,
     handed: BTreeMap<i64, i64>,
+    /// Ids that records have.
+    recorded: BTreeSet<u8>,
 }
 
 impl Reference {
@@ -104,15 +119,62 @@ impl Reference {
         }
     }
 
-    fn settle(&mut self, id: u8, cost: i64, end: Vec<u8>) {
-        let settled = cost.min(self.held[&id].0);
+    fn settle(&mut self, id: u8, cost: i64, estimated: bool, end: Vec<u8>) {
+        let held = self.held[&id].0;
+        let settled = cost.min(held);
         self.release(id, settled);
         let excess = (cost - settled).min((self.prepaid + self.ceiling).max(0));
         self.prepaid -= excess;
         self.charged += settled + excess;
         self.absorbed += cost - settled - excess;
         self.settled.insert(id, end);
+        self.ends.insert(id, (settled + excess, cost - settled - excess, held, estimated));
     }
+
+    /// True if there was anything to correct.
+    fn correct(&mut self, id: u8, cost: i64) -> bool {
+        let funds = (self.prepaid + self.ceiling).max(0);
+        let Some((charged, borne, held, estimated)) = self.ends.get_mut(&id).filter(|end| end.3) else { return false };
+        let before = *charged + *borne;
+        let cost = cost.min(before.max(*held));
+        *estimated = false;
+        let (paid, bears) = if cost <= before {
+            let unborne = (before - cost).min(*borne);
+            (-(before - cost - unborne), -unborne)
+        } else {
+            let paid = (cost - before).min(funds);
+            (paid, cost - before - paid)
+        };
+        *charged += paid;
+        *borne += bears;
+        self.prepaid -= paid;
+        self.charged += paid;
+        self.absorbed += bears;
+        true
+    }
+}
+
+fn recorded(id: u8, units: u64, now_ms: u64) -> Record {
+    let HoldRequest { request_id, device, boot, mut offers, rates, per_minute, .. } = request(id);
+    Record {
+        request_id,
+        device,
+        key: None,
+        // As different from another record as from a request.
+        digest: [units as u8; 32],
+        class: usage::Class::Local,
+        offer: offers.remove(0),
+        usage: vec![UsageLine { kind: UnitKind::INPUT, units }],
+        boot,
+        now_ms,
+        rates,
+        per_minute,
+    }
+}
+
+fn voided(book: &Book, id: u8) -> bool {
+    let sql = "SELECT count(*) FROM request WHERE request_id = ?1 AND state = 2";
+    book.connection.query_row(sql, [[id; 16]], |row| row.get::<_, i64>(0)).expect("read") == 1
 }
 
 /// Runs what a process would run in one transaction; it may die just before the commit and try again.
@@ -179,6 +241,9 @@ fn play(steps: &[(Step, bool)]) {
                         reference.hold(*id, amount.0);
                     }
                     HoldOutcome::Finished { end, .. } => assert_eq!(Some(&end), reference.settled.get(id)),
+                    HoldOutcome::Refused(HoldRefusal::Conflict) => {
+                        assert!(reference.recorded.contains(id), "step {number}");
+                    }
                     HoldOutcome::Refused(HoldRefusal::InProgress) => assert!(reference.held.contains_key(id)),
                     HoldOutcome::Refused(HoldRefusal::PaymentRequired { available, .. }) => {
                         assert_eq!(available.0, reference.available(), "step {number}");
@@ -187,12 +252,13 @@ fn play(steps: &[(Step, bool)]) {
                 }
             }
             Step::Settle(id, input, output) => {
-                let settlement = Settlement { now_ms, ..settlement(*id, (*input).into(), (*output).into()) };
+                let estimated = input % 3 == 0;
+                let settlement = Settlement { now_ms, estimated, ..settlement(*id, (*input).into(), (*output).into()) };
                 let settled = transaction(&book, *dies_first, |connection| settle(connection, &settlement));
                 match (reference.held.contains_key(id), reference.settled.get(id)) {
                     (true, _) => {
                         let cost = 1000 * (i64::from(*input) + i64::from(*output));
-                        reference.settle(*id, cost, settled.expect("settled").end_bytes);
+                        reference.settle(*id, cost, estimated, settled.expect("settled").end_bytes);
                     }
                     (false, Some(end)) => assert_eq!(&settled.expect("the first answer").end_bytes, end),
                     (false, None) => assert!(settled.is_err(), "step {number}: nothing was held"),
@@ -204,6 +270,52 @@ fn play(steps: &[(Step, bool)]) {
                 });
                 if reference.held.contains_key(id) {
                     reference.release(*id, 0);
+                }
+            }
+            Step::Lease(id) => {
+                let by_estimate = estimate(RequestId([*id; 16]), Progress::default(), 80, now_ms);
+                let settled = transaction(&book, *dies_first, |connection| settle(connection, &by_estimate));
+                if reference.held.contains_key(id) {
+                    reference.settle(*id, 20_000, true, settled.expect("settled").end_bytes);
+                }
+            }
+            Step::Correct(id, input, output) => {
+                let usage = settlement(*id, (*input).into(), (*output).into()).usage;
+                let corrected = transaction(&book, *dies_first, |connection| {
+                    correct(connection, RequestId([*id; 16]), &usage, now_ms)
+                });
+                if reference.settled.contains_key(id) {
+                    let cost = 1000 * (i64::from(*input) + i64::from(*output));
+                    let done = corrected.expect("settled").is_some();
+                    assert_eq!(done, reference.correct(*id, cost), "step {number}");
+                } else {
+                    assert!(corrected.is_err(), "step {number}: nothing was settled");
+                }
+            }
+            Step::Record(id, units) => {
+                reference.expire(now_ms);
+                let wanted = recorded(*id, u64::from(*units), now_ms);
+                let cost = 1000 * i64::from(*units);
+                let outcome = transaction(&book, *dies_first, |connection| {
+                    record(connection, &Record { rates: Arc::default(), ..wanted.clone() }).expect("works")
+                });
+                match outcome {
+                    RecordOutcome::Recorded(settled) => match reference.settled.get(id) {
+                        Some(end) => assert_eq!(end, &settled.end_bytes, "step {number}"),
+                        None => {
+                            reference.hold(*id, cost);
+                            reference.settle(*id, cost, false, settled.end_bytes);
+                            reference.recorded.insert(*id);
+                        }
+                    },
+                    RecordOutcome::Short { missing } => {
+                        assert_eq!(missing.0, cost - reference.available(), "step {number}");
+                    }
+                    RecordOutcome::Conflict => {
+                        let known = reference.settled.contains_key(id) || reference.held.contains_key(id);
+                        assert!(known || voided(&book, *id), "step {number}");
+                    }
+                    other => panic!("step {number}: {other:?}"),
                 }
             }
             Step::Wait(ms) => now_ms += u64::from(*ms),
@@ -228,7 +340,7 @@ fn play(steps: &[(Step, bool)]) {
                     let id = settled.end.request_id;
                     let progress = known.and_then(|known| known.get(&id).copied()).unwrap_or_default();
                     let tokens: u64 = estimate(id, progress, 80, now_ms).usage.iter().map(|line| line.units).sum();
-                    reference.settle(id.0[0], 1000 * tokens as i64, settled.end_bytes);
+                    reference.settle(id.0[0], 1000 * tokens as i64, true, settled.end_bytes);
                 }
                 assert!(reference.held.is_empty(), "step {number}: a hold is left open");
             }
@@ -261,6 +373,8 @@ fn play(steps: &[(Step, bool)]) {
         reference.handed.insert(row.number, row.totals.cost_nano);
     }
     assert_eq!(reference.handed.values().sum::<i64>(), reference.charged, "central gets each charge once");
+    let open = |end: &&(i64, i64, i64, bool)| end.3;
+    assert_eq!(all.estimated, reference.ends.values().filter(open).count() as i64, "estimates that stand");
     clean(&book);
 }
 

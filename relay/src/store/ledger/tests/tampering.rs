@@ -1,6 +1,7 @@
 //! Whatever is changed in a book, verify names it.
 
 use super::*;
+use crate::store::ledger::correct::correct;
 use crate::store::ledger::credits::grant;
 use crate::store::ledger::seal::{EVERY, SealKey, seal};
 use belay_transport::env::Random;
@@ -8,7 +9,7 @@ use rusqlite::params;
 use rusqlite::types::Value;
 
 /// Tables whose every row and column is proven, with what identifies a row.
-const PROVEN: [(&str, &str); 9] = [
+const PROVEN: [(&str, &str); 10] = [
     ("transfer", "id"),
     ("account", "id"),
     ("terms", "id"),
@@ -18,6 +19,7 @@ const PROVEN: [(&str, &str); 9] = [
     ("usage_day", "day, device, key, class, provider, model"),
     ("usage_month", "month, device, key, class, provider, model"),
     ("outbox", "number"),
+    ("correction", "request"),
 ];
 
 /// A book with everything in it.
@@ -31,6 +33,8 @@ fn eventful() -> Book {
     held(&book, &request(3));
     settle(&book.connection, &Settlement { estimated: true, ..settlement(3, 900_000, 6_000_000) }).expect("settled");
     credit(&book.connection, 5_000_000, "again");
+    let really = settlement(3, 1_000, 2_000).usage;
+    correct(&book.connection, RequestId([3; 16]), &really, NOW + 7).expect("works").expect("corrected");
     grant(&book.connection, NanoUsd(200_000), "second", None, NOW + 1_000_000, NOW).expect("granted");
     held(&book, &request(4));
     book.connection.execute_batch("PRAGMA foreign_keys = OFF").expect("set");

@@ -3,6 +3,7 @@
 use super::Report;
 use crate::store::StoreError;
 use crate::store::ledger::chain::Hash;
+use crate::store::ledger::correct;
 use crate::store::ledger::request::{self, Stored};
 use crate::store::ledger::seal::SealKey;
 use crate::store::ledger::usage::Totals;
@@ -92,11 +93,17 @@ pub(super) fn outbox(connection: &Connection, report: &mut Report) -> Result<(),
         let at_ms: Option<i64> = row.get(16)?;
         let stored = request::find(connection, id)?;
         let end = stored.as_ref().and_then(|stored| End::decode_body(stored.end.as_deref()?).ok());
-        let fits = stored.zip(end).is_some_and(|(stored, end)| {
-            stored.subject().is_ok_and(|own| own == subject)
-                && stored.finished_ms == at_ms
-                && Totals::of(&end.usage, stored.cost, stored.absorbed, stored.estimated) == totals
-        });
+        let fits = match stored.zip(end) {
+            Some((stored, end)) => {
+                // A correction has a row of its own, with what it adds.
+                let added = correct::find(connection, stored.row)?.map(|found| found.difference(&stored, &end));
+                stored.subject().is_ok_and(|own| own == subject)
+                    && stored.finished_ms == at_ms
+                    && (Totals::of(&end.usage, stored.cost, stored.absorbed, stored.estimated) == totals
+                        || added.transpose()? == Some(totals))
+            }
+            None => false,
+        };
         if !fits {
             report.problem(format!("row {number} on its way to central is not what request {id} says"));
         }
@@ -105,9 +112,13 @@ pub(super) fn outbox(connection: &Connection, report: &mut Report) -> Result<(),
         }
         last = number;
     }
-    let settled: i64 = connection.query_row("SELECT count(*) FROM request WHERE state = 1", [], |row| row.get(0))?;
+    let settled: i64 = connection.query_row(
+        "SELECT (SELECT count(*) FROM request WHERE state = 1) + (SELECT count(*) FROM correction)",
+        [],
+        |row| row.get(0),
+    )?;
     if last != settled {
-        report.problem(format!("{settled} requests are settled, {last} were put on their way to central"));
+        report.problem(format!("{settled} charges and corrections were made, {last} were put on their way to central"));
     }
     Ok(())
 }
