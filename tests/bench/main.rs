@@ -14,6 +14,7 @@ mod echo;
 mod first_token;
 mod gaps;
 mod http;
+mod ledger;
 mod lossy;
 mod memory;
 mod prewarm;
@@ -89,6 +90,18 @@ async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
     // A figure's name begins with one of these and goes on with `_p50` or the like.
     let named = |only: &str, name: &str| name.contains(only) || only.contains(name);
     let wanted = |names: &[&str]| args.only.as_ref().is_none_or(|only| names.iter().any(|name| named(only, name)));
+    if wanted(&ledger::NAMES) {
+        let size = if args.quick {
+            ledger::Size { rounds: 3, pairs: 1280, entries: 100_000 }
+        } else {
+            ledger::Size { rounds: 10, pairs: 2560, entries: 1_000_000 }
+        };
+        ledger::measure(size, report).await?;
+    }
+    // The books need no relay and no provider.
+    if args.only.as_ref().is_some_and(|only| ledger::NAMES.iter().any(|name| only.starts_with(name))) {
+        return Ok(());
+    }
     let scene = Arc::new(Scene::set().await?);
     let basis = first_token::measure(&scene, if args.quick { 150 } else { 1000 }, report).await?;
     if wanted(&travel::NAMES) {

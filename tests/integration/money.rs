@@ -51,16 +51,16 @@ async fn the_worked_example_comes_out_to_the_nano_dollar() {
     relay.stop().await;
 }
 
-/// 500 requests at once, from five devices, against money for `paid_for` of them at once.
-async fn five_hundred(relay: &TestRelay, paid_for: i64) -> (NanoUsd, JoinSet<Collected>) {
+/// A thousand requests at once, from twenty devices, against money for `paid_for` of them at once.
+async fn a_thousand(relay: &TestRelay, paid_for: i64) -> (NanoUsd, JoinSet<Collected>) {
     let held = held_by_one(relay).await;
     relay.relay().admin().create_tenant(tenant("poor")).await.expect("made");
     let credit = NanoUsd(held.0 * paid_for);
     relay.relay().admin().operate(&tenant("poor"), Operation::Credit, credit, None, None).await.expect("credited");
     let mut running = JoinSet::new();
-    for _ in 0..5 {
+    for _ in 0..20 {
         let client = Arc::new(relay.client_of("poor").await);
-        for _ in 0..100 {
+        for _ in 0..50 {
             let client = Arc::clone(&client);
             running.spawn(async move { client.send(openai(&client, ASK)).await });
         }
@@ -86,18 +86,18 @@ fn is_answered(collected: &Collected) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_hundred_at_once_against_a_balance_for_a_hundred() {
+async fn a_thousand_at_once_from_twenty_devices_against_a_balance_for_three_hundred() {
     let provider = example();
     let relay = TestRelay::with("", overrides(&provider)).await;
-    let (credit, mut running) = five_hundred(&relay, 100).await;
+    let (credit, mut running) = a_thousand(&relay, 300).await;
     let mut answers = 0;
     while let Some(collected) = running.join_next().await {
         answers += i64::from(is_answered(&collected.expect("no panic")));
     }
-    // As many charges as answers; what holds gave back has paid for some more than a hundred.
+    // As many charges as answers; what holds gave back has paid for some more than three hundred.
     let left = relay.balance("poor").await;
     assert_eq!(left, credit.0 - 10_815_000 * answers);
-    assert!(left >= 0 && answers >= 100, "{answers} answers, {left} left");
+    assert!(left >= 0 && answers >= 300, "{answers} answers, {left} left");
     assert_eq!(provider.calls() as i64, answers + 1, "every call was answered and charged");
     relay.verify().await;
     relay.stop().await;
@@ -117,19 +117,19 @@ async fn exactly_as_many_run_at_once_as_the_money_holds() {
     // What one holds is found out before the pause.
     held_by_one(&relay).await;
     provider.pause_after(2);
-    let (credit, mut running) = five_hundred(&relay, 100).await;
-    // Nothing comes back while the provider is paused: four hundred find no money.
-    for _ in 0..400 {
+    let (credit, mut running) = a_thousand(&relay, 300).await;
+    // Nothing comes back while the provider is paused: seven hundred find no money.
+    for _ in 0..700 {
         let ended = tokio::time::timeout(PATIENCE, running.join_next()).await.expect("in time").expect("some run");
         assert!(!is_answered(&ended.expect("no panic")));
     }
-    provider.called(102).await;
-    assert_eq!((provider.calls(), relay.balance("poor").await), (102, 0));
+    provider.called(302).await;
+    assert_eq!((provider.calls(), relay.balance("poor").await), (302, 0));
     provider.resume();
     while let Some(ended) = running.join_next().await {
         assert!(is_answered(&ended.expect("no panic")));
     }
-    assert_eq!(relay.balance("poor").await, credit.0 - 100 * 10_815_000);
+    assert_eq!(relay.balance("poor").await, credit.0 - 300 * 10_815_000);
     relay.verify().await;
     relay.stop().await;
 }

@@ -292,10 +292,13 @@ impl UsageMeter {
         let details = usage.prompt_tokens_details.as_ref();
         let cached = details.and_then(|details| details.cached_tokens);
         let audio = details.and_then(|details| details.audio_tokens);
+        let written = details.and_then(|details| details.cache_write_tokens);
         if let Some(prompt) = usage.prompt_tokens {
-            // Both are counted inside.
-            self.told.input = Some(prompt.saturating_sub(cached.unwrap_or(0)).saturating_sub(audio.unwrap_or(0)));
-            (self.told.cache_read, self.told.input_audio) = (cached, audio);
+            // All three are counted inside.
+            let inside = [cached, written, audio].into_iter().flatten().fold(0_u64, u64::saturating_add);
+            self.told.input = Some(prompt.saturating_sub(inside));
+            (self.told.cache_read, self.told.cache_write_5m) = (cached, written);
+            self.told.input_audio = audio;
         }
         let details = usage.completion_tokens_details.as_ref();
         if let Some(completion) = usage.completion_tokens {
@@ -454,6 +457,7 @@ struct OpenAiUsage {
 #[derive(Deserialize)]
 struct PromptDetails {
     cached_tokens: Option<u64>,
+    cache_write_tokens: Option<u64>,
     audio_tokens: Option<u64>,
 }
 

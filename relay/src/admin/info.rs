@@ -68,6 +68,8 @@ pub struct Status {
     pub running_requests: usize,
     /// Finished answers that wait for their reader.
     pub waiting_answers: usize,
+    /// Commits of the store since the start.
+    pub store_commits: u64,
     /// Bytes that clients make the relay use, as it counts them.
     pub memory_bytes: usize,
     /// Bytes of events that no reader has acknowledged, all requests together.

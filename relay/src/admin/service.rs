@@ -387,6 +387,7 @@ impl AdminService {
             running_requests: self.escalator.running(),
             waiting_answers: self.escalator.flights.waiting(),
             event_log_bytes: self.escalator.flights.log_bytes(),
+            store_commits: self.store.commits(),
             memory_bytes: self.escalator.memory.used(),
             authority: data_encoding::HEXLOWER.encode(&self.enrolment.fingerprint()),
         }

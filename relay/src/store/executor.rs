@@ -1,8 +1,8 @@
 //! Who runs commands: threads with group commit, or, in a simulation, the caller itself.
 //!
 //! A database is owned by one worker. A worker takes all commands that wait (at most
-//! `MAX_BATCH`), groups them by database, and runs each group in one `BEGIN IMMEDIATE`
-//! transaction with a savepoint per command, so that one that fails takes no neighbour with it.
+//! `MAX_BATCH`), groups them by database, and runs each group, with what comes meanwhile, in one
+//! `BEGIN IMMEDIATE` transaction with a savepoint per command, so that one that fails takes no neighbour with it.
 //! Replies leave after the commit. If the commit fails the outcome is unknown: the connection is
 //! dropped, everyone in the group is told so, and the next command opens the file anew.
 //!
@@ -13,9 +13,10 @@ use super::StoreError;
 use super::schema::{self, Durability, Kind};
 use belay_protocol::id::TenantId;
 use rusqlite::Connection;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -65,6 +66,7 @@ pub struct Store {
 struct Inner {
     dir: PathBuf,
     mode: Mode,
+    commits: Arc<AtomicU64>,
 }
 
 enum Mode {
@@ -130,7 +132,13 @@ impl Store {
     /// Starts the workers. Files are made when they are first used.
     #[must_use]
     pub fn start(config: &StoreConfig) -> Self {
-        let worker = || Worker { config: config.clone(), open: HashMap::new(), commits_since_look: 0 };
+        let commits = Arc::<AtomicU64>::default();
+        let worker = || Worker {
+            config: config.clone(),
+            open: HashMap::new(),
+            commits: Arc::clone(&commits),
+            commits_since_look: 0,
+        };
         let mode = if config.threads == 0 {
             Mode::Inline(Box::new(Mutex::new(worker())))
         } else {
@@ -150,7 +158,13 @@ impl Store {
             }
             Mode::Threads { senders, threads: Mutex::new(threads) }
         };
-        Self { inner: Arc::new(Inner { dir: config.dir.clone(), mode }) }
+        Self { inner: Arc::new(Inner { dir: config.dir.clone(), mode, commits }) }
+    }
+
+    /// Commits since the start; commands that wait together share one.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        self.inner.commits.load(Ordering::Relaxed)
     }
 
     /// Runs `command` in a transaction of `db` and returns its result once that is durable.
@@ -172,7 +186,7 @@ impl Store {
             }
             Mode::Inline(worker) => {
                 let mut worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
-                worker.run_batch(&db, vec![command]);
+                worker.run_batch(&db, vec![command], Vec::new);
                 worker.close_idle(false);
             }
         }
@@ -230,6 +244,7 @@ pub fn tenant_dir(state: &std::path::Path, tenant: &TenantId) -> PathBuf {
 struct Worker {
     config: StoreConfig,
     open: HashMap<Db, Open>,
+    commits: Arc<AtomicU64>,
     commits_since_look: u32,
 }
 
@@ -251,21 +266,13 @@ impl Worker {
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            let mut stop = false;
-            // In order of arrival per database; few databases wait at once.
-            let mut groups: Vec<(Db, Vec<Box<dyn Command>>)> = Vec::new();
-            for job in std::iter::once(first).chain(jobs.try_iter().take(MAX_BATCH - 1)) {
-                match job {
-                    Job::Stop => stop = true,
-                    Job::Run { db, command } => match groups.iter_mut().find(|(known, _)| *known == db) {
-                        Some((_, group)) => group.push(command),
-                        None => groups.push((db, vec![command])),
-                    },
-                }
+            let mut waiting = Waiting::default();
+            waiting.take(first);
+            waiting.take_all(jobs);
+            while let Some((db, group)) = waiting.groups.pop_front() {
+                self.run_batch(&db, group, || waiting.more(&db, jobs));
             }
-            for (db, group) in groups {
-                self.run_batch(&db, group);
-            }
+            let stop = waiting.stop;
             self.commits_since_look += 1;
             if self.commits_since_look >= 512 {
                 self.commits_since_look = 0;
@@ -278,11 +285,12 @@ impl Worker {
         self.close_all();
     }
 
-    fn run_batch(&mut self, db: &Db, mut group: Vec<Box<dyn Command>>) {
+    fn run_batch(&mut self, db: &Db, mut group: Vec<Box<dyn Command>>, more: impl FnMut() -> Vec<Box<dyn Command>>) {
         let committed = match self.connection(db) {
-            Ok(connection) => transact(connection, &mut group),
+            Ok(connection) => transact(connection, &mut group, more),
             Err(error) => Err((error, false)),
         };
+        self.commits.fetch_add(1, Ordering::Relaxed);
         let committed = committed.map_err(|(error, broken)| {
             if broken {
                 warn!(?db, %error, "a commit failed; its database is opened anew");
@@ -369,26 +377,68 @@ fn checkpoint(connection: &Connection, mode: &str) {
     }
 }
 
-/// Runs a group in one transaction. `Err((error, broken))`: nothing is known to be kept; `broken`
-/// says that the connection must not be used again.
-fn transact(connection: &Connection, group: &mut [Box<dyn Command>]) -> Result<(), (StoreError, bool)> {
+/// Commands that wait, in order of arrival per database; few databases wait at once.
+#[derive(Default)]
+struct Waiting {
+    groups: VecDeque<(Db, Vec<Box<dyn Command>>)>,
+    stop: bool,
+}
+
+impl Waiting {
+    fn take(&mut self, job: Job) {
+        match job {
+            Job::Stop => self.stop = true,
+            Job::Run { db, command } => match self.groups.iter_mut().find(|(known, _)| *known == db) {
+                Some((_, group)) => group.push(command),
+                None => self.groups.push_back((db, vec![command])),
+            },
+        }
+    }
+
+    fn take_all(&mut self, jobs: &Receiver<Job>) {
+        jobs.try_iter().take(MAX_BATCH - 1).for_each(|job| self.take(job));
+    }
+
+    /// What has come for a database since.
+    fn more(&mut self, db: &Db, jobs: &Receiver<Job>) -> Vec<Box<dyn Command>> {
+        self.take_all(jobs);
+        let at = self.groups.iter().position(|(known, _)| known == db);
+        at.and_then(|at| self.groups.remove(at)).map(|(_, group)| group).unwrap_or_default()
+    }
+}
+
+/// Runs a group in one transaction, and with it what `more` has come meanwhile: a commit is dear, and
+/// whoever comes a moment later would have to wait for the next. `Err((error, broken))`: nothing is known
+/// to be kept; `broken` says that the connection must not be used again.
+fn transact(
+    connection: &Connection,
+    group: &mut Vec<Box<dyn Command>>,
+    mut more: impl FnMut() -> Vec<Box<dyn Command>>,
+) -> Result<(), (StoreError, bool)> {
     let run = |statement: &str| {
         connection.prepare_cached(statement).and_then(|mut prepared| prepared.execute([])).map(|_| ())
     };
     let failed = |error: rusqlite::Error| (StoreError::Failed { operation: "begin", why: error.to_string() }, true);
     let unknown = |error: rusqlite::Error| (StoreError::Unknown { why: error.to_string() }, true);
     run("BEGIN IMMEDIATE").map_err(failed)?;
-    if let [alone] = group {
+    if let [alone] = group.as_mut_slice() {
         // Nobody's work but its own is undone with the transaction.
         let end = if alone.apply(connection).is_ok() { "COMMIT" } else { "ROLLBACK" };
         return run(end).map_err(unknown);
     }
-    for command in group.iter_mut() {
-        run("SAVEPOINT command").map_err(failed)?;
-        if command.apply(connection).is_err() {
-            run("ROLLBACK TO command").map_err(failed)?;
+    let mut done = 0;
+    while done < group.len() {
+        for command in &mut group[done..] {
+            run("SAVEPOINT command").map_err(failed)?;
+            if command.apply(connection).is_err() {
+                run("ROLLBACK TO command").map_err(failed)?;
+            }
+            run("RELEASE command").map_err(failed)?;
         }
-        run("RELEASE command").map_err(failed)?;
+        done = group.len();
+        if done < MAX_BATCH {
+            group.extend(more());
+        }
     }
     run("COMMIT").map_err(unknown)
 }

@@ -9,7 +9,7 @@ use super::{Account, TransferKind, time};
 use crate::store::StoreError;
 use aws_lc_rs::digest::{Context, SHA256};
 use belay_protocol::id::RequestId;
-use belay_protocol::money::NanoUsd;
+use belay_protocol::money::{MoneyError, NanoUsd};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 /// A SHA-256.
@@ -146,13 +146,17 @@ impl Posted {
     }
 }
 
-/// The end of the chain, to post at. Lives as long as one transaction.
+/// The end of the chain, to post at, with the balances as they are after what it has posted. Lives as long
+/// as one command; [`finish`](Self::finish) writes the balances.
 #[derive(Debug)]
+#[must_use]
 pub(crate) struct Chain<'a> {
     connection: &'a Connection,
     id: i64,
     at_ms: i64,
     hash: Hash,
+    /// By the account's number less one: what it has, and the entry that changed it, if one here did.
+    accounts: [(NanoUsd, Option<i64>); Account::ALL.len()],
 }
 
 impl<'a> Chain<'a> {
@@ -164,12 +168,25 @@ impl<'a> Chain<'a> {
             .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
             .optional()?;
         let (id, last_ms, hash) = last.unwrap_or((0, 0, GENESIS));
-        Ok(Self { connection, id, at_ms: time(now_ms).max(last_ms), hash })
+        let mut accounts = [(NanoUsd::ZERO, None); Account::ALL.len()];
+        let mut statement = connection.prepare_cached("SELECT id, balance_nano FROM account")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let account = Account::numbered(row.get(0)?);
+            let corrupt = || StoreError::Corrupt { what: "an account", why: "it has an unknown number".into() };
+            accounts[place(account.ok_or_else(corrupt)?)].0 = NanoUsd(row.get(1)?);
+        }
+        Ok(Self { connection, id, at_ms: time(now_ms).max(last_ms), hash, accounts })
     }
 
     /// When this posts, milliseconds since 1970.
     pub(crate) fn at_ms(&self) -> i64 {
         self.at_ms
+    }
+
+    /// What an account has after all that was posted here.
+    pub(crate) fn balance(&self, account: Account) -> NanoUsd {
+        self.accounts[place(account)].0
     }
 
     /// Posts, unless there is nothing to move.
@@ -184,18 +201,18 @@ impl<'a> Chain<'a> {
             return Err(StoreError::Corrupt { what: "a transfer", why });
         }
         let id = self.id + 1;
-        let (from, to, amount) = (transfer.from as i64, transfer.to as i64, transfer.amount.0);
-        let from_after = self.add(from, -amount, id)?;
-        let to_after = self.add(to, amount, id)?;
+        let amount = transfer.amount;
+        let from_after = self.change(transfer.from, id, |balance| balance.checked_add(NanoUsd(-amount.0)))?;
+        let to_after = self.change(transfer.to, id, |balance| balance.checked_add(amount))?;
         let mut posted = Posted {
             id,
             at_ms: self.at_ms,
             kind: transfer.kind as i64,
-            from,
-            to,
-            amount,
-            from_after,
-            to_after,
+            from: transfer.from as i64,
+            to: transfer.to as i64,
+            amount: amount.0,
+            from_after: from_after.0,
+            to_after: to_after.0,
             request_id: transfer.request_id.map(|id| id.0),
             operation_id: transfer.operation_id.map(str::to_owned),
             note: transfer.note.map(str::to_owned),
@@ -229,14 +246,32 @@ impl<'a> Chain<'a> {
         Ok(())
     }
 
-    fn add(&self, account: i64, amount: i64, transfer: i64) -> Result<i64, StoreError> {
-        let after = self
-            .connection
-            .prepare_cached(
-                "UPDATE account SET balance_nano = balance_nano + ?2, last_transfer = ?3 WHERE id = ?1
-                 RETURNING balance_nano",
-            )?
-            .query_row(params![account, amount, transfer], |row| row.get(0))?;
-        Ok(after)
+    fn change(
+        &mut self,
+        account: Account,
+        entry: i64,
+        by: impl FnOnce(NanoUsd) -> Result<NanoUsd, MoneyError>,
+    ) -> Result<NanoUsd, StoreError> {
+        let (balance, touched) = &mut self.accounts[place(account)];
+        *balance = by(*balance)?;
+        *touched = Some(entry);
+        Ok(*balance)
     }
+
+    /// Writes the balances that were changed since the last time.
+    pub(crate) fn finish(&mut self) -> Result<(), StoreError> {
+        for account in Account::ALL {
+            let (balance, touched) = &mut self.accounts[place(account)];
+            if let Some(entry) = touched.take() {
+                self.connection
+                    .prepare_cached("UPDATE account SET balance_nano = ?2, last_transfer = ?3 WHERE id = ?1")?
+                    .execute(params![account as i64, balance.0, entry])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn place(account: Account) -> usize {
+    account as usize - 1
 }

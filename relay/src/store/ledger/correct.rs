@@ -159,6 +159,7 @@ pub fn correct(
     };
     let proof = Transfer::new(TransferKind::Correct, Account::Revenue, Account::Prepaid, NanoUsd::ZERO);
     chain.record(&proof.of(request_id).proving(correction.evidence(request_id)))?;
+    chain.finish()?;
     connection
         .prepare_cached(
             "INSERT INTO correction (request, cost_nano, absorbed_nano, usage, at_ms) VALUES (?1, ?2, ?3, ?4, ?5)",

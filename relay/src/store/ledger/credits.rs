@@ -8,6 +8,7 @@
 use super::chain::{Chain, Evidence, Hash, Transfer};
 use super::{Account, TransferKind, time};
 use crate::store::StoreError;
+use belay_protocol::id::RequestId;
 use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -31,7 +32,9 @@ pub fn grant(
         .query_row(params![amount.0, time(expires_ms)], |row| row.get(0))?;
     let transfer = Transfer::new(TransferKind::Grant, Account::Funding, Account::Credits, amount);
     let evidence = evidence(id, amount.0, time(expires_ms));
-    Chain::at(connection, now_ms)?.post(&transfer.named(operation_id, note).proving(evidence))
+    let mut chain = Chain::at(connection, now_ms)?;
+    chain.post(&transfer.named(operation_id, note).proving(evidence))?;
+    chain.finish()
 }
 
 /// What the entry of a grant proves of it.
@@ -55,7 +58,9 @@ pub fn expire(connection: &Connection, now_ms: u64) -> Result<bool, StoreError> 
         .query_row([time(now_ms)], |row| row.get(0))?;
     let Some(expired) = expired else { return Ok(false) };
     let transfer = Transfer::new(TransferKind::Expire, Account::Credits, Account::Funding, NanoUsd(expired));
-    Chain::at(connection, now_ms)?.post(&transfer)?;
+    let mut chain = Chain::at(connection, now_ms)?;
+    chain.post(&transfer)?;
+    chain.finish()?;
     connection
         .prepare_cached("UPDATE credit_grant SET left_nano = 0 WHERE left_nano > 0 AND expires_ms <= ?1")?
         .execute([time(now_ms)])?;
@@ -63,7 +68,10 @@ pub fn expire(connection: &Connection, now_ms: u64) -> Result<bool, StoreError> 
 }
 
 /// Takes `amount` from the grants for a request. The caller has seen that there is so much.
-pub(crate) fn draw(connection: &Connection, request: i64, amount: NanoUsd) -> Result<(), StoreError> {
+pub(crate) fn draw(connection: &Connection, request_id: RequestId, amount: NanoUsd) -> Result<(), StoreError> {
+    let request: i64 = connection
+        .prepare_cached("SELECT id FROM request WHERE request_id = ?1")?
+        .query_row([request_id.0], |row| row.get(0))?;
     let mut wanted = amount.0;
     let grants: Vec<(i64, i64)> = connection
         .prepare_cached("SELECT id, left_nano FROM credit_grant WHERE left_nano > 0 ORDER BY expires_ms, id")?

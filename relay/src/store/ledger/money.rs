@@ -37,7 +37,9 @@ pub fn operate(
         Operation::Chargeback => (TransferKind::Chargeback, Account::Prepaid, Account::Funding),
     };
     if !done_before(connection, kind, operation_id, amount)? {
-        Chain::at(connection, now_ms)?.post(&Transfer::new(kind, from, to, amount).named(operation_id, note))?;
+        let mut chain = Chain::at(connection, now_ms)?;
+        chain.post(&Transfer::new(kind, from, to, amount).named(operation_id, note))?;
+        chain.finish()?;
     }
     balance(connection, Account::Prepaid)
 }

@@ -94,20 +94,21 @@ fn opening(what: &str, texts: [&str; 3], digest: &[u8], numbers: [i64; 6]) -> Ev
 
 /// Writes a request down and moves its money, out of the credits first.
 pub(crate) fn set_aside(connection: &Connection, opened: &Opened<'_>, now_ms: u64) -> Result<(), StoreError> {
-    let row = open(connection, opened)?;
+    open(connection, opened)?;
     if opened.from_credits > NanoUsd::ZERO {
-        credits::draw(connection, row, opened.from_credits)?;
+        credits::draw(connection, opened.request_id, opened.from_credits)?;
     }
     let mut chain = Chain::at(connection, now_ms)?;
     let transfer = |kind, from, amount| Transfer::new(kind, from, Account::Held, amount).of(opened.request_id);
     chain.post(&transfer(TransferKind::HoldCredits, Account::Credits, opened.from_credits))?;
     let rest = opened.held - opened.from_credits;
-    chain.record(&transfer(TransferKind::Hold, Account::Prepaid, rest).proving(opened.evidence()))
+    chain.record(&transfer(TransferKind::Hold, Account::Prepaid, rest).proving(opened.evidence()))?;
+    chain.finish()
 }
 
-/// Writes it down, in place of a voided one. Returns its row.
-fn open(connection: &Connection, opened: &Opened<'_>) -> Result<i64, StoreError> {
-    Ok(connection
+/// Writes it down, in place of a voided one.
+fn open(connection: &Connection, opened: &Opened<'_>) -> Result<(), StoreError> {
+    connection
         .prepare_cached(
             "INSERT INTO request (request_id, device, key, class, digest, state, boot, terms, input_bytes, held_nano,
                                   credits_nano, created_ms)
@@ -115,25 +116,22 @@ fn open(connection: &Connection, opened: &Opened<'_>) -> Result<i64, StoreError>
              ON CONFLICT (request_id) DO UPDATE SET state = 0, key = excluded.key, boot = excluded.boot,
                  terms = excluded.terms, input_bytes = excluded.input_bytes, held_nano = excluded.held_nano,
                  credits_nano = excluded.credits_nano, created_ms = excluded.created_ms,
-                 finished_ms = NULL
-             RETURNING id",
+                 finished_ms = NULL",
         )?
-        .query_row(
-            params![
-                opened.request_id.0,
-                opened.device,
-                opened.key,
-                opened.class as i64,
-                opened.digest,
-                opened.boot,
-                opened.terms,
-                opened.input_bytes,
-                opened.held.0,
-                opened.from_credits.0,
-                opened.created_ms,
-            ],
-            |row| row.get(0),
-        )?)
+        .execute(params![
+            opened.request_id.0,
+            opened.device,
+            opened.key,
+            opened.class as i64,
+            opened.digest,
+            opened.boot,
+            opened.terms,
+            opened.input_bytes,
+            opened.held.0,
+            opened.from_credits.0,
+            opened.created_ms,
+        ])?;
+    Ok(())
 }
 
 /// A row as it stands.

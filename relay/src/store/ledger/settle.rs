@@ -4,7 +4,7 @@ use super::chain::{Chain, Transfer};
 use super::request::{self, Stored};
 use super::standing::standing;
 use super::usage::{self, Totals};
-use super::{Account, TransferKind, balance, budget, credits, outbox, state, time};
+use super::{Account, TransferKind, budget, credits, outbox, state, time};
 use crate::store::StoreError;
 use belay_protocol::codec::Message;
 use belay_protocol::id::RequestId;
@@ -111,7 +111,13 @@ fn pay(
         credits::release(connection, stored.row, by_credits)?;
     }
     let above = cost - settled;
-    let excess = if above > NanoUsd::ZERO { above.min(headroom(connection, stored, now_ms)?) } else { NanoUsd::ZERO };
+    let excess = if above > NanoUsd::ZERO {
+        // What was given back counts.
+        chain.finish()?;
+        above.min(headroom(connection, stored, now_ms)?)
+    } else {
+        NanoUsd::ZERO
+    };
     chain.post(&transfer(TransferKind::Excess, Account::Prepaid, Account::Revenue, excess))?;
     chain.post(&transfer(TransferKind::Absorb, Account::Absorbed, Account::Revenue, above - excess))?;
     Ok(Paid { settled, excess, absorbed: above - excess })
@@ -140,7 +146,6 @@ fn finish(
 ) -> Result<Settled, StoreError> {
     let elapsed = time(settlement.now_ms).saturating_sub(stored.created_ms);
     let cost = paid.settled.checked_add(paid.excess)?;
-    let credits = balance(connection, Account::Credits)?;
     let end = End {
         request_id: stored.request_id,
         outcome: settlement.outcome,
@@ -149,7 +154,7 @@ fn finish(
         model: stored.model.clone().unwrap_or_default(),
         usage,
         cost,
-        balance: balance(connection, Account::Prepaid)?.checked_add(credits)?,
+        balance: chain.balance(Account::Prepaid).checked_add(chain.balance(Account::Credits))?,
         estimated: settlement.estimated,
         events: settlement.events,
         first_event_ms: settlement.first_event_ms,
@@ -162,6 +167,7 @@ fn finish(
     stored.finished_ms = Some(chain.at_ms());
     let transfer = Transfer::new(TransferKind::Settle, Account::Held, Account::Revenue, paid.settled);
     chain.record(&transfer.of(stored.request_id).proving(stored.evidence()))?;
+    chain.finish()?;
     write(connection, &stored)?;
     let at_ms = u64::try_from(chain.at_ms()).unwrap_or(0);
     let totals = Totals::of(&end.usage, cost, paid.absorbed, settlement.estimated);
@@ -231,6 +237,7 @@ fn void_hold(
     stored.finished_ms = Some(chain.at_ms());
     let rest = stored.held - stored.from_credits;
     chain.record(&back(TransferKind::Void, Account::Prepaid, rest).proving(stored.evidence()))?;
+    chain.finish()?;
     write(connection, &stored)?;
     Ok(true)
 }
