@@ -169,3 +169,59 @@ impl Escalator {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::guard::HoldGuard;
+    use super::*;
+    use tokio::time::advance;
+
+    fn held(unresolved: &Unresolved, id: u8) -> HoldGuard {
+        let tenant: TenantId = "acme".parse().expect("valid");
+        let mut guard = HoldGuard::queued(&tenant, RequestId([id; 16]), 80, 5, unresolved.clone());
+        guard.held();
+        guard
+    }
+
+    /// What the sweeper would resolve, by request and by how far its answer had come.
+    fn taken(unresolved: &Unresolved) -> Vec<(u8, Option<u64>)> {
+        let lost = unresolved.take().into_iter().map(|lost| match lost.how {
+            How::Held { progress, .. } => (lost.request_id.0[0], Some(progress.events)),
+            How::Unknown { .. } => (lost.request_id.0[0], None),
+        });
+        lost.collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_hold_of_a_task_that_stands_still_goes_to_the_sweeper_once() {
+        let unresolved = Unresolved::default();
+        let (mut alive, mut still) = (held(&unresolved, 1), held(&unresolved, 2));
+        still.note(Progress { events: 7, ..Progress::default() });
+        for _ in 0..10 {
+            advance(RENEW).await;
+            alive.note(alive.progress());
+        }
+        assert_eq!(taken(&unresolved), [(2, Some(7))]);
+        assert!(taken(&unresolved).is_empty(), "once");
+        // The task wakes up and goes: nothing more is to be resolved for it.
+        drop(still);
+        assert!(taken(&unresolved).is_empty());
+        alive.disarm();
+        advance(LEASE * 2).await;
+        drop(alive);
+        assert!(taken(&unresolved).is_empty(), "it was settled");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hold_that_is_dropped_goes_to_the_sweeper_with_its_progress() {
+        let unresolved = Unresolved::default();
+        let mut guard = held(&unresolved, 1);
+        guard.note(Progress { events: 3, ..Progress::default() });
+        drop(guard);
+        let tenant: TenantId = "acme".parse().expect("valid");
+        drop(HoldGuard::queued(&tenant, RequestId([2; 16]), 80, 5, unresolved.clone()));
+        assert_eq!(taken(&unresolved), [(1, Some(3)), (2, None)]);
+        advance(LEASE * 2).await;
+        assert!(taken(&unresolved).is_empty(), "its lease has ended with it");
+    }
+}
