@@ -10,6 +10,8 @@ use belay_protocol::id::RequestId;
 use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
+use std::rc::Rc;
 
 /// A model of a provider that may serve a request, and what it charges.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,20 +35,50 @@ impl Offer {
     }
 }
 
+/// Offers as they are written down. Most requests of a thread are at the terms of the one before: its
+/// text, its digest and what it reads as are kept.
+struct Written {
+    offers: Vec<Offer>,
+    text: String,
+    digest: Digest,
+}
+
+thread_local! {
+    static LAST: RefCell<Option<Rc<Written>>> = const { RefCell::new(None) };
+}
+
+impl Written {
+    fn last_if(is_it: impl Fn(&Self) -> bool) -> Option<Rc<Self>> {
+        LAST.with_borrow(|last| last.as_ref().filter(|last| is_it(last)).cloned())
+    }
+
+    fn keep(offers: Vec<Offer>, text: String) -> Rc<Self> {
+        let digest = terms_digest(&text);
+        let written = Rc::new(Self { offers, text, digest });
+        LAST.set(Some(Rc::clone(&written)));
+        written
+    }
+}
+
 /// Writes down what was offered, once for all requests at the same terms.
 pub(crate) fn terms_id(connection: &Connection, offers: &[Offer]) -> Result<i64, StoreError> {
-    let text = serde_json::to_string(offers)
-        .map_err(|error| StoreError::Failed { operation: "encode a price", why: error.to_string() })?;
-    let digest = terms_digest(&text);
+    let written = match Written::last_if(|last| last.offers == offers) {
+        Some(last) => last,
+        None => {
+            let text = serde_json::to_string(offers)
+                .map_err(|error| StoreError::Failed { operation: "encode a price", why: error.to_string() })?;
+            Written::keep(offers.to_vec(), text)
+        }
+    };
     let known = connection
         .prepare_cached("SELECT id FROM terms WHERE digest = ?1")?
-        .query_row([digest.as_ref()], |row| row.get(0))
+        .query_row([written.digest.as_ref()], |row| row.get(0))
         .optional()?;
     match known {
         Some(id) => Ok(id),
         None => Ok(connection
             .prepare_cached("INSERT INTO terms (digest, terms) VALUES (?1, ?2) RETURNING id")?
-            .query_row(params![digest.as_ref(), text], |row| row.get(0))?),
+            .query_row(params![written.digest.as_ref(), written.text], |row| row.get(0))?),
     }
 }
 
@@ -56,9 +88,15 @@ pub(crate) fn terms_digest(text: &str) -> Digest {
 
 /// The terms that a request was taken at.
 pub(crate) fn terms(connection: &Connection, id: i64) -> Result<Vec<Offer>, StoreError> {
-    let text: String =
-        connection.prepare_cached("SELECT terms FROM terms WHERE id = ?1")?.query_row([id], |row| row.get(0))?;
-    serde_json::from_str(&text).map_err(|error| StoreError::Corrupt { what: "terms", why: error.to_string() })
+    let mut statement = connection.prepare_cached("SELECT terms FROM terms WHERE id = ?1")?;
+    let mut rows = statement.query([id])?;
+    let row = rows.next()?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+    let text = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+    // `keyless` is not written down: it is no matter of a settlement.
+    if let Some(last) = Written::last_if(|last| last.text == text) {
+        return Ok(last.offers.clone());
+    }
+    serde_json::from_str(text).map_err(|error| StoreError::Corrupt { what: "terms", why: error.to_string() })
 }
 
 /// A request whose money is set aside, as it is written down.
