@@ -48,8 +48,16 @@ impl Client {
         loop {
             let tunnel = self.tunnel_until(until).await?;
             let mut groups = vec![];
-            match tunnel.list(StreamKind::Billing, &request, |group| groups.push(group)).await {
-                Ok(Done { from_day, until_day, .. }) => return Ok(Usage { groups, from_day, until_day }),
+            let told = tunnel.list(StreamKind::Billing, &request, |group| {
+                groups.push(group);
+                true
+            });
+            match told.await {
+                Ok(done) => {
+                    let (from_day, until_day) =
+                        done.map_or((0, 0), |Done { from_day, until_day, .. }| (from_day, until_day));
+                    return Ok(Usage { groups, from_day, until_day });
+                }
                 Err(ClientError::Lost(_)) if !tunnel.takes_streams() && Instant::now() < until => {}
                 Err(error) => return Err(error),
             }
@@ -57,12 +65,13 @@ impl Client {
     }
 
     /// The entries of the tenant's book of some days, one by one. Where the tunnel is lost in the middle,
-    /// it goes on over the next one. Returns how many there were. `within` is for each tunnel.
+    /// it goes on over the next one. `each` says whether it wants more. Returns how many there were.
+    /// `within` is for each tunnel.
     pub async fn statement(
         &self,
         (from_day, until_day): (u32, u32),
         within: Duration,
-        mut each: impl FnMut(StatementLine),
+        mut each: impl FnMut(StatementLine) -> bool,
     ) -> Result<u64, ClientError> {
         let (mut after, mut rows) = (0, 0);
         loop {
@@ -71,7 +80,7 @@ impl Client {
             let told = tunnel.list(StreamKind::Billing, &request, |line: StatementLine| {
                 after = line.entry;
                 rows += 1;
-                each(line);
+                each(line)
             });
             match told.await {
                 Ok(_) => return Ok(rows),

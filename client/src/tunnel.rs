@@ -156,13 +156,14 @@ impl Tunnel {
     }
 
     /// Sends a request and reads the list that answers it, to its end. Errors: those of
-    /// [`Self::call`]; a list without its end is `Lost`.
+    /// [`Self::call`]; a list without its end is `Lost`. `each` says whether it wants more; `None`: it
+    /// did not.
     pub async fn list<Q: Message, R: Message>(
         &self,
         kind: StreamKind,
         request: &Q,
-        mut each: impl FnMut(R),
-    ) -> Result<Done, ClientError> {
+        mut each: impl FnMut(R) -> bool,
+    ) -> Result<Option<Done>, ClientError> {
         let silent = || ClientError::Lost(format!("no answer within {} s", CALL.as_secs()));
         let opened = timeout(CALL, async {
             let (mut writer, reader) = self.stream(kind).await?;
@@ -177,9 +178,10 @@ impl Tunnel {
                 let cut = || ClientError::Lost("the relay ended the list before its end".into());
                 let frame = frame.ok_or_else(cut)?;
                 match frame.kind {
-                    FrameType::Done => return Ok(Done::from_frame(&frame)?),
+                    FrameType::Done => return Ok(Some(Done::from_frame(&frame)?)),
                     FrameType::Failed => return Err(Failed::from_frame(&frame)?.into()),
-                    _ => each(R::from_frame(&frame)?),
+                    _ if !each(R::from_frame(&frame)?) => return Ok(None),
+                    _ => {}
                 }
             }
         };

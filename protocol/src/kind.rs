@@ -12,7 +12,7 @@ pub enum StreamKind {
     Enrol = 0x02,
     /// One LLM request.
     Escalate = 0x03,
-    /// Balance and, later, usage and statements.
+    /// Balance, usage, statements, records, where to pay.
     Billing = 0x04,
     /// Conversation sessions (reserved).
     Session = 0x05,

@@ -19,7 +19,8 @@ const ID_LEN: usize = 12;
 const SECRET_LEN: usize = 52;
 const CHECKSUM_LEN: usize = 6;
 
-/// Why a key gives no access. All but `Malformed` and `Scope` look the same to a caller.
+/// Why a key gives no access. The words are for operators: a caller from outside is to hear no more than
+/// that the key gives none.
 #[derive(Debug, Error)]
 pub enum KeyRefusal {
     /// It was mistyped or cut.

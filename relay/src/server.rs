@@ -261,8 +261,10 @@ fn store_config(config: &Config, inline: bool) -> StoreConfig {
 
 /// Records the configured price list in central and returns its version.
 async fn record_prices(store: &Store, config: &Config, now_ms: u64) -> Result<i64, StoreError> {
-    let prices: std::collections::BTreeMap<_, _> =
+    let models: std::collections::BTreeMap<_, _> =
         config.models.iter().map(|(name, model)| (name, (&model.name, &model.prices))).collect();
+    // Models that only their provider names are priced by the catalogue.
+    let prices = (&config.catalogue().source, &config.billing.default_price, models);
     let text = serde_json::to_string(&prices)
         .map_err(|error| StoreError::Failed { operation: "encode the price list", why: error.to_string() })?;
     let digest = sha256(text.as_bytes());

@@ -40,7 +40,14 @@ async fn record(client: &TestClient, record: &RecordRequest) -> Result<belay_pro
 
 async fn statement(client: &TestClient) -> Vec<StatementLine> {
     let mut lines = vec![];
-    let rows = client.client.statement((0, 1_000_000), PATIENCE, |line| lines.push(line)).await.unwrap();
+    let rows = client
+        .client
+        .statement((0, 1_000_000), PATIENCE, |line| {
+            lines.push(line);
+            true
+        })
+        .await
+        .unwrap();
     assert_eq!(rows, lines.len() as u64);
     lines
 }
@@ -88,6 +95,10 @@ async fn usage_is_the_sum_of_the_entries_however_it_is_told_apart() {
     // 12,345 tokens at $0.10 per million and 1.3.
     assert_eq!((knowledge.input, knowledge.cost), (12_345, NanoUsd(1_604_850)));
     assert_eq!(client.client.usage(EVER, UsageBy::DEVICE, PATIENCE).await.unwrap().groups.len(), 2);
+    let long = Some("x".repeat(1001));
+    let admin = relay.relay().admin();
+    let refused = admin.operate(&tenant("acme"), Operation::Credit, NanoUsd(1), None, long).await;
+    assert!(refused.expect_err("fits no statement").to_string().contains("1000 bytes"));
     let none = client.client.usage(Span::Days(today + 5, today + 6), UsageBy::MODEL, PATIENCE).await.unwrap();
     assert_eq!((none.groups, none.from_day, none.until_day), (vec![], today + 5, today + 6));
     assert_eq!(client.client.flush(PATIENCE).await.unwrap().waiting_rows, 0);
@@ -172,10 +183,23 @@ async fn a_long_book_is_told_whole_and_from_any_entry() {
     let lines = statement(&client).await;
     assert!(lines.iter().map(|line| line.entry).eq(1..=601));
     assert_eq!(lines.last().unwrap().balance, NanoUsd(5_000_000_600));
+    let mut few = vec![];
+    let seen = client.client.statement((0, 1_000_000), PATIENCE, |line| {
+        few.push(line.entry);
+        few.len() < 3
+    });
+    assert_eq!((seen.await.unwrap(), few), (3, vec![1, 2, 3]), "who has had enough gets no more");
     let mut rows = 0;
-    client.client.statement((0, 10), PATIENCE, |_| rows += 1).await.unwrap();
+    client
+        .client
+        .statement((0, 10), PATIENCE, |_| {
+            rows += 1;
+            true
+        })
+        .await
+        .unwrap();
     assert_eq!(rows, 0, "none in 1970");
-    let error = client.client.statement((5, 5), PATIENCE, |_| {}).await.expect_err("no days").to_string();
+    let error = client.client.statement((5, 5), PATIENCE, |_| true).await.expect_err("no days").to_string();
     assert!(error.contains("from 5 up to 5"), "{error}");
     relay.stop().await;
 }
@@ -216,7 +240,8 @@ async fn what_a_billing_stream_asks_that_nobody_knows_is_refused() {
 
 #[test]
 fn the_commands_show_what_the_book_says() {
-    let mut relay = Belayd::start("[billing]\ntopup_url = \"https://pay.example.org/\"\n").unwrap();
+    let mut relay =
+        Belayd::start("[billing]\ntopup_url = \"https://pay.example.org/?for={tenant}&usd={amount}\"\n").unwrap();
     let home = relay.dir().join("home");
     relay.run(&["tenant", "create", "acme", "--credit", "5"]).unwrap();
     let invite = relay.run(&["invite", "acme"]).unwrap()["invite"].as_str().unwrap().to_owned();
@@ -242,6 +267,7 @@ fn the_commands_show_what_the_book_says() {
     assert!(belay(&["statement"]).stdout.contains("opening-acme, opening credit"));
     assert!(belay(&["statement", "--from", "2020-01-01", "--until", "2020-01-02"]).stdout.contains("no entries"));
     assert_eq!(belay(&["statement", "--from", "2020-02-30"]).code, Some(2));
-    assert_eq!(belay(&["topup", "20"]).stdout, "https://pay.example.org/\n");
+    assert_eq!(belay(&["topup", "20.5"]).stdout, "https://pay.example.org/?for=acme&usd=20.50\n");
+    assert_eq!(belay(&["topup"]).stdout, "https://pay.example.org/?for=acme&usd=\n");
     relay.terminate().unwrap();
 }

@@ -67,6 +67,7 @@ async fn a_tenant_with_keys_of_its_own_pays_its_provider_and_a_licence() {
         ("three", Some("k"), "it has demo, one, two"),
         ("one", Some("with space"), "cannot stand in a header"),
         ("one", Some(""), "empty"),
+        ("one", Some("k".repeat(4097).leak()), "too long"),
         ("one", None, "has no key for one"),
     ] {
         let error = set(provider, key).await.expect_err(part).to_string();

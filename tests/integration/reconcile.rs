@@ -93,7 +93,10 @@ async fn what_was_estimated_becomes_what_the_provider_counts() {
         assert_eq!((usage.estimated, usage.cost_nano), (0, 5_000_000_000 - relay.balance(name).await));
         admin.flush(&tenant(name)).await.unwrap();
         let mut lines = vec![];
-        let taken = client.client.statement((0, 1_000_000), belay_tests::relay::PATIENCE, |line| lines.push(line));
+        let taken = client.client.statement((0, 1_000_000), belay_tests::relay::PATIENCE, |line| {
+            lines.push(line);
+            true
+        });
         taken.await.unwrap();
         assert!(lines.iter().any(|line| line.kind == "correct" && line.amount > NanoUsd::ZERO));
     }

@@ -34,9 +34,8 @@ pub(super) async fn statement(global: &Global, args: &StatementArgs) -> anyhow::
     };
     let mut broken = None;
     let told = client.statement(days, global.wait(), |line| {
-        if broken.is_none() {
-            broken = printer.print(&line).err();
-        }
+        broken = printer.print(&line).err();
+        broken.is_none()
     });
     let rows = told.await;
     client.close().await;

@@ -155,7 +155,7 @@ impl IntoResponse for AdminError {
         let status = match &self {
             Self::NoTenant(_) | Self::NoDevice(_) | Self::NoKey(_) => StatusCode::NOT_FOUND,
             Self::TenantExists(_) => StatusCode::CONFLICT,
-            Self::Amount(_) => StatusCode::BAD_REQUEST,
+            Self::Invalid(_) => StatusCode::BAD_REQUEST,
             Self::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, Json(ErrorBody { error: self.to_string() })).into_response()

@@ -1,6 +1,6 @@
 //! Keys by the operator's hand: API keys for callers, and tenants' own keys for providers.
 
-use super::http::{Body, Service, bad_request};
+use super::http::{Body, OfTenant, Service, bad_request};
 use super::service::{AdminError, AdminService};
 use crate::api_keys::KeyRefusal;
 use crate::store::central::keys::{ApiKey, KeyScope};
@@ -64,7 +64,7 @@ impl AdminService {
     /// Makes an API key.
     pub async fn create_key(&self, wanted: CreateKey) -> Result<CreatedKey, AdminError> {
         if wanted.scopes.is_empty() {
-            return Err(AdminError::Amount("a key without a scope is of no use; name at least one".into()));
+            return Err(AdminError::Invalid("a key without a scope is of no use; name at least one".into()));
         }
         let (tenant, mut scopes) = (wanted.tenant.clone(), wanted.scopes);
         scopes.sort_unstable();
@@ -88,7 +88,7 @@ impl AdminService {
     pub async fn check_key(&self, secret: &SecretString) -> Result<ApiKey, AdminError> {
         self.api_keys().authenticate(secret).await.map_err(|refusal| match refusal {
             KeyRefusal::Store(error) => error.into(),
-            refusal => AdminError::Amount(refusal.to_string()),
+            refusal => AdminError::Invalid(refusal.to_string()),
         })
     }
 
@@ -104,21 +104,21 @@ impl AdminService {
         if key.is_some() && !known {
             let names: Vec<&str> = self.config().providers.keys().map(String::as_str).collect();
             let why = format!("there is no provider {provider:?} on this relay; it has {}", names.join(", "));
-            return Err(AdminError::Amount(why));
+            return Err(AdminError::Invalid(why));
         }
         if let Some(key) = &key {
             let text = key.expose_secret();
             if text.is_empty() || text.len() > MAX_KEY || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
                 let why = "this is no key: it is empty, too long, or has characters that cannot stand in a header";
-                return Err(AdminError::Amount(why.into()));
+                return Err(AdminError::Invalid(why.into()));
             }
         }
         let sealed = key.map(|key| self.sealer().seal(tenant, &provider, &key, self.random())).transpose();
-        let sealed = sealed.map_err(|error| AdminError::Amount(error.to_string()))?;
+        let sealed = sealed.map_err(|error| AdminError::Invalid(error.to_string()))?;
         let name = provider.clone();
         let there = self.books().set_provider_key(tenant, provider, sealed).await?;
         if !there {
-            return Err(AdminError::Amount(format!("tenant {tenant} has no key for {name}")));
+            return Err(AdminError::Invalid(format!("tenant {tenant} has no key for {name}")));
         }
         self.provider_keys(tenant).await
     }
@@ -128,13 +128,6 @@ impl AdminService {
         self.tenant(tenant).await?;
         Ok(self.books().provider_keys(tenant).await?)
     }
-}
-
-/// Chooses a tenant, or all.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct OfTenant {
-    tenant: Option<TenantId>,
 }
 
 pub(super) fn routes() -> Router<Arc<AdminService>> {

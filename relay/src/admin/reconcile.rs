@@ -94,23 +94,28 @@ impl AdminService {
         let Some(provider) = self.config().providers.get(&wanted.provider) else {
             let names: Vec<&str> = self.config().providers.keys().map(String::as_str).collect();
             let why = format!("there is no provider {:?} on this relay; it has {}", wanted.provider, names.join(", "));
-            return Err(AdminError::Amount(why));
+            return Err(AdminError::Invalid(why));
         };
         let days = wanted.usage.iter().map(|usage| usage.day);
         let (Some(first), Some(last)) = (days.clone().min(), days.max()) else { return Ok(vec![]) };
         let booked = self.booked(&wanted.provider, (first, last + 1)).await?;
-        // The same model under the names that the provider's bill has for it.
+        // The same model under the name that the provider's bill has for it: by the catalogue.
         let listed = |name: &str| {
             let id = provider.prices.as_deref()?;
-            self.config().catalogue().find(id, name).map(|model| model.id.clone())
+            self.config().catalogue().find(id, name).map(|model| model.id.as_str())
         };
+        let ours: BTreeMap<&str, &String> =
+            booked.keys().filter_map(|(_, model)| Some((listed(model)?, model))).collect();
+        let mut known_as: BTreeMap<&String, &String> = booked.keys().map(|(_, model)| (model, model)).collect();
+        for usage in &wanted.usage {
+            if !known_as.contains_key(&usage.model) {
+                let model = listed(&usage.model).and_then(|id| ours.get(id).copied());
+                known_as.insert(&usage.model, model.unwrap_or(&usage.model));
+            }
+        }
         let mut theirs: BTreeMap<(i64, String), Tokens> = BTreeMap::new();
         for usage in &wanted.usage {
-            let is_same = |(day, model): &&(i64, String)| {
-                *day == usage.day
-                    && (*model == usage.model || listed(model).is_some_and(|id| listed(&usage.model) == Some(id)))
-            };
-            let model = booked.keys().find(is_same).map_or_else(|| usage.model.clone(), |(_, model)| model.clone());
+            let model = known_as[&usage.model].clone();
             theirs.entry((usage.day, model)).or_default().add(usage.tokens);
         }
         let keys: Vec<(i64, String)> = {

@@ -47,9 +47,9 @@ pub enum AdminError {
     /// No such API key.
     #[error("there is no API key {0}; see: belayd key list")]
     NoKey(String),
-    /// The amount makes no sense.
+    /// What was asked makes no sense; why.
     #[error("{0}")]
-    Amount(String),
+    Invalid(String),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -77,7 +77,7 @@ impl TermsChange {
 /// An operation under a name that was another one's is the operator's mistake.
 fn moved<T>(result: Result<T, StoreError>) -> Result<T, AdminError> {
     result.map_err(|error| match error {
-        StoreError::Failed { operation: "move money", why } => AdminError::Amount(why),
+        StoreError::Failed { operation: "move money", why } => AdminError::Invalid(why),
         error => error.into(),
     })
 }
@@ -209,7 +209,7 @@ impl AdminService {
     ) -> Result<TenantInfo, AdminError> {
         Self::check_entry(amount, [operation.as_ref(), note.as_ref()])?;
         if expires_ms <= self.env.clock.now_ms() {
-            return Err(AdminError::Amount("credits must not have expired already".into()));
+            return Err(AdminError::Invalid("credits must not have expired already".into()));
         }
         self.tenant(id).await?;
         let operation = self.operation(operation);
@@ -220,12 +220,12 @@ impl AdminService {
     /// An entry must fit into a frame of a statement.
     fn check_entry(amount: NanoUsd, texts: [Option<&String>; 2]) -> Result<(), AdminError> {
         if texts.into_iter().flatten().any(|text| text.len() > MAX_NOTE) {
-            return Err(AdminError::Amount(format!("a note or a name must not be longer than {MAX_NOTE} bytes")));
+            return Err(AdminError::Invalid(format!("a note or a name must not be longer than {MAX_NOTE} bytes")));
         }
         if amount > NanoUsd::ZERO {
             return Ok(());
         }
-        Err(AdminError::Amount(format!("the amount must be above zero, not {amount}")))
+        Err(AdminError::Invalid(format!("the amount must be above zero, not {amount}")))
     }
 
     fn operation(&self, named: Option<String>) -> String {
@@ -238,7 +238,7 @@ impl AdminService {
     /// Changes what a tenant pays with, and how far.
     pub async fn change_terms(&self, id: &TenantId, change: TermsChange) -> Result<TenantInfo, AdminError> {
         if change.ceiling.is_some_and(|ceiling| ceiling.is_negative()) {
-            return Err(AdminError::Amount("a ceiling must not be below zero".into()));
+            return Err(AdminError::Invalid("a ceiling must not be below zero".into()));
         }
         let changed = self.tenants.books().change_terms(id, move |terms| change.apply(terms)).await?;
         if changed.is_none() {
@@ -256,7 +256,7 @@ impl AdminService {
         amount: Option<i64>,
     ) -> Result<Vec<Budget>, AdminError> {
         if amount.is_some_and(|amount| amount < 0) {
-            return Err(AdminError::Amount("a budget must not be below zero".into()));
+            return Err(AdminError::Invalid("a budget must not be below zero".into()));
         }
         self.tenant(id).await?;
         self.tenants.books().set_budget(id, scope, measure, amount).await?;

@@ -277,6 +277,45 @@ pub(super) type Wrong = (&'static str, String);
 mod tests {
     use super::super::{Config, TEMPLATE};
     use crate::store::ledger::hold::Multipliers;
+    use belay_protocol::message::UnitKind;
+
+    const DIR: &str = "[state]\ndir = \"x\"\n";
+    const ONE: &str = "price = { input = \"3\", output = \"15\" }\n";
+
+    /// A model whose price changes on that day.
+    fn later(first: &str, day: &str) -> String {
+        format!(
+            "{DIR}[providers.p]\nkind = \"demo\"\n[models.m]\nprovider = \"p\"\n{first}\
+             [models.m.price_from.{day}]\ninput = \"1\"\noutput = \"2\"\n"
+        )
+    }
+
+    #[test]
+    fn a_price_changes_on_its_day() {
+        let config = Config::parse(&later(ONE, "2026-12-01"), "x").expect("valid");
+        let list = config.models["m"].prices.as_ref().expect("priced");
+        let input = |at_ms| list.at(at_ms).and_then(|set| set.named(UnitKind::INPUT));
+        let day_ms = 1_796_083_200_000;
+        assert_eq!((input(day_ms - 1), input(day_ms)), (Some(3_000_000_000), Some(1_000_000_000)));
+    }
+
+    #[test]
+    fn another_catalogue_takes_the_place_of_the_built_in_one() {
+        let file = tempfile::NamedTempFile::new().expect("made");
+        let text = r#"{"source":"mine 1","providers":[{"id":"p","addresses":["p.example"],"models":[
+            {"id":"m","match":{"equals":"m"},"context":77,"prices":[{"lines":{"input":5,"output":6}}]}]}]}"#;
+        std::fs::write(file.path(), text).expect("written");
+        let config = format!(
+            "{DIR}[billing]\nprices_file = {:?}\n[providers.x]\nkind = \"openai\"\nurl = \"https://p.example/v1\"\n\
+             any_model = true\n",
+            file.path()
+        );
+        let config = Config::parse(&config, "x").expect("valid");
+        let models = config.resolve("x/m").expect("found");
+        assert_eq!((models[0].context_tokens, models[0].prices.is_some()), (77, true));
+        assert_eq!(config.resolve("m").expect("found by its name alone"), models);
+        assert!(config.resolve("x/n").expect("its provider may have it")[0].prices.is_none());
+    }
 
     fn error(text: &str) -> String {
         Config::parse(text, "belayd.toml").expect_err(text).to_string()
@@ -326,6 +365,14 @@ mod tests {
                 "there is no certificate",
             ),
             ("[state]\ndir = \"x\"\n[aliases]\nauto = \"nothing\"\n", "there is no model"),
+            (&format!("{DIR}[aliases]\nauto = []\n"), "1 to 8 models"),
+            (&format!("{DIR}[aliases]\nauto = 5\n"), "a model's name, or a list of them"),
+            (&format!("{DIR}[billing]\nprices_file = \"/no/such.json\"\n"), "/no/such.json"),
+            (&format!("{DIR}[billing]\ntopup_url = \"http://x\"\n"), "no https address"),
+            (&format!("{DIR}[recorded.local]\nprice = {{ input = \"-1\", output = \"0\" }}\n"), "below zero"),
+            (&format!("{DIR}[providers.p]\nkind = \"openai\"\nprices = \"opnai\"\n"), "did you mean `openai`?"),
+            (&later("", "2026-12-01"), "name the present one as price"),
+            (&later(ONE, "2026-13-01"), "is no date"),
             (&model("{ input = \"-1\", output = \"1\" }"), "below zero"),
             (&model("{ input = \"0.0000000001\", output = \"1\" }"), "not an amount"),
         ] {

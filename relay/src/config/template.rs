@@ -54,8 +54,9 @@ flush_at = "5.00"
 flush_after_s = 60
 # The output cap where a caller names none (the model's own ceiling and the balance may lower it).
 default_max_output_tokens = 4096
-# A page where tenants can pay; without it, only the operator adds money (belayd tenant credit).
-# topup_url = "https://pay.example.org/"
+# A page where tenants can pay; without it, only the operator adds money (belayd tenant credit). {tenant} and
+# {amount} (in dollars, or nothing) are filled in.
+# topup_url = "https://pay.example.org/?tenant={tenant}&amount={amount}"
 # What public providers charge comes with the relay (belayd prices list --catalogue). A newer list, made
 # with relay/prices/convert.py, is named here.
 # prices_file = "/etc/belayd/prices.json"

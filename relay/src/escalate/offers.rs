@@ -42,6 +42,11 @@ impl Offers {
         Self { usable, at: 0, sent, failed: vec![] }
     }
 
+    /// No other will be asked: what it would be sent is let go.
+    pub(super) fn settle_on(&mut self) {
+        self.sent = None;
+    }
+
     /// The one that is asked, by its place in the request's terms.
     pub(super) fn number(&self) -> usize {
         self.at

@@ -116,7 +116,8 @@ impl Flight<'_> {
                 None => break answer,
             }
         };
-        // The provider has the body, or will not get it.
+        // The provider has the body, or will not get it; nobody else will be asked.
+        self.offers.settle_on();
         drop(body_permit);
         let ending = match answer {
             Ok(answer) if (200..300).contains(&answer.status) => self.pass_on(answer).await,

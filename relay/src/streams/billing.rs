@@ -33,7 +33,7 @@ enum Asked {
     Usage(UsageRequest),
     Statement(StatementRequest),
     Record(RecordRequest),
-    TopUp,
+    TopUp(TopUpRequest),
     Flush,
 }
 
@@ -44,7 +44,7 @@ impl Asked {
             FrameType::UsageRequest => UsageRequest::from_frame(&frame).map(Self::Usage),
             FrameType::StatementRequest => StatementRequest::from_frame(&frame).map(Self::Statement),
             FrameType::RecordRequest => RecordRequest::from_frame(&frame).map(Self::Record),
-            FrameType::TopUpRequest => TopUpRequest::from_frame(&frame).map(|_| Self::TopUp),
+            FrameType::TopUpRequest => TopUpRequest::from_frame(&frame).map(Self::TopUp),
             FrameType::FlushRequest => FlushRequest::from_frame(&frame).map(|_| Self::Flush),
             _ => BalanceRequest::from_frame(&frame).map(|_| Self::Balance),
         }
@@ -121,8 +121,8 @@ async fn answer(
             Ok(settled) => writer.queue_raw(frame(FrameType::End, &settled.end_bytes)?),
             Err(failed) => return Err(NoAnswer::Failed(Box::new(failed))),
         },
-        Asked::TopUp => match &escalator.config.billing.topup_url {
-            Some(url) => writer.queue(&TopUp { url: url.clone() })?,
+        Asked::TopUp(request) => match &escalator.config.billing.topup_url {
+            Some(url) => writer.queue(&TopUp { url: page_for(url, caller, request.amount) })?,
             None => {
                 let tenant = &caller.tenant;
                 let remedy =
@@ -137,6 +137,12 @@ async fn answer(
         }
     }
     Ok(())
+}
+
+/// The page to pay at, for that tenant and amount where its address has room for them.
+fn page_for(url: &str, caller: &Caller, amount: NanoUsd) -> String {
+    let dollars = if amount > NanoUsd::ZERO { amount.to_string().replace('$', "") } else { String::new() };
+    url.replace("{tenant}", caller.tenant.as_str()).replace("{amount}", &dollars)
 }
 
 async fn balance(escalator: &Escalator, caller: &Caller) -> Result<Balance, StoreError> {
