@@ -89,6 +89,8 @@ pub(crate) struct Control {
     /// How much had arrived, and when that was seen.
     arrived: (u64, Instant),
     suspected: bool,
+    /// By how much the looks since the last arrival came too late.
+    starved: Duration,
     /// The two clocks at the last look.
     looked: (Instant, u64),
     /// When the last wait should have ended.
@@ -125,6 +127,7 @@ impl Control {
             delivered: 0,
             arrived: (0, now),
             suspected: false,
+            starved: Duration::ZERO,
             due: now,
         }
     }
@@ -175,6 +178,11 @@ impl Control {
     /// What is due now.
     fn look(&mut self) -> Option<Event> {
         let now = Instant::now();
+        let late = now.saturating_duration_since(self.due);
+        if late > LOOK {
+            // Whoever looks late reads late: what has come meanwhile may lie there unread.
+            self.starved += late;
+        }
         if now >= self.next_beat {
             if self.sequence - self.answered >= MISSED && now.duration_since(self.arrived.1) >= self.upload() {
                 return Some(Event::Ended("three heartbeats were not answered".into()));
@@ -213,6 +221,7 @@ impl Control {
         let arrivals = self.arrivals();
         if arrivals != self.arrived.0 {
             self.arrived = (arrivals, now);
+            self.starved = Duration::ZERO;
             return std::mem::take(&mut self.suspected).then_some(Event::Alive);
         }
         if self.suspected || *self.outstanding.borrow() == 0 {
@@ -229,7 +238,7 @@ impl Control {
         // quinn tells the smoothed round trip and not its variance: in a new connection the variance
         // is half of it, and the transport's timeout two of it and the longest acknowledgement delay.
         let timeout = self.connection.rtt() * 2 + Duration::from_millis(25);
-        let patience = SUSPICIOUS.max(timeout * 3) + self.upload();
+        let patience = SUSPICIOUS.max(timeout * 3) + self.upload() + self.starved;
         if now.duration_since(probed.max(self.arrived.1)) < patience {
             return None;
         }

@@ -2,7 +2,7 @@
 
 use belay_client::escalation::EscalationRequest;
 use belay_client::{Answer, Client};
-use belay_protocol::message::{Dialect, End, Outcome};
+use belay_protocol::message::{Content, Dialect, End, Outcome};
 use belay_tests::counting::number;
 use belay_tests::relay::TestClient;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ pub(crate) struct Seen {
     pub(crate) end: End,
     /// How often it was told that nothing comes.
     pub(crate) interruptions: usize,
+    /// How often the rest came over another tunnel.
+    pub(crate) moves: usize,
     /// Between two events, or the request and the first one.
     pub(crate) longest_gap: Duration,
 }
@@ -29,7 +31,7 @@ pub(crate) struct Seen {
 /// take.
 pub(crate) async fn read(client: Arc<TestClient>, request: EscalationRequest, within: Duration) -> Seen {
     let mut running = client.client.escalate(request, within).await.unwrap();
-    let (mut next, mut interruptions) = (0, 0);
+    let (mut next, mut interruptions, mut moves) = (0, 0, 0);
     let (mut last, mut longest_gap) = (Instant::now(), Duration::ZERO);
     loop {
         match timeout(within, running.next()).await.expect("it never hangs").expect("and never fails") {
@@ -44,10 +46,13 @@ pub(crate) async fn read(client: Arc<TestClient>, request: EscalationRequest, wi
             Some(Answer::End(end)) => {
                 assert_eq!(end.outcome, Outcome::COMPLETE, "{}", end.message);
                 assert_eq!(end.events, next + 1);
-                return Seen { end, interruptions, longest_gap };
+                return Seen { end, interruptions, moves, longest_gap };
             }
             Some(Answer::Interrupted { .. }) => interruptions += 1,
-            Some(Answer::Head(_) | Answer::Resumed { .. }) => {}
+            // On the same stream, which was only silent.
+            Some(Answer::Resumed { content: Content::LIVE, .. }) => {}
+            Some(Answer::Resumed { .. }) => moves += 1,
+            Some(Answer::Head(_)) => {}
             other => panic!("{other:?}"),
         }
     }

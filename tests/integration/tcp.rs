@@ -103,7 +103,7 @@ async fn udp_that_is_dropped_costs_three_seconds_and_its_return_costs_nothing() 
     let first = running.await.unwrap();
     assert!(first.longest_gap < Duration::from_secs(3), "a gap of {:?}", first.longest_gap);
     let second = second.await.unwrap();
-    assert_eq!(second.interruptions, 0, "the stream over TCP was cut");
+    assert_eq!(second.moves, 0, "the stream over TCP was cut");
     assert!(second.longest_gap < Duration::from_secs(1), "a gap of {:?}", second.longest_gap);
     eventually("the tunnel over TCP is given up", async || relay.relay().admin().status().tunnels.len() == 1).await;
     eventually("all is settled", async || {
@@ -129,7 +129,7 @@ async fn a_computer_without_udp_joins_asks_and_is_answered() {
         readers.spawn(read(Arc::clone(&client), count(&client.client), 2 * PATIENCE));
     }
     for seen in readers.join_all().await {
-        assert_eq!(seen.interruptions, 0);
+        assert_eq!(seen.moves, 0);
     }
     let mut status = client.client.status();
     let answered = status.wait_for(|status| status.round_trip_us.is_some() && status.bytes_received > 0);
@@ -224,7 +224,7 @@ async fn a_large_question_on_a_slow_line_gets_through_beside_one_that_waits() {
     let request = EscalationRequest::new(client.client.request_id(), Dialect::OPENAI_CHAT, "auto", body);
     let large = client.send(request).await;
     assert!(large.end.is_some(), "{:?}", large.failed);
-    assert_eq!(waiting.await.unwrap().interruptions, 0);
+    assert_eq!(waiting.await.unwrap().moves, 0);
     assert_eq!(ways.tcp.connections(), before, "the tunnel that carries it was taken for dead");
     relay.stop().await;
 }
@@ -338,7 +338,7 @@ async fn a_tunnel_over_tcp_takes_all_its_streams_at_once() {
         readers.spawn(read(Arc::clone(&client), count(&client.client), 2 * PATIENCE));
     }
     for seen in readers.join_all().await {
-        assert_eq!(seen.interruptions, 0);
+        assert_eq!(seen.moves, 0);
     }
     relay.verify().await;
     relay.stop().await;
