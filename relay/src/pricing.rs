@@ -199,6 +199,13 @@ mod tests {
     }
 
     #[test]
+    fn what_costs_nothing_is_affordable_without_end() {
+        let free = snapshot(10_000, 1_000_000, 0);
+        assert_eq!(free.affordable_output(NanoUsd(1_000), 10), Ok(u64::MAX));
+        assert_eq!(free.affordable_output(NanoUsd(10), 10), Ok(0), "not even the input");
+    }
+
+    #[test]
     fn what_cannot_be_kept_is_an_error() {
         assert_eq!(snapshot(10_000, i64::MAX, 0).cost(&usage(u64::MAX, 0)), Err(MoneyError::OutOfRange));
     }

@@ -63,7 +63,7 @@ impl Books {
     async fn run<T, F>(&self, tenant: &TenantId, command: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        F: FnMut(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
         self.store.run(Db::Tenant(tenant.clone()), command).await
     }
@@ -86,8 +86,8 @@ impl Books {
         key: Option<SealedKey>,
     ) -> Result<bool, StoreError> {
         let now_ms = self.clock.now_ms();
-        self.run(tenant, move |connection| match key {
-            Some(key) => provider_keys::set(connection, &provider, &key, now_ms).map(|()| true),
+        self.run(tenant, move |connection| match &key {
+            Some(key) => provider_keys::set(connection, &provider, key, now_ms).map(|()| true),
             None => provider_keys::remove(connection, &provider),
         })
         .await
@@ -130,11 +130,11 @@ impl Books {
     pub async fn change_terms(
         &self,
         tenant: &TenantId,
-        change: impl FnOnce(&mut Terms) + Send + 'static,
+        change: impl Fn(&mut Terms) + Send + 'static,
     ) -> Result<Option<Terms>, StoreError> {
         let id = tenant.clone();
         let changed =
-            self.store.run(Db::Central, move |connection| central::change_terms(connection, &id, change)).await?;
+            self.store.run(Db::Central, move |connection| central::change_terms(connection, &id, &change)).await?;
         let Some(changed) = changed else { return Ok(None) };
         let (terms, version) = (changed.terms, changed.version);
         self.run(tenant, move |connection| set_terms(connection, &terms, version)).await?;

@@ -2,8 +2,9 @@
 //!
 //! A database is owned by one worker. A worker takes all commands that wait (at most
 //! `MAX_BATCH`), groups them by database, and runs each group, with what comes meanwhile, in one
-//! `BEGIN IMMEDIATE` transaction with a savepoint per command, so that one that fails takes no neighbour with it.
-//! Replies leave after the commit. If the commit fails the outcome is unknown: the connection is
+//! `BEGIN IMMEDIATE` transaction. One that fails takes no neighbour with it: if it had written something,
+//! which is rare, the transaction is undone and run again with a savepoint per command (savepoints for all
+//! would copy every page that a command writes to). Replies leave after the commit. If the commit fails the outcome is unknown: the connection is
 //! dropped, everyone in the group is told so, and the next command opens the file anew.
 //!
 //! The queue to a worker is bounded by its callers: each awaits the reply to its command, so there
@@ -82,7 +83,7 @@ impl std::fmt::Debug for Store {
 
 /// A command for one database, waiting for its commit.
 trait Command: Send {
-    /// Runs inside the transaction. `Err`: undo this command's savepoint.
+    /// Runs inside the transaction, and again if that had to be undone. `Err`: undo what it wrote.
     fn apply(&mut self, connection: &Connection) -> Result<(), ()>;
     /// Tells the caller, after the commit or its failure.
     fn reply(self: Box<Self>, committed: Result<(), StoreError>);
@@ -94,7 +95,7 @@ enum Job {
 }
 
 struct Typed<T, E, F> {
-    run: Option<F>,
+    run: F,
     result: Option<Result<T, E>>,
     sender: Option<oneshot::Sender<Result<T, E>>>,
 }
@@ -103,11 +104,10 @@ impl<T, E, F> Command for Typed<T, E, F>
 where
     T: Send,
     E: From<StoreError> + Send,
-    F: FnOnce(&Connection) -> Result<T, E> + Send,
+    F: FnMut(&Connection) -> Result<T, E> + Send,
 {
     fn apply(&mut self, connection: &Connection) -> Result<(), ()> {
-        let Some(run) = self.run.take() else { return Err(()) };
-        let result = run(connection);
+        let result = (self.run)(connection);
         let applied = result.as_ref().map(|_| ()).map_err(|_| ());
         self.result = Some(result);
         applied
@@ -169,16 +169,16 @@ impl Store {
 
     /// Runs `command` in a transaction of `db` and returns its result once that is durable.
     ///
-    /// An `Err` of the command undoes what it wrote. The command is on its way when this returns;
-    /// dropping the future does not stop it.
+    /// An `Err` of the command undoes what it wrote. It may be run more than once, the last time counts. The
+    /// command is on its way when this returns; dropping the future does not stop it.
     pub fn run<T, E, F>(&self, db: Db, command: F) -> impl Future<Output = Result<T, E>> + Send + use<T, E, F>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
-        F: FnOnce(&Connection) -> Result<T, E> + Send + 'static,
+        F: FnMut(&Connection) -> Result<T, E> + Send + 'static,
     {
         let (sender, receiver) = oneshot::channel();
-        let command = Box::new(Typed { run: Some(command), result: None, sender: Some(sender) });
+        let command = Box::new(Typed { run: command, result: None, sender: Some(sender) });
         match &self.inner.mode {
             Mode::Threads { senders, .. } => {
                 // A worker that has gone drops the command, and with it the sender of its reply.
@@ -415,32 +415,47 @@ fn transact(
     group: &mut Vec<Box<dyn Command>>,
     mut more: impl FnMut() -> Vec<Box<dyn Command>>,
 ) -> Result<(), (StoreError, bool)> {
-    let run = |statement: &str| {
-        connection.prepare_cached(statement).and_then(|mut prepared| prepared.execute([])).map(|_| ())
-    };
-    let failed = |error: rusqlite::Error| (StoreError::Failed { operation: "begin", why: error.to_string() }, true);
-    let unknown = |error: rusqlite::Error| (StoreError::Unknown { why: error.to_string() }, true);
-    run("BEGIN IMMEDIATE").map_err(failed)?;
-    if let [alone] = group.as_mut_slice() {
-        // Nobody's work but its own is undone with the transaction.
-        let end = if alone.apply(connection).is_ok() { "COMMIT" } else { "ROLLBACK" };
-        return run(end).map_err(unknown);
-    }
+    run(connection, "BEGIN IMMEDIATE").map_err(failed)?;
     let mut done = 0;
     while done < group.len() {
         for command in &mut group[done..] {
-            run("SAVEPOINT command").map_err(failed)?;
-            if command.apply(connection).is_err() {
-                run("ROLLBACK TO command").map_err(failed)?;
+            let before = connection.total_changes();
+            if command.apply(connection).is_err() && connection.total_changes() != before {
+                run(connection, "ROLLBACK").map_err(failed)?;
+                return transact_apart(connection, group);
             }
-            run("RELEASE command").map_err(failed)?;
         }
         done = group.len();
         if done < MAX_BATCH {
             group.extend(more());
         }
     }
-    run("COMMIT").map_err(unknown)
+    run(connection, "COMMIT").map_err(unknown)
+}
+
+/// The same for commands of which one has to be undone alone.
+fn transact_apart(connection: &Connection, group: &mut [Box<dyn Command>]) -> Result<(), (StoreError, bool)> {
+    run(connection, "BEGIN IMMEDIATE").map_err(failed)?;
+    for command in group {
+        run(connection, "SAVEPOINT command").map_err(failed)?;
+        if command.apply(connection).is_err() {
+            run(connection, "ROLLBACK TO command").map_err(failed)?;
+        }
+        run(connection, "RELEASE command").map_err(failed)?;
+    }
+    run(connection, "COMMIT").map_err(unknown)
+}
+
+fn run(connection: &Connection, statement: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(statement)?.execute([]).map(|_| ())
+}
+
+fn failed(error: rusqlite::Error) -> (StoreError, bool) {
+    (StoreError::Failed { operation: "begin", why: error.to_string() }, true)
+}
+
+fn unknown(error: rusqlite::Error) -> (StoreError, bool) {
+    (StoreError::Unknown { why: error.to_string() }, true)
 }
 
 #[cfg(test)]
@@ -457,7 +472,7 @@ mod tests {
         })
     }
 
-    fn put(key: &'static str) -> impl FnOnce(&Connection) -> Result<(), StoreError> {
+    fn put(key: &'static str) -> impl Fn(&Connection) -> Result<(), StoreError> {
         move |connection| {
             connection.execute("INSERT INTO budget (scope, measure, amount) VALUES (?1, '', 0)", [key])?;
             Ok(())

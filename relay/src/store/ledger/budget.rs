@@ -129,7 +129,10 @@ pub fn all(connection: &Connection) -> Result<Vec<Budget>, StoreError> {
 pub(crate) fn of(connection: &Connection, device: &DeviceId, key: Option<&str>) -> Result<Vec<Budget>, StoreError> {
     let device = Scope::Device(device.to_string()).to_string();
     let key = key.map(|key| Scope::Key(key.to_owned()).to_string());
-    let sql = "SELECT scope, measure, amount FROM budget WHERE scope IN ('tenant', ?1, ?2)";
+    // Not IN: SQLite would make a table of the list, each time.
+    let sql = "SELECT scope, measure, amount FROM budget WHERE scope = 'tenant' UNION ALL
+        SELECT scope, measure, amount FROM budget WHERE scope = ?1 UNION ALL
+        SELECT scope, measure, amount FROM budget WHERE scope = ?2";
     read(connection, sql, &[&Some(device), &key])
 }
 

@@ -183,20 +183,19 @@ fn move_money(
     cost: NanoUsd,
     now_ms: u64,
 ) -> Result<(NanoUsd, NanoUsd), StoreError> {
-    let mut post =
-        |from, to, amount| chain.post(&Transfer::new(TransferKind::Correct, from, to, amount).of(stored.request_id));
+    let transfer = |from, to, amount| Transfer::new(TransferKind::Correct, from, to, amount).of(stored.request_id);
     let before = stored.cost + stored.absorbed;
     if cost <= before {
         // What the relay bore comes back first, then the tenant's money.
         let unborne = (before - cost).min(stored.absorbed);
         let back = before - cost - unborne;
-        post(Account::Revenue, Account::Absorbed, unborne)?;
-        post(Account::Revenue, Account::Prepaid, back)?;
+        chain.post(&transfer(Account::Revenue, Account::Absorbed, unborne))?;
+        chain.post(&transfer(Account::Revenue, Account::Prepaid, back))?;
         return Ok((stored.cost - back, stored.absorbed - unborne));
     }
     let more = cost - before;
-    let paid = more.min(headroom(connection, stored, now_ms)?);
-    post(Account::Prepaid, Account::Revenue, paid)?;
-    post(Account::Absorbed, Account::Revenue, more - paid)?;
+    let paid = more.min(headroom(connection, chain, stored, now_ms)?);
+    chain.post(&transfer(Account::Prepaid, Account::Revenue, paid))?;
+    chain.post(&transfer(Account::Absorbed, Account::Revenue, more - paid))?;
     Ok((stored.cost + paid, stored.absorbed + (more - paid)))
 }

@@ -2,6 +2,7 @@
 
 use super::budget::{self, Budget, Room};
 use super::cap::{self, Cap};
+use super::chain::Chain;
 use super::credits;
 use super::provider_keys::{self, SealedKey};
 use super::rates::{RateRefusal, Rates, Remaining};
@@ -183,7 +184,8 @@ pub enum HoldRefusal {
 
 /// Checks everything and sets the money aside, in the caller's transaction.
 pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcome, StoreError> {
-    let mut standing = standing(connection)?;
+    let mut chain = Chain::at(connection, request.now_ms)?;
+    let mut standing = standing(connection, &chain)?;
     let refused = |refusal| Ok(HoldOutcome::Refused(refusal));
     if standing.terms.suspended {
         return refused(HoldRefusal::Suspended);
@@ -201,7 +203,8 @@ pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcom
         return refused(HoldRefusal::NoProviderKey { provider });
     }
     if refresh_credits(connection, &standing, request.allowance, request.now_ms)? {
-        standing = self::standing(connection)?;
+        chain = Chain::at(connection, request.now_ms)?;
+        standing = self::standing(connection, &chain)?;
     }
     let budgets = budget::of(connection, &request.device, request.key.as_deref())?;
     let room = budget::room(connection, &budgets, request.now_ms)?;
@@ -214,7 +217,7 @@ pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcom
         Ok(remaining) => remaining,
         Err(refusal) => return refused(HoldRefusal::RateLimited(refusal)),
     };
-    set_aside(connection, request, &priced, amount, &standing)?;
+    set_aside(connection, request, &priced, amount, standing.credits, &mut chain)?;
     Ok(HoldOutcome::Held(Held { amount, output_cap, counted, remaining, usable }))
 }
 
@@ -270,7 +273,7 @@ fn usable(connection: &Connection, request: &HoldRequest, tier: Tier) -> Result<
 /// Grants the free tier its allowance of the month, once, and takes back credits that have expired. True
 /// if anything changed.
 pub fn refresh(connection: &Connection, allowance: NanoUsd, now_ms: u64) -> Result<bool, StoreError> {
-    let standing = standing(connection)?;
+    let standing = standing(connection, &Chain::at(connection, now_ms)?)?;
     refresh_credits(connection, &standing, allowance, now_ms)
 }
 
@@ -334,9 +337,10 @@ fn set_aside(
     request: &HoldRequest,
     offers: &[Offer],
     amount: NanoUsd,
-    standing: &Standing,
+    credits: NanoUsd,
+    chain: &mut Chain<'_>,
 ) -> Result<(), StoreError> {
-    let from_credits = amount.min(standing.credits);
+    let from_credits = amount.min(credits);
     let opened = request::Opened {
         request_id: request.request_id,
         device: request.device.as_str(),
@@ -350,5 +354,5 @@ fn set_aside(
         from_credits,
         created_ms: super::time(request.now_ms),
     };
-    request::set_aside(connection, &opened, request.now_ms)
+    request::set_aside(connection, &opened, chain)
 }

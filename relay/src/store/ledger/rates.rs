@@ -93,6 +93,12 @@ impl Rates {
         }
     }
 
+    /// How many numbers are kept.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// True if nothing has to be remembered.
     #[must_use]
     pub fn is_idle(&self, now_ms: u64) -> bool {

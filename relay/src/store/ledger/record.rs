@@ -1,6 +1,7 @@
 //! Usage outside of the relay that a tenant's computers record: local inference, knowledge indexing. It
 //! is priced by the relay's own configuration, never by the caller, and charged at once.
 
+use super::chain::Chain;
 use super::hold::PerMinute;
 use super::rates::{RateRefusal, Rates, limits};
 use super::request::{self, Offer, Opened};
@@ -73,12 +74,14 @@ pub fn record(connection: &Connection, record: &Record) -> Result<RecordOutcome,
             _ => Ok(RecordOutcome::Conflict),
         };
     }
-    let mut standing = standing(connection)?;
+    let mut chain = Chain::at(connection, record.now_ms)?;
+    let mut standing = standing(connection, &chain)?;
     if standing.terms.suspended {
         return Ok(RecordOutcome::Suspended);
     }
     if standing.credits > NanoUsd::ZERO && credits::expire(connection, record.now_ms)? {
-        standing = super::standing::standing(connection)?;
+        chain = Chain::at(connection, record.now_ms)?;
+        standing = super::standing::standing(connection, &chain)?;
     }
     let cost = record.offer.price.cost(&record.usage)?;
     let budgets = budget::of(connection, &record.device, record.key.as_deref())?;
@@ -92,7 +95,7 @@ pub fn record(connection: &Connection, record: &Record) -> Result<RecordOutcome,
     if let Err(refusal) = record.rates.take(&bounds, 0, record.now_ms) {
         return Ok(RecordOutcome::RateLimited(refusal));
     }
-    hold(connection, record, cost, cost.min(standing.credits))?;
+    hold(connection, record, cost, cost.min(standing.credits), &mut chain)?;
     let settlement = Settlement {
         request_id: record.request_id,
         offer: 0,
@@ -108,7 +111,13 @@ pub fn record(connection: &Connection, record: &Record) -> Result<RecordOutcome,
 }
 
 /// Sets exactly the cost aside, to be settled in the same transaction.
-fn hold(connection: &Connection, record: &Record, cost: NanoUsd, from_credits: NanoUsd) -> Result<(), StoreError> {
+fn hold(
+    connection: &Connection,
+    record: &Record,
+    cost: NanoUsd,
+    from_credits: NanoUsd,
+    chain: &mut Chain<'_>,
+) -> Result<(), StoreError> {
     let opened = Opened {
         request_id: record.request_id,
         device: record.device.as_str(),
@@ -122,5 +131,5 @@ fn hold(connection: &Connection, record: &Record, cost: NanoUsd, from_credits: N
         from_credits,
         created_ms: super::time(record.now_ms),
     };
-    request::set_aside(connection, &opened, record.now_ms)
+    request::set_aside(connection, &opened, chain)
 }

@@ -12,6 +12,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::LazyLock;
 
 /// A model of a provider that may serve a request, and what it charges.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,12 +132,11 @@ fn opening(what: &str, texts: [&str; 3], digest: &[u8], numbers: [i64; 6]) -> Ev
 }
 
 /// Writes a request down and moves its money, out of the credits first.
-pub(crate) fn set_aside(connection: &Connection, opened: &Opened<'_>, now_ms: u64) -> Result<(), StoreError> {
+pub(crate) fn set_aside(connection: &Connection, opened: &Opened<'_>, chain: &mut Chain<'_>) -> Result<(), StoreError> {
     open(connection, opened)?;
     if opened.from_credits > NanoUsd::ZERO {
         credits::draw(connection, opened.request_id, opened.from_credits)?;
     }
-    let mut chain = Chain::at(connection, now_ms)?;
     let transfer = |kind, from, amount| Transfer::new(kind, from, Account::Held, amount).of(opened.request_id);
     chain.post(&transfer(TransferKind::HoldCredits, Account::Credits, opened.from_credits))?;
     let rest = opened.held - opened.from_credits;
@@ -276,8 +276,6 @@ impl Stored {
 
 /// Finds a request.
 pub(crate) fn find(connection: &Connection, request_id: RequestId) -> Result<Option<Stored>, StoreError> {
-    Ok(connection
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM request WHERE request_id = ?1"))?
-        .query_row([request_id.0], Stored::read)
-        .optional()?)
+    static SQL: LazyLock<String> = LazyLock::new(|| format!("SELECT {COLUMNS} FROM request WHERE request_id = ?1"));
+    Ok(connection.prepare_cached(&SQL)?.query_row([request_id.0], Stored::read).optional()?)
 }

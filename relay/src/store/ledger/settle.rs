@@ -113,8 +113,7 @@ fn pay(
     let above = cost - settled;
     let excess = if above > NanoUsd::ZERO {
         // What was given back counts.
-        chain.finish()?;
-        above.min(headroom(connection, stored, now_ms)?)
+        above.min(headroom(connection, chain, stored, now_ms)?)
     } else {
         NanoUsd::ZERO
     };
@@ -124,8 +123,13 @@ fn pay(
 }
 
 /// What the tenant's balance and its budgets can still pay. The request's own hold counts as spent.
-pub(super) fn headroom(connection: &Connection, stored: &Stored, now_ms: u64) -> Result<NanoUsd, StoreError> {
-    let standing = standing(connection)?;
+pub(super) fn headroom(
+    connection: &Connection,
+    chain: &Chain<'_>,
+    stored: &Stored,
+    now_ms: u64,
+) -> Result<NanoUsd, StoreError> {
+    let standing = standing(connection, chain)?;
     let device = stored.device.parse().map_err(|error: belay_protocol::id::IdError| StoreError::Corrupt {
         what: "a device",
         why: error.to_string(),

@@ -1,6 +1,7 @@
 //! What a tenant may do: its tier, its floor, whether it is suspended. Central says so; a versioned
 //! copy stands in the tenant's own file, where a hold reads it in its own transaction.
 
+use super::chain::Chain;
 use super::{Account, balance};
 use crate::store::StoreError;
 use belay_protocol::money::NanoUsd;
@@ -99,31 +100,25 @@ impl Standing {
     }
 }
 
-/// Reads it, in one statement: a request waits for it.
-pub(crate) fn standing(connection: &Connection) -> Result<Standing, StoreError> {
-    let (standing, tier) = connection
+/// Reads it beside the balances that the end of the chain has read.
+pub(crate) fn standing(connection: &Connection, chain: &Chain<'_>) -> Result<Standing, StoreError> {
+    let (terms, tier, open) = connection
         .prepare_cached(
-            "SELECT tenant.tier, ceiling_nano, suspended, suspend_at_ceiling,
-                    (SELECT count(*) FROM request WHERE state = 0),
-                    (SELECT balance_nano FROM account WHERE id = ?1),
-                    (SELECT balance_nano FROM account WHERE id = ?2),
-                    (SELECT balance_nano FROM account WHERE id = ?3)
-             FROM tenant",
+            "SELECT tier, ceiling_nano, suspended, suspend_at_ceiling,
+                    (SELECT count(*) FROM request WHERE state = 0) FROM tenant",
         )?
-        .query_row([Account::Prepaid as i64, Account::Credits as i64, Account::Held as i64], |row| {
+        .query_row([], |row| {
             let terms = Terms {
                 tier: Tier::default(),
                 ceiling: NanoUsd(row.get(1)?),
                 suspended: row.get(2)?,
                 suspend_at_ceiling: row.get(3)?,
             };
-            let money = |index| row.get(index).map(NanoUsd);
-            let standing =
-                Standing { terms, open: row.get(4)?, prepaid: money(5)?, credits: money(6)?, held: money(7)? };
-            Ok((standing, row.get::<_, String>(0)?))
+            Ok((terms, row.get_ref(0)?.as_str()?.parse(), row.get(4)?))
         })?;
-    let tier = tier.parse().map_err(|why| StoreError::Corrupt { what: "a tenant's tier", why })?;
-    Ok(Standing { terms: Terms { tier, ..standing.terms }, ..standing })
+    let tier = tier.map_err(|why| StoreError::Corrupt { what: "a tenant's tier", why })?;
+    let [prepaid, credits, held] = [Account::Prepaid, Account::Credits, Account::Held].map(|one| chain.balance(one));
+    Ok(Standing { terms: Terms { tier, ..terms }, open, prepaid, credits, held })
 }
 
 /// Suspends the tenant in its own file, in the transaction that found it at its ceiling.
@@ -151,7 +146,8 @@ pub struct Summary {
 
 /// Reads the tenant's standing.
 pub fn summary(connection: &Connection) -> Result<Summary, StoreError> {
-    let standing = standing(connection)?;
+    // What the time would be matters only to who posts.
+    let standing = standing(connection, &Chain::at(connection, 0)?)?;
     Ok(Summary {
         terms: standing.terms,
         balance: standing.prepaid,

@@ -1,6 +1,8 @@
 //! The book by itself: every way a hold can end, what recovery does after a death, and that verify
 //! sees what does not fit.
 
+mod damage;
+mod details;
 mod model;
 mod tampering;
 mod terms;

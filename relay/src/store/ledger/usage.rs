@@ -7,6 +7,7 @@ use belay_protocol::message::{UnitKind, UsageLine};
 use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
+use std::sync::LazyLock;
 
 /// What kind of usage it is; each has its own multiplier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -150,39 +151,41 @@ impl Totals {
 
 /// Adds to the sums of the day and the month of `at_ms`.
 pub(crate) fn add(connection: &Connection, at_ms: u64, subject: &Subject, more: &Totals) -> Result<(), StoreError> {
-    let tables = [("usage_day", "day", calendar::day(at_ms)), ("usage_month", "month", calendar::month(at_ms))];
-    for (table, period, number) in tables {
-        connection
-            .prepare_cached(&format!(
-                "INSERT INTO {table} ({period}, device, key, class, provider, model, requests, estimated, input,
-                                      output, cache_read, cache_write, reasoning, cost_nano, absorbed_nano)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
-                 ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,
-                     estimated = estimated + excluded.estimated, input = input + excluded.input,
-                     output = output + excluded.output, cache_read = cache_read + excluded.cache_read,
-                     cache_write = cache_write + excluded.cache_write, reasoning = reasoning + excluded.reasoning,
-                     cost_nano = cost_nano + excluded.cost_nano,
-                     absorbed_nano = absorbed_nano + excluded.absorbed_nano"
-            ))?
-            .execute(params![
-                number,
-                subject.device,
-                subject.key,
-                subject.class as i64,
-                subject.provider,
-                subject.model,
-                more.requests,
-                more.estimated,
-                more.input,
-                more.output,
-                more.cache_read,
-                more.cache_write,
-                more.reasoning,
-                more.cost_nano,
-                more.absorbed_nano,
-            ])?;
+    static SQL: LazyLock<[String; 2]> =
+        LazyLock::new(|| [("usage_day", "day"), ("usage_month", "month")].map(|(table, period)| upsert(table, period)));
+    for (sql, number) in SQL.iter().zip([calendar::day(at_ms), calendar::month(at_ms)]) {
+        connection.prepare_cached(sql)?.execute(params![
+            number,
+            subject.device,
+            subject.key,
+            subject.class as i64,
+            subject.provider,
+            subject.model,
+            more.requests,
+            more.estimated,
+            more.input,
+            more.output,
+            more.cache_read,
+            more.cache_write,
+            more.reasoning,
+            more.cost_nano,
+            more.absorbed_nano,
+        ])?;
     }
     Ok(())
+}
+
+fn upsert(table: &str, period: &str) -> String {
+    format!(
+        "INSERT INTO {table} ({period}, device, key, class, provider, model, requests, estimated, input, output,
+                              cache_read, cache_write, reasoning, cost_nano, absorbed_nano)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+         ON CONFLICT DO UPDATE SET requests = requests + excluded.requests,
+             estimated = estimated + excluded.estimated, input = input + excluded.input,
+             output = output + excluded.output, cache_read = cache_read + excluded.cache_read,
+             cache_write = cache_write + excluded.cache_write, reasoning = reasoning + excluded.reasoning,
+             cost_nano = cost_nano + excluded.cost_nano, absorbed_nano = absorbed_nano + excluded.absorbed_nano"
+    )
 }
 
 /// By what sums are told apart.

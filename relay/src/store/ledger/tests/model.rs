@@ -154,7 +154,7 @@ impl Reference {
     }
 }
 
-fn recorded(id: u8, units: u64, now_ms: u64) -> Record {
+pub(super) fn recorded(id: u8, units: u64, now_ms: u64) -> Record {
     let HoldRequest { request_id, device, boot, mut offers, rates, per_minute, .. } = request(id);
     Record {
         request_id,
