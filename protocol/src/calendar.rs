@@ -69,6 +69,10 @@ pub fn month_text(month: i64) -> String {
 pub fn parse_day(text: &str) -> Option<i64> {
     let mut parts = text.splitn(3, '-').map(|part| part.parse::<i64>().ok());
     let (year, month, day) = (parts.next()??, parts.next()??, parts.next()??);
+    // As far as times in milliseconds reach, and no further.
+    if !(1..=9999).contains(&year) || !(1..=31).contains(&day) {
+        return None;
+    }
     let found = from_civil(year, month, day);
     ((1..=12).contains(&month) && civil(found) == (year, month, day)).then_some(found)
 }

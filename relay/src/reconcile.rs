@@ -31,12 +31,18 @@ impl Tokens {
         [self.input, self.output, self.cache_read, self.cache_write]
     }
 
-    /// Adds others'.
+    /// Adds others', as far as there is room.
     pub fn add(&mut self, other: Self) {
-        self.input += other.input;
-        self.output += other.output;
-        self.cache_read += other.cache_read;
-        self.cache_write += other.cache_write;
+        self.input = self.input.saturating_add(other.input);
+        self.output = self.output.saturating_add(other.output);
+        self.cache_read = self.cache_read.saturating_add(other.cache_read);
+        self.cache_write = self.cache_write.saturating_add(other.cache_write);
+    }
+
+    /// True if the provider counts less of anything than it had told: its figures are not whole.
+    #[must_use]
+    pub fn lacks(&self, told: &Self) -> bool {
+        self.each().into_iter().zip(told.each()).any(|(theirs, told)| theirs < told)
     }
 
     fn less(self, other: Self) -> Self {
@@ -92,17 +98,22 @@ pub struct Share {
     pub usage: Vec<UsageLine>,
 }
 
+impl Booked {
+    /// What the provider had told: all but the estimates.
+    #[must_use]
+    pub fn told(&self) -> Tokens {
+        let mut by_estimate = Tokens::default();
+        self.estimated.iter().for_each(|(_, request)| by_estimate.add(Tokens::of(&request.usage)));
+        self.tokens.less(by_estimate)
+    }
+}
+
 /// Divides what the provider counted beyond what it had told among the requests that were charged by
 /// estimate, in proportion to their estimates; together they get exactly that.
 #[must_use]
 pub fn divide(theirs: Tokens, booked: &Booked) -> Vec<Share> {
-    let mut by_estimate = Tokens::default();
     let estimates: Vec<Tokens> = booked.estimated.iter().map(|(_, request)| Tokens::of(&request.usage)).collect();
-    for estimate in &estimates {
-        by_estimate.add(*estimate);
-    }
-    let told = booked.tokens.less(by_estimate);
-    let untold = theirs.less(told);
+    let untold = theirs.less(booked.told());
     let mut shares: Vec<Share> = booked
         .estimated
         .iter()
@@ -161,6 +172,7 @@ mod tests {
             model: "m".into(),
             usage: lines.into_iter().map(|(kind, units)| UsageLine { kind, units }).collect(),
             cost: NanoUsd(1),
+            own_key: false,
         };
         ("acme".parse().expect("valid"), request)
     }

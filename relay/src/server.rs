@@ -13,7 +13,7 @@ use crate::providers::{self, Providers};
 use crate::registry::Registry;
 use crate::secrets::{KeySealer, MasterKey};
 use crate::store::books::Books;
-use crate::store::executor::{Db, Store, StoreConfig};
+use crate::store::executor::{CENTRAL, Db, Store, StoreConfig};
 use crate::store::ledger::Boot;
 use crate::store::lock::{LockError, StateLock};
 use crate::store::schema::Durability;
@@ -30,7 +30,7 @@ use quinn::{ServerConfig, TransportConfig};
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -58,6 +58,14 @@ pub enum StartError {
     /// The central database could not be opened.
     #[error("cannot open the central database")]
     Store(#[from] StoreError),
+    /// The key that the state was made under is gone.
+    #[error(
+        "the master key {} is missing: books and providers' keys of this state were sealed under it. Bring it back from your backup", path.display()
+    )]
+    NoMasterKey {
+        /// Where it should be.
+        path: PathBuf,
+    },
     /// The address could not be bound.
     #[error("cannot listen on {address} ({protocol}){}", if *protocol == "TCP" { "; without TCP, clients whose UDP is blocked stay out: listen.tcp = false" } else { "" })]
     Bind {
@@ -113,11 +121,16 @@ impl Relay {
         file::create_private_dir(&config.state_dir)?;
         let lock = StateLock::acquire(&config.state_dir)?;
         let now_ms = env.clock.now_ms();
+        // Books and keys that are there were sealed under a key that must be there, too.
+        let is_new = !config.state_dir.join(CENTRAL).exists();
+        if !is_new && !config.master_key.exists() {
+            return Err(StartError::NoMasterKey { path: config.master_key.clone() });
+        }
         let authority = Arc::new(Authority::load_or_create(&config.state_dir.join("ca"), now_ms)?);
         let store = Store::start(&store_config(&config, overrides.inline_store));
         let price_version = record_prices(&store, &config, now_ms).await?;
         let boot = Boot::current(env.random.bytes());
-        let master = MasterKey::load(&config.master_key, Some(&env.random))?;
+        let master = MasterKey::load(&config.master_key, is_new.then_some(&env.random))?;
         let clock = || Arc::clone(&env.clock);
         let books = Books::new(store.clone(), clock(), &master, config.billing.free_allowance);
         let tenants = Arc::new(Tenants::new(store.clone(), books, boot.clone(), clock()));

@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// A tenant whose book is recovered and whose journal is open.
 #[derive(Debug)]
@@ -117,6 +117,9 @@ impl Tenants {
         if !recovered.voided.is_empty() || !recovered.settled.is_empty() {
             let (voided, settled) = (recovered.voided.len(), recovered.settled.len());
             info!(tenant = %id, voided, settled, "resolved the holds of a process that died");
+        }
+        for (request, why) in &recovered.failed {
+            error!(tenant = %id, %request, %why, "cannot resolve a hold; see what belayd ledger verify says");
         }
         // Every hold that the journal spoke of is resolved, durably.
         let journal = Journal::start(&dir).map_err(failed)?;

@@ -129,6 +129,16 @@ fn refuse_unpriced(field: &Field<'_>) -> Result<(), BodyError> {
             unpriced("tools that the provider runs have no price here; leave them out")
         }
         "audio" if text != "null" => unpriced("audio output has no price here; leave it out"),
+        "modalities" if !matches!(text.split_whitespace().collect::<String>().as_str(), "null" | r#"["text"]"#) => {
+            unpriced("answers of sound or pictures have no price here; ask for text")
+        }
+        // Aggregators take other models, providers and paid searches from the body.
+        "models" | "route" | "provider" if text != "null" => {
+            unpriced("this lets the provider choose another model at another price; leave it out")
+        }
+        "plugins" | "search_parameters" | "web_search" | "enable_search" if !matches!(text, "null" | "false") => {
+            unpriced("searches that the provider runs have no price here; leave them out")
+        }
         "tools" => {
             for kind in tool_types(field.raw)? {
                 if !is_client_side(&kind) {
@@ -436,6 +446,13 @@ mod tests {
             r#"{"tools":[{"type":"web_search_20250305","name":"web_search"}]}"#,
             r#"{"speed":"fast"}"#,
             r#"{"audio":{"voice":"x"}}"#,
+            r#"{"modalities":["text","audio"]}"#,
+            r#"{"models":["dear/one"]}"#,
+            r#"{"provider":{"order":["dear"]}}"#,
+            r#"{"route":"fallback"}"#,
+            r#"{"plugins":[{"id":"web"}]}"#,
+            r#"{"search_parameters":{"mode":"on"}}"#,
+            r#"{"enable_search":true}"#,
         ] {
             let error = inspect(Dialect::ANTHROPIC, body.as_bytes()).expect_err(body);
             assert!(matches!(error, BodyError::Unpriced { .. }), "{body}: {error}");
@@ -443,7 +460,7 @@ mod tests {
         for body in [
             r#"{"service_tier":"auto","tools":[{"name":"f","input_schema":{}},{"type":"function","function":{}}]}"#,
             r#"{"tools":[{"type":"bash_20250124","name":"bash"}],"tools_other":null}"#,
-            r#"{"tools":null,"service_tier":null}"#,
+            r#"{"tools":null,"service_tier":null,"enable_search":false,"modalities":[ "text" ]}"#,
         ] {
             assert!(inspect(Dialect::ANTHROPIC, body.as_bytes()).is_ok(), "{body}");
         }

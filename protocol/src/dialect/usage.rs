@@ -22,6 +22,14 @@ const MOST_ASIDE: usize = 64;
 /// The most bytes of them: the buffers that they came in stay in memory with them.
 const MOST_BYTES_ASIDE: usize = 64 << 10;
 
+/// No request uses more of anything. A figure beyond it is no figure: nobody can be charged for it.
+const MOST_UNITS: u64 = 1 << 40;
+
+/// A figure that may be meant.
+fn sane(told: Option<u64>) -> Option<u64> {
+    told.filter(|units| *units <= MOST_UNITS)
+}
+
 /// What one event meant for the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EventMeaning {
@@ -47,6 +55,19 @@ struct Told {
     input_audio: Option<u64>,
     output_audio: Option<u64>,
     web_searches: Option<u64>,
+}
+
+/// Input tokens as a provider has told them before the end of its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ToldInput {
+    /// Neither read from nor written to a cache.
+    pub input: u64,
+    /// Read from the cache.
+    pub cache_read: u64,
+    /// Written to the cache of five minutes.
+    pub cache_write_5m: u64,
+    /// Written to the cache of an hour.
+    pub cache_write_1h: u64,
 }
 
 /// Watches an answer go by.
@@ -97,12 +118,16 @@ impl UsageMeter {
         self.output_bytes
     }
 
-    /// Input tokens as told so far, all kinds together.
+    /// Input tokens as told so far.
     #[must_use]
-    pub fn told_input(&self) -> Option<u64> {
+    pub fn told_input(&self) -> Option<ToldInput> {
         let told = &self.told;
-        let cached = [told.cache_read, told.cache_write_5m, told.cache_write_1h, told.input_audio];
-        self.told.input.map(|input| input + cached.into_iter().flatten().sum::<u64>())
+        told.input.map(|input| ToldInput {
+            input: input + told.input_audio.unwrap_or(0),
+            cache_read: told.cache_read.unwrap_or(0),
+            cache_write_5m: told.cache_write_5m.unwrap_or(0),
+            cache_write_1h: told.cache_write_1h.unwrap_or(0),
+        })
     }
 
     /// Looks at one server-sent event. One that is plainly content is only kept until
@@ -235,7 +260,7 @@ impl UsageMeter {
     }
 
     fn anthropic_usage(&mut self, usage: &AnthropicUsage, is_final: bool) {
-        let keep = |slot: &mut Option<u64>, told: Option<u64>| *slot = told.or(*slot);
+        let keep = |slot: &mut Option<u64>, told: Option<u64>| *slot = sane(told).or(*slot);
         keep(&mut self.told.input, usage.input_tokens);
         keep(&mut self.told.output, usage.output_tokens);
         keep(&mut self.told.cache_read, usage.cache_read_input_tokens);
@@ -253,7 +278,7 @@ impl UsageMeter {
         if let Some(tools) = &usage.server_tool_use {
             keep(&mut self.told.web_searches, tools.web_search_requests);
         }
-        self.output_is_final |= is_final && usage.output_tokens.is_some();
+        self.output_is_final |= is_final && sane(usage.output_tokens).is_some();
     }
 
     fn openai_event(&mut self, data: &[u8]) -> EventMeaning {
@@ -290,25 +315,25 @@ impl UsageMeter {
 
     fn openai_usage(&mut self, usage: &OpenAiUsage) {
         let details = usage.prompt_tokens_details.as_ref();
-        let cached = details.and_then(|details| details.cached_tokens);
-        let audio = details.and_then(|details| details.audio_tokens);
-        let written = details.and_then(|details| details.cache_write_tokens);
-        if let Some(prompt) = usage.prompt_tokens {
+        let cached = sane(details.and_then(|details| details.cached_tokens));
+        let audio = sane(details.and_then(|details| details.audio_tokens));
+        let written = sane(details.and_then(|details| details.cache_write_tokens));
+        if let Some(prompt) = sane(usage.prompt_tokens) {
             // All three are counted inside.
-            let inside = [cached, written, audio].into_iter().flatten().fold(0_u64, u64::saturating_add);
+            let inside = [cached, written, audio].into_iter().flatten().sum();
             self.told.input = Some(prompt.saturating_sub(inside));
             (self.told.cache_read, self.told.cache_write_5m) = (cached, written);
             self.told.input_audio = audio;
         }
         let details = usage.completion_tokens_details.as_ref();
-        if let Some(completion) = usage.completion_tokens {
-            let audio = details.and_then(|details| details.audio_tokens);
+        if let Some(completion) = sane(usage.completion_tokens) {
+            let audio = sane(details.and_then(|details| details.audio_tokens));
             self.told.output = Some(completion.saturating_sub(audio.unwrap_or(0)));
             self.told.output_audio = audio;
             self.output_is_final = true;
         }
         if let Some(details) = details {
-            self.told.reasoning = details.reasoning_tokens;
+            self.told.reasoning = sane(details.reasoning_tokens);
         }
     }
 }
@@ -477,6 +502,19 @@ mod tests {
     }
 
     #[test]
+    fn a_figure_that_nobody_can_mean_is_none() {
+        let mut meter = UsageMeter::new(Dialect::OPENAI_CHAT);
+        let absurd = b"data: {\"choices\":[],\"usage\":{\"prompt_tokens\":18446744073709551615,\"completion_tokens\":7,\"prompt_tokens_details\":{\"cached_tokens\":18446744073709551615}}}\n\n";
+        meter.event(&Bytes::from_static(absurd));
+        let report = meter.report(40);
+        assert!(report.estimated);
+        assert_eq!(lines(&report), [(UnitKind::INPUT, 10), (UnitKind::OUTPUT, 7)]);
+        let mut meter = UsageMeter::new(Dialect::ANTHROPIC);
+        meter.body(br#"{"content":[],"usage":{"input_tokens":3,"output_tokens":9223372036854775807}}"#);
+        assert!(meter.report(0).estimated);
+    }
+
+    #[test]
     fn anthropic_counts_the_cache_beside_the_input_and_the_last_figure_wins() {
         let mut meter = UsageMeter::new(Dialect::ANTHROPIC);
         meter.event(&Bytes::from_static(b"event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"content\":[],\"usage\":{\"input_tokens\":10,\"cache_creation_input_tokens\":30,\"cache_read_input_tokens\":40,\"cache_creation\":{\"ephemeral_5m_input_tokens\":20,\"ephemeral_1h_input_tokens\":10},\"output_tokens\":1}}}\n\n"));
@@ -501,7 +539,8 @@ mod tests {
                 (UnitKind::CACHE_WRITE_1H, 10)
             ]
         );
-        assert_eq!(meter.told_input(), Some(80));
+        let told = ToldInput { input: 10, cache_read: 40, cache_write_5m: 20, cache_write_1h: 10 };
+        assert_eq!(meter.told_input(), Some(told));
     }
 
     #[test]

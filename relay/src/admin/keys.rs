@@ -60,11 +60,18 @@ pub struct SetProviderKey {
     pub key: Option<String>,
 }
 
+/// The longest label of a key, in bytes.
+const MAX_LABEL: usize = 200;
+
 impl AdminService {
     /// Makes an API key.
     pub async fn create_key(&self, wanted: CreateKey) -> Result<CreatedKey, AdminError> {
         if wanted.scopes.is_empty() {
             return Err(AdminError::Invalid("a key without a scope is of no use; name at least one".into()));
+        }
+        if wanted.label.len() > MAX_LABEL || wanted.label.chars().any(char::is_control) {
+            let why = format!("a label has at most {MAX_LABEL} bytes and no control characters");
+            return Err(AdminError::Invalid(why));
         }
         let (tenant, mut scopes) = (wanted.tenant.clone(), wanted.scopes);
         scopes.sort_unstable();

@@ -10,7 +10,9 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Json, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use belay_protocol::calendar;
 use belay_protocol::id::TenantId;
+use belay_protocol::money::NanoUsd;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,6 +27,9 @@ pub struct Reconcile {
     pub usage: Vec<ProviderUsage>,
     /// Correct charges.
     pub apply: bool,
+    /// Correct them too where the provider counts less than it had told before.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// A day and a model, by the provider and by the books.
@@ -44,6 +49,9 @@ pub struct Compared {
     pub corrected: u64,
     /// What the corrections added to the charges, in nano-USD.
     pub difference_nano_usd: i64,
+    /// Why nothing was corrected although something was estimated.
+    #[serde(default)]
+    pub left: Option<String>,
 }
 
 /// Asks for charges by estimate.
@@ -124,6 +132,7 @@ impl AdminService {
             keys.dedup();
             keys
         };
+        let today = calendar::day(self.now_ms());
         let mut compared = vec![];
         for key in keys {
             let known = booked.get(&key).cloned().unwrap_or_default();
@@ -135,14 +144,30 @@ impl AdminService {
                 estimated: known.estimated.len() as u64,
                 corrected: 0,
                 difference_nano_usd: 0,
+                left: None,
             };
             // A day or a model that the file does not have says nothing of the estimates.
-            if let (true, Some(theirs)) = (wanted.apply, theirs.get(&key)) {
+            if let (true, false, Some(theirs)) = (wanted.apply, known.estimated.is_empty(), theirs.get(&key)) {
+                // A charge is corrected once: not on figures that are not whole yet.
+                line.left = if key.0 >= today {
+                    Some("the day is not over".into())
+                } else if theirs.lacks(&known.told()) && !wanted.force {
+                    Some("the provider counts less than it had told; --force corrects all the same".into())
+                } else {
+                    None
+                };
+                if line.left.is_some() {
+                    compared.push(line);
+                    continue;
+                }
                 for share in divide(*theirs, &known) {
                     let done = self.books().correct(&share.tenant, share.request_id, share.usage).await?;
                     if let Some(corrected) = done {
                         line.corrected += 1;
-                        line.difference_nano_usd += (corrected.after - corrected.before).0;
+                        let more = corrected.after - corrected.before;
+                        line.difference_nano_usd += more.0;
+                        let handle = self.open_tenants().handle(&share.tenant).await?;
+                        handle.unflushed.add(more.max(NanoUsd::ZERO), self.now_ms());
                     }
                 }
             }
@@ -159,8 +184,8 @@ impl AdminService {
                 booked.entry((day, model)).or_default().tokens.add(totals.into());
             }
             for charge in self.books().estimated(&tenant, days).await? {
-                if charge.provider == provider {
-                    let day = belay_protocol::calendar::day(u64::try_from(charge.at_ms).unwrap_or(0));
+                if charge.provider == provider && !charge.own_key {
+                    let day = calendar::day(u64::try_from(charge.at_ms).unwrap_or(0));
                     let entry = booked.entry((day, charge.model.clone())).or_default();
                     entry.estimated.push((tenant.clone(), charge));
                 }

@@ -124,6 +124,14 @@ impl AdminService {
         Ok(self.tenants.all().await?.into_iter().map(|tenant| tenant.id).collect())
     }
 
+    pub(super) fn now_ms(&self) -> u64 {
+        self.env.clock.now_ms()
+    }
+
+    pub(super) fn open_tenants(&self) -> &Tenants {
+        &self.tenants
+    }
+
     pub(super) fn books(&self) -> &Books {
         self.tenants.books()
     }
@@ -259,8 +267,23 @@ impl AdminService {
             return Err(AdminError::Invalid("a budget must not be below zero".into()));
         }
         self.tenant(id).await?;
+        // One that binds nobody would be a misspelt one. What is gone can still lose its budget.
+        if amount.is_some() && !self.is_of(id, &scope).await? {
+            let why = format!("tenant {id} has no {scope}; see belayd device list and belayd key list");
+            return Err(AdminError::Invalid(why));
+        }
         self.tenants.books().set_budget(id, scope, measure, amount).await?;
         self.budgets(id).await
+    }
+
+    async fn is_of(&self, tenant: &TenantId, scope: &Scope) -> Result<bool, AdminError> {
+        Ok(match scope {
+            Scope::Tenant => true,
+            Scope::Device(id) => {
+                self.devices(Some(tenant.clone())).await?.iter().any(|known| known.device.id.as_str() == id)
+            }
+            Scope::Key(id) => self.keys(Some(tenant.clone())).await?.iter().any(|key| key.id == *id),
+        })
     }
 
     /// All budgets of a tenant.

@@ -120,6 +120,9 @@ pub(super) async fn key(global: &Global, command: KeyCommand) -> anyhow::Result<
             list(&keys);
         }
         KeyCommand::Revoke { id } => {
+            if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+                anyhow::bail!("{id:?} is no key's id: that is the part after bly_live_, as belayd key list shows it");
+            }
             let answer: serde_json::Value = client.post(&format!("/keys/{id}/revoke"), &()).await?;
             if global.json {
                 return print_json(&answer);

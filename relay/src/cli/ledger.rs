@@ -11,7 +11,7 @@ use belay_relay::admin::client::{AdminClient, ClientError};
 use belay_relay::admin::service::{AdminError, Verified};
 use belay_relay::secrets::MasterKey;
 use belay_relay::store::books::Books;
-use belay_relay::store::executor::{Db, Store, StoreConfig};
+use belay_relay::store::executor::{CENTRAL, Db, Store, StoreConfig};
 use belay_relay::store::ledger::statement::Line;
 use belay_relay::store::lock::StateLock;
 use belay_relay::store::schema::Durability;
@@ -116,7 +116,8 @@ pub(super) async fn run(global: &Global, command: Command) -> anyhow::Result<()>
         Err(ClientError::NotRunning { .. }) => offline(&config, tenant).await?,
         other => other?,
     };
-    let problems: usize = verified.iter().map(|book| book.report.problems.len()).sum();
+    let count_problems = |book: &Verified| book.report.problems.len() as u64 + book.report.further_problems;
+    let problems: u64 = verified.iter().map(count_problems).sum();
     if global.json {
         print_json(&verified)?;
     } else {
@@ -124,15 +125,15 @@ pub(super) async fn run(global: &Global, command: Command) -> anyhow::Result<()>
             .iter()
             .map(|book| {
                 let report = &book.report;
-                let state = if report.problems.is_empty() {
-                    "clean".into()
-                } else {
-                    format!("{} PROBLEMS", report.problems.len())
+                let state = match count_problems(book) {
+                    0 => "clean".into(),
+                    found => format!("{found} PROBLEMS"),
                 };
                 let count = |number: u64| number.to_string();
                 vec![
                     book.tenant.to_string(),
                     count(report.transfers),
+                    count(report.sealed),
                     count(report.settled),
                     count(report.voided),
                     count(report.open),
@@ -140,10 +141,17 @@ pub(super) async fn run(global: &Global, command: Command) -> anyhow::Result<()>
                 ]
             })
             .collect();
-        table::print(&["TENANT", "TRANSFERS", "SETTLED", "VOIDED", "OPEN", "BOOK"], &[1, 2, 3, 4], &rows);
+        table::print(
+            &["TENANT", "TRANSFERS", "SEALED TO", "SETTLED", "VOIDED", "OPEN", "BOOK"],
+            &[1, 2, 3, 4, 5],
+            &rows,
+        );
         for book in &verified {
             for problem in &book.report.problems {
                 println!("{}: {problem}", book.tenant);
+            }
+            if book.report.further_problems > 0 {
+                println!("{}: and {} more", book.tenant, book.report.further_problems);
             }
         }
     }
@@ -173,7 +181,7 @@ struct Offline {
 
 impl Offline {
     fn open(config: &Config) -> anyhow::Result<Self> {
-        if !config.state_dir.join("central.db").exists() {
+        if !config.state_dir.join(CENTRAL).exists() {
             bail!("{} holds no relay's state", config.state_dir.display());
         }
         let lock = StateLock::acquire(&config.state_dir)?;

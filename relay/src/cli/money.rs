@@ -177,21 +177,41 @@ pub(super) async fn usage(global: &Global, args: UsageArgs) -> anyhow::Result<()
         By::Day => ("day", "DAY"),
         By::Model => ("model", "MODEL"),
     };
-    if args.flush {
-        let tenants: Vec<belay_relay::admin::service::TenantInfo> = client.get("/tenants").await?;
-        for tenant in tenants {
-            let _: serde_json::Value = client.post(&format!("/tenants/{}/flush", tenant.id), &()).await?;
-        }
+    if from >= until {
+        anyhow::bail!(
+            "{} is after {}: there is no day between",
+            calendar::day_text(from),
+            calendar::day_text(until - 1)
+        );
+    }
+    let tenants: Vec<belay_relay::admin::service::TenantInfo> = client.get("/tenants").await?;
+    if let Some(tenant) = args.tenant.as_ref().filter(|one| tenants.iter().all(|tenant| tenant.id != **one)) {
+        anyhow::bail!("there is no tenant {tenant}; see belayd tenant list");
+    }
+    let mut unflushed = vec![];
+    for tenant in tenants.iter().filter(|_| args.flush) {
+        // One that cannot is no reason to leave the others.
+        let flushed: Result<serde_json::Value, _> = client.post(&format!("/tenants/{}/flush", tenant.id), &()).await;
+        unflushed.extend(flushed.err().map(|error| format!("tenant {}: {error}", tenant.id)));
     }
     let of = args.tenant.map(|tenant| format!("&tenant={tenant}")).unwrap_or_default();
     let groups: Vec<CentralGroup> = client.get(&format!("/usage?from={from}&until={until}&by={by}{of}")).await?;
     if global.json {
-        return print_json(&groups);
+        print_json(&groups)?;
+        return complain(&unflushed);
     }
     println!("usage from {} to {}, as handed over to central", calendar::day_text(from), calendar::day_text(until - 1));
     let rows: Vec<Vec<String>> = groups.iter().map(|group| row(&group.name, &group.totals)).collect();
     table::print(&[name, "REQUESTS", "INPUT", "CACHED", "OUTPUT", "ESTIMATED", "COST"], &[1, 2, 3, 4, 5, 6], &rows);
-    Ok(())
+    complain(&unflushed)
+}
+
+/// What could not be handed over is not in the sums.
+fn complain(unflushed: &[String]) -> anyhow::Result<()> {
+    if unflushed.is_empty() {
+        return Ok(());
+    }
+    anyhow::bail!("not all usage could be handed over; {}", unflushed.join("; "))
 }
 
 fn row(name: &str, totals: &Totals) -> Vec<String> {

@@ -259,10 +259,18 @@ fn findings(config: &Config, now_ms: u64) -> Vec<Finding> {
         let theirs = catalogued.and_then(ListedModel::price_list);
         let Some(theirs) = theirs.as_ref().and_then(|list| list.at(now_ms)) else { continue };
         for line in theirs.lines.iter().filter(|_| model.priced_by == Some(Source::Config)) {
-            if own.named(line.kind).is_some_and(|nano| nano != line.nano_per_million) {
-                let own = NanoUsd(own.named(line.kind).unwrap_or(0));
-                found(false, format!("{} is {own}, in the catalogue {}", line.kind, NanoUsd(line.nano_per_million)));
+            let listed = NanoUsd(line.nano_per_million);
+            match own.named(line.kind) {
+                Some(nano) if nano != line.nano_per_million => {
+                    found(false, format!("{} is {}, in the catalogue {listed}", line.kind, NanoUsd(nano)));
+                }
+                Some(_) => {}
+                None => found(false, format!("{} has no price of its own, in the catalogue {listed}", line.kind)),
             }
+        }
+        if model.priced_by == Some(Source::Config) && own.tiers.is_empty() && !theirs.tiers.is_empty() {
+            let above: Vec<String> = theirs.tiers.iter().map(|tier| tier.above.to_string()).collect();
+            found(false, format!("the catalogue has other prices above {} input tokens", above.join(" and ")));
         }
     }
     findings

@@ -37,6 +37,9 @@ pub(super) struct ReconcileArgs {
     /// Correct the charges that were made by estimate; without it, differences are shown only
     #[arg(long)]
     apply: bool,
+    /// Correct too where the provider counts less than it had told before
+    #[arg(long, requires = "apply")]
+    force: bool,
     /// The file's name of a column: day, model, input, output, cache_read or cache_write
     #[arg(long = "column", value_name = "KIND=NAME", value_parser = column)]
     columns: Vec<(Column, String)>,
@@ -133,7 +136,7 @@ pub(super) async fn estimated(global: &Global, args: EstimatedArgs) -> anyhow::R
 
 pub(super) async fn reconcile(global: &Global, args: ReconcileArgs) -> anyhow::Result<()> {
     let usage = read(&args)?;
-    let body = Reconcile { provider: args.provider, usage, apply: args.apply };
+    let body = Reconcile { provider: args.provider, usage, apply: args.apply, force: args.force };
     let compared: Vec<Compared> = connect(global)?.post("/reconcile", &body).await?;
     if global.json {
         return print_json(&compared);
@@ -166,6 +169,11 @@ pub(super) async fn reconcile(global: &Global, args: ReconcileArgs) -> anyhow::R
     let header = ["DAY", "MODEL", "INPUT", "CACHED", "OUTPUT", "ESTIMATED", "CORRECTED", "CHARGED MORE"];
     table::print(&header, &[2, 3, 4, 5, 6, 7], &rows);
     println!("tokens by the books; in brackets what the provider counts more or less");
+    for line in &compared {
+        if let Some(why) = &line.left {
+            println!("{} {}: not corrected: {why}", calendar::day_text(line.day), line.model);
+        }
+    }
     if !args.apply && compared.iter().any(|line| line.estimated > 0) {
         println!("charges by estimate are corrected with --apply");
     }
@@ -175,8 +183,9 @@ pub(super) async fn reconcile(global: &Global, args: ReconcileArgs) -> anyhow::R
 /// Reads the file, a row per day and model and possibly more of them.
 fn read(args: &ReconcileArgs) -> anyhow::Result<Vec<ProviderUsage>> {
     let path: &Path = &args.file;
-    let mut reader = csv::Reader::from_path(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let header = reader.headers()?.clone();
+    let unreadable = || format!("cannot read {}", path.display());
+    let mut reader = csv::Reader::from_path(path).with_context(unreadable)?;
+    let header = reader.headers().with_context(unreadable)?.clone();
     let places = places(&header, &args.columns)?;
     let mut usage: BTreeMap<(i64, String), Tokens> = BTreeMap::new();
     for (number, record) in reader.records().enumerate() {
@@ -198,7 +207,7 @@ fn read(args: &ReconcileArgs) -> anyhow::Result<Vec<ProviderUsage>> {
         let (cache_read, cache_write) = (sum(Column::CacheRead)?, sum(Column::CacheWrite)?);
         let mut input = sum(Column::Input)?;
         if args.input_includes_cache {
-            input = input.saturating_sub(cache_read + cache_write);
+            input = input.saturating_sub(cache_read.saturating_add(cache_write));
         }
         let tokens = Tokens { input, output: sum(Column::Output)?, cache_read, cache_write };
         let model = at(Column::Model).next().unwrap_or_default().to_owned();
@@ -217,7 +226,13 @@ fn places(header: &csv::StringRecord, named: &[(Column, String)]) -> anyhow::Res
             .iter()
             .enumerate()
             .filter(|(_, name)| names.iter().any(|known| name.trim().eq_ignore_ascii_case(known)));
+        let before = places.len();
         places.extend(found.map(|(at, _)| (column, at)));
+        // Writes to a cache come in two kinds that add up; of all else there is one.
+        if places.len() > before + 1 && own.is_empty() && column != Column::CacheWrite {
+            let found: Vec<&str> = places[before..].iter().filter_map(|(_, at)| header.get(*at)).collect();
+            bail!("the columns {} could all be meant; name one with --column", found.join(", "));
+        }
         let is_there = places.iter().any(|(found, _)| *found == column);
         if !is_there && (!own.is_empty() || !matches!(column, Column::CacheRead | Column::CacheWrite)) {
             let have: Vec<&str> = header.iter().collect();
@@ -232,7 +247,14 @@ mod tests {
     use super::*;
 
     fn args(file: PathBuf, includes: bool) -> ReconcileArgs {
-        ReconcileArgs { provider: "p".into(), file, apply: false, columns: vec![], input_includes_cache: includes }
+        ReconcileArgs {
+            provider: "p".into(),
+            file,
+            apply: false,
+            force: false,
+            columns: vec![],
+            input_includes_cache: includes,
+        }
     }
 
     fn written(text: &str) -> tempfile::NamedTempFile {

@@ -54,7 +54,9 @@ pub(super) fn model(
 fn unlisted(provider_name: &str, provider: &ProviderConfig, name: &str, prices: &Prices<'_>) -> Model {
     let listed = provider.prices.as_deref().and_then(|id| prices.catalogue.find(id, name));
     let found = listed.and_then(|model| model.price_list()).map(|list| (list, Source::Catalogue));
-    let priced = found.or_else(|| prices.default.map(|list| (list.clone(), Source::Default)));
+    // A model that is priced by what nobody counts here has no price by tokens either.
+    let by_default = prices.default.filter(|_| listed.is_none_or(|model| model.unpriced.is_none()));
+    let priced = found.or_else(|| by_default.map(|list| (list.clone(), Source::Default)));
     let context_tokens = listed.and_then(|model| model.context).unwrap_or(UNKNOWN_CONTEXT);
     let newer = provider.prices.as_deref().is_some_and(|id| NEWER_CAP.contains(&id));
     let (prices, priced_by) = priced.unzip();
@@ -97,12 +99,29 @@ impl Config {
         if let Some((first, rest)) = name.split_once('/')
             && let Some(provider) = self.providers.get(first).filter(|provider| provider.any_model)
         {
-            return Some(unlisted(first, provider, rest, &prices));
+            return Some(self.own_or_unlisted(first, provider, rest, &prices));
         }
         let (key, provider) = open.find(|(_, provider)| {
             provider.prices.as_deref().is_some_and(|id| self.catalogue().find(id, name).is_some())
         })?;
-        Some(unlisted(key, provider, name, &prices))
+        Some(self.own_or_unlisted(key, provider, name, &prices))
+    }
+
+    /// What the operator says of a model holds for it under each of its names.
+    fn own_or_unlisted(&self, key: &str, provider: &ProviderConfig, name: &str, prices: &Prices<'_>) -> Model {
+        let listed = |name: &str| {
+            let id = provider.prices.as_deref()?;
+            prices.catalogue.find(id, name).map(|model| model.id.as_str())
+        };
+        let own = |by: &dyn Fn(&Model) -> bool| self.models.values().find(|model| model.provider == key && by(model));
+        if let Some(own) = own(&|model| model.name.eq_ignore_ascii_case(name)) {
+            return Model::clone(own);
+        }
+        // A dated version, say, of a model that is configured.
+        match own(&|model| listed(name).is_some_and(|found| listed(&model.name) == Some(found))) {
+            Some(own) => Model { name: name.to_owned(), ..Model::clone(own) },
+            None => unlisted(key, provider, name, prices),
+        }
     }
 }
 

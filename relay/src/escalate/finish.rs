@@ -82,8 +82,6 @@ impl Flight<'_> {
 
     async fn settle(mut self, outcome: Outcome, message: String) {
         let report = self.meter.report(self.held.guard.input_bytes);
-        // Should the store fail for long, the sweeper settles on this.
-        self.held.guard.note(self.progress());
         let first_event_ms = self.first_event.map(|at| at.duration_since(self.held.at).as_millis());
         let settlement = Settlement {
             request_id: self.held.guard.request_id,
@@ -96,9 +94,12 @@ impl Flight<'_> {
             first_event_ms: first_event_ms.map(|ms| u32::try_from(ms).unwrap_or(u32::MAX)),
             now_ms: self.escalator.env.clock.now_ms(),
         };
+        // Should the store fail for long, the sweeper settles so.
+        self.held.guard.settling(&settlement);
         match self.escalator.settle(&self.held.tenant.id, settlement).await {
             Ok(settled) => {
                 self.held.guard.disarm();
+                self.held.tenant.journal.end(settled.end.request_id);
                 let end = &settled.end;
                 self.held.tenant.unflushed.add(end.cost, self.escalator.env.clock.now_ms());
                 self.held.count(tokens(&end.usage), self.escalator.env.clock.now_ms());
@@ -137,6 +138,7 @@ impl Flight<'_> {
         match self.escalator.void(&tenant, id).await {
             Ok(true) => {
                 self.held.guard.disarm();
+                self.held.tenant.journal.end(id);
                 self.held.count(0, self.escalator.env.clock.now_ms());
                 info!(code = %failure.code, "request voided: {}", failure.message);
                 self.fail(&failure).await;
@@ -170,7 +172,7 @@ impl Escalator {
             let settlement = settlement.clone();
             let db = Db::Tenant(tenant.clone());
             match self.store.run(db, move |connection| settle(connection, &settlement)).await {
-                Err(error) if tries < SETTLE_TRIES && !matches!(error, StoreError::Closed) => {
+                Err(error) if tries < SETTLE_TRIES && error.may_pass() => {
                     warn!(%error, tries, "a settlement failed; trying again");
                     sleep(wait).await;
                     wait *= 3;

@@ -2,6 +2,7 @@
 
 use super::sweeper::{How, Lost, Unresolved};
 use crate::store::journal::Progress;
+use crate::store::ledger::settle::Settlement;
 use belay_protocol::id::{RequestId, TenantId};
 
 /// The obligation to settle or void a hold. Dropped without either, it tells the sweeper. A hold has a
@@ -11,6 +12,8 @@ pub(crate) struct HoldGuard {
     pub(crate) request_id: RequestId,
     pub(crate) input_bytes: u64,
     progress: Progress,
+    /// How it is to be settled, once that is known.
+    settlement: Option<Box<Settlement>>,
     unresolved: Unresolved,
     stage: Stage,
 }
@@ -35,7 +38,15 @@ impl HoldGuard {
         unresolved: Unresolved,
     ) -> Self {
         let stage = Stage::Queued { made_ms };
-        Self { tenant: tenant.clone(), request_id, input_bytes, progress: Progress::default(), unresolved, stage }
+        Self {
+            tenant: tenant.clone(),
+            request_id,
+            input_bytes,
+            progress: Progress::default(),
+            settlement: None,
+            unresolved,
+            stage,
+        }
     }
 
     /// The hold is there: its lease begins.
@@ -50,6 +61,14 @@ impl HoldGuard {
         self.progress = progress;
         if let Stage::Held { lease } = self.stage {
             self.unresolved.renew(lease, progress);
+        }
+    }
+
+    /// All that is known of its end: should the store fail for long, it is settled so later.
+    pub(super) fn settling(&mut self, settlement: &Settlement) {
+        self.settlement = Some(Box::new(settlement.clone()));
+        if let Stage::Held { lease } = self.stage {
+            self.unresolved.settling(lease, settlement);
         }
     }
 
@@ -71,9 +90,10 @@ impl Drop for HoldGuard {
         let how = match self.stage {
             Stage::Queued { made_ms } => How::Unknown { made_ms },
             // Unless the sweeper has it already.
-            Stage::Held { lease } if self.unresolved.end(lease) => {
-                How::Held { input_bytes: self.input_bytes, progress: self.progress }
-            }
+            Stage::Held { lease } if self.unresolved.end(lease) => match self.settlement.take() {
+                Some(settlement) => How::Settle(settlement),
+                None => How::Held { input_bytes: self.input_bytes, progress: self.progress },
+            },
             Stage::Held { .. } | Stage::Resolved => return,
         };
         self.unresolved.push(Lost { tenant: self.tenant.clone(), request_id: self.request_id, how });

@@ -59,6 +59,7 @@ impl Escalator {
             digest: sha256(&encoded),
             class,
             offer,
+            allowance: self.config.billing.free_allowance,
             usage: request.usage.clone(),
             boot: self.boot.clone(),
             now_ms,

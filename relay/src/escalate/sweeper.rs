@@ -6,7 +6,7 @@ use crate::store::StoreError;
 use crate::store::executor::Db;
 use crate::store::journal::Progress;
 use crate::store::ledger::recover::estimate;
-use crate::store::ledger::settle::void_made_at;
+use crate::store::ledger::settle::{Settlement, void_made_at};
 use belay_protocol::id::{RequestId, TenantId};
 use belay_protocol::message::Outcome;
 use std::collections::HashMap;
@@ -57,6 +57,8 @@ pub(super) enum How {
     Unknown { made_ms: u64 },
     /// Its task ended without settling.
     Held { input_bytes: u64, progress: Progress },
+    /// Its settlement did not get through.
+    Settle(Box<Settlement>),
 }
 
 impl Unresolved {
@@ -84,6 +86,14 @@ impl Unresolved {
             if let How::Held { progress, .. } = &mut lease.hold.how {
                 *progress = now;
             }
+        }
+    }
+
+    /// This is how the hold is to be settled, whatever becomes of its task.
+    pub(super) fn settling(&self, number: u64, settlement: &Settlement) {
+        if let Some(lease) = self.lock().leases.get_mut(&number) {
+            lease.until = Instant::now() + LEASE;
+            lease.hold.how = How::Settle(Box::new(settlement.clone()));
         }
     }
 
@@ -153,20 +163,29 @@ impl Escalator {
 
     async fn resolve(&self, lost: &Lost) -> Result<(), StoreError> {
         let (id, now_ms) = (lost.request_id, self.env.clock.now_ms());
-        match lost.how {
+        match &lost.how {
             How::Unknown { made_ms } => {
+                let made_ms = *made_ms;
                 let db = Db::Tenant(lost.tenant.clone());
                 self.store.run(db, move |connection| void_made_at(connection, id, made_ms, now_ms)).await
             }
             How::Held { input_bytes, progress } => {
-                let mut settlement = estimate(id, progress, input_bytes, now_ms);
+                let mut settlement = estimate(id, *progress, *input_bytes, now_ms);
                 settlement.outcome = Outcome::LIMIT;
                 settlement.message = "the request's task ended without settling; charged by estimate".into();
-                let settled = self.settle(&lost.tenant, settlement).await?;
-                self.tenants.handle(&lost.tenant).await?.unflushed.add(settled.end.cost, now_ms);
-                Ok(())
+                self.settle_lost(&lost.tenant, settlement).await
             }
+            How::Settle(settlement) => self.settle_lost(&lost.tenant, Settlement::clone(settlement)).await,
         }
+    }
+
+    async fn settle_lost(&self, tenant: &TenantId, settlement: Settlement) -> Result<(), StoreError> {
+        let (id, now_ms) = (settlement.request_id, settlement.now_ms);
+        let settled = self.settle(tenant, settlement).await?;
+        let handle = self.tenants.handle(tenant).await?;
+        handle.unflushed.add(settled.end.cost, now_ms);
+        handle.journal.end(id);
+        Ok(())
     }
 }
 
@@ -187,6 +206,7 @@ mod tests {
     fn taken(unresolved: &Unresolved) -> Vec<(u8, Option<u64>)> {
         let lost = unresolved.take().into_iter().map(|lost| match lost.how {
             How::Held { progress, .. } => (lost.request_id.0[0], Some(progress.events)),
+            How::Settle(settlement) => (lost.request_id.0[0], Some(settlement.events)),
             How::Unknown { .. } => (lost.request_id.0[0], None),
         });
         lost.collect()

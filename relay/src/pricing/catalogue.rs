@@ -108,6 +108,8 @@ struct ListedTier {
     lines: BTreeMap<String, i64>,
 }
 
+const DAY_SECONDS: u32 = 86_400;
+
 impl Catalogue {
     /// The one that comes with the relay.
     #[must_use]
@@ -118,7 +120,10 @@ impl Catalogue {
     /// Reads one in the format of `relay/prices/prices.json`. Errors: what is wrong with it, and where.
     pub fn parse(text: &str) -> Result<Self, String> {
         let catalogue: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        for provider in &catalogue.providers {
+        for (place, provider) in catalogue.providers.iter().enumerate() {
+            if catalogue.providers[..place].iter().any(|other| other.id == provider.id) {
+                return Err(format!("the provider {} stands twice in it", provider.id));
+            }
             for model in &provider.models {
                 model.prices().map_err(|why| format!("model {} of {}: {why}", model.id, provider.id))?;
             }
@@ -183,6 +188,12 @@ impl ListedModel {
 
 impl ListedSet {
     fn read(&self) -> Result<PriceSet, String> {
+        if !self.tiers.is_sorted_by(|small, large| small.above < large.above) {
+            return Err("its tiers do not stand by rising size".into());
+        }
+        if let Some((start, end)) = self.hours.filter(|(start, end)| *start > DAY_SECONDS || *end > DAY_SECONDS) {
+            return Err(format!("{start} to {end} are no seconds of a day"));
+        }
         let from = self.from.as_deref().map(|text| calendar::parse_day(text).ok_or(format!("{text:?} is no date")));
         Ok(PriceSet {
             from_ms: from.transpose()?.map(calendar::day_start_ms),

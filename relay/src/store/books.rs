@@ -27,6 +27,7 @@ use belay_transport::env::Clock;
 use rusqlite::Connection;
 use std::sync::Arc;
 use tokio::sync::Mutex;
+use tracing::warn;
 
 /// Rows that are handed to central in one transaction.
 const BATCH: u32 = 500;
@@ -227,7 +228,12 @@ impl Books {
             let Some(last) = batch.rows.last().map(|row| row.number) else { break };
             let (epoch, id) = (batch.epoch, tenant.clone());
             let is_last = batch.rows.len() < BATCH as usize;
-            self.store.run(Db::Central, move |connection| central::usage::take(connection, &id, &batch)).await?;
+            let take = move |connection: &Connection| central::usage::take(connection, &id, &batch);
+            if !self.store.run(Db::Central, take).await? {
+                warn!(%tenant, epoch, "central has other usage under these numbers: the book is a copy, and begins anew");
+                self.run(tenant, outbox::begin_epoch).await?;
+                continue;
+            }
             // Only now: central has them for good.
             self.run(tenant, move |connection| outbox::confirm(connection, epoch, last)).await?;
             if is_last {
@@ -235,17 +241,18 @@ impl Books {
             }
         }
         let (id, key) = (tenant.clone(), self.seal.clone());
-        self.run(tenant, move |connection| {
-            seal(connection, &id, &key)?;
-            outbox::pending(connection)
-        })
-        .await
+        let sealed = self.run(tenant, move |connection| seal(connection, &id, &key)).await?;
+        let id = tenant.clone();
+        self.store.run(Db::Central, move |connection| central::usage::set_sealed(connection, &id, sealed)).await?;
+        self.run(tenant, outbox::pending).await
     }
 
     /// Checks the tenant's book against itself, and what central has of it.
     pub async fn verify(&self, tenant: &TenantId) -> Result<Report, StoreError> {
         let (id, key) = (tenant.clone(), self.seal.clone());
-        let mut report = self.run(tenant, move |connection| verify(connection, Some((&id, &key)))).await?;
+        let of = tenant.clone();
+        let sealed = self.store.run(Db::Central, move |connection| central::usage::sealed(connection, &of)).await?;
+        let mut report = self.run(tenant, move |connection| verify(connection, Some((&id, &key)), sealed)).await?;
         let _flushing = self.flushing.lock().await;
         let id = tenant.clone();
         let mut handed = self.store.run(Db::Central, move |connection| central::usage::total(connection, &id)).await?;
@@ -258,6 +265,10 @@ impl Books {
                 "central has {} nano-USD of usage with what waits for it, the book {}",
                 handed.cost_nano, own.cost_nano
             ));
+        }
+        let id = tenant.clone();
+        if !self.store.run(Db::Central, move |connection| central::usage::adds_up(connection, &id)).await? {
+            report.problems.push("central's sums of usage are not those of its rows".into());
         }
         Ok(report)
     }

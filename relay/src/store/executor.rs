@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
+/// The relay-wide database, in the state directory.
+pub const CENTRAL: &str = "central.db";
+
 /// The most commands that share a commit.
 const MAX_BATCH: usize = 256;
 /// How often an idle worker looks for databases to checkpoint and close.
@@ -309,7 +312,7 @@ impl Worker {
                 self.close_least_used();
             }
             let (path, kind) = match db {
-                Db::Central => (self.config.dir.join("central.db"), Kind::Central),
+                Db::Central => (self.config.dir.join(CENTRAL), Kind::Central),
                 Db::Tenant(tenant) => {
                     let dir = tenant_dir(&self.config.dir, tenant);
                     belay_certs::file::create_private_dir(&dir).map_err(|error| StoreError::Failed {

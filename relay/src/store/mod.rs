@@ -61,6 +61,14 @@ pub enum StoreError {
     Closed,
 }
 
+impl StoreError {
+    /// The same command may get through later.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Failed { .. } | Self::Unknown { .. })
+    }
+}
+
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         Self::Failed { operation: "sqlite", why: error.to_string() }

@@ -4,11 +4,23 @@ use crate::store::StoreError;
 use crate::store::ledger::outbox::Batch;
 use crate::store::ledger::usage::{SUMS, Totals};
 use belay_protocol::id::TenantId;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
-/// Takes rows in. One that is here already, by tenant, epoch and number, is not counted again.
-pub fn take(connection: &Connection, tenant: &TenantId, batch: &Batch) -> Result<(), StoreError> {
+/// Takes rows in. One that is here already, by tenant, epoch and number, is not counted again. False, and
+/// nothing is taken in: another row is here under that number, so that the book is an older one of its epoch.
+pub fn take(connection: &Connection, tenant: &TenantId, batch: &Batch) -> Result<bool, StoreError> {
+    let mut known = connection.prepare_cached(
+        "SELECT request_id, cost_nano FROM usage_record WHERE tenant = ?1 AND epoch = ?2 AND number = ?3",
+    )?;
+    for row in &batch.rows {
+        let here: Option<([u8; 16], i64)> = known
+            .query_row(params![tenant.as_str(), batch.epoch, row.number], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        if here.is_some_and(|here| here != (row.request_id.0, row.totals.cost_nano)) {
+            return Ok(false);
+        }
+    }
     let mut insert = connection.prepare_cached(
         "INSERT INTO usage_record (tenant, epoch, number, request_id, at_ms, device, key, class, provider, model,
                                    requests, estimated, input, output, cache_read, cache_write, reasoning, cost_nano,
@@ -40,7 +52,24 @@ pub fn take(connection: &Connection, tenant: &TenantId, batch: &Batch) -> Result
             totals.absorbed_nano,
         ])?;
     }
+    Ok(true)
+}
+
+/// Notes how far a tenant's book is sealed.
+pub fn set_sealed(connection: &Connection, tenant: &TenantId, entry: i64) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("UPDATE tenant SET sealed = ?2 WHERE id = ?1 AND sealed < ?2")?
+        .execute(params![tenant.as_str(), entry])?;
     Ok(())
+}
+
+/// How far it is sealed; 0 if nothing is known.
+pub fn sealed(connection: &Connection, tenant: &TenantId) -> Result<i64, StoreError> {
+    let found = connection
+        .prepare_cached("SELECT sealed FROM tenant WHERE id = ?1")?
+        .query_row([tenant.as_str()], |row| row.get(0))
+        .optional()?;
+    Ok(found.unwrap_or(0))
 }
 
 /// By what sums over tenants are told apart.
@@ -85,6 +114,23 @@ pub fn report(
         Ok(CentralGroup { name: row.get(0)?, totals: Totals::read(row, 1)? })
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// True if what a tenant has handed over sums up to the totals that are kept of it.
+pub fn adds_up(connection: &Connection, tenant: &TenantId) -> Result<bool, StoreError> {
+    let differing: i64 = connection
+        .prepare_cached(
+            "WITH own AS (SELECT at_ms / 86400000 AS day, provider, model, sum(requests) AS requests,
+                                 sum(cost_nano) AS cost, sum(input) AS input, sum(output) AS output
+                          FROM usage_record WHERE tenant = ?1 GROUP BY 1, 2, 3),
+                  kept AS (SELECT day, provider, model, sum(requests) AS requests, sum(cost_nano) AS cost,
+                                  sum(input) AS input, sum(output) AS output
+                           FROM usage_total WHERE tenant = ?1 GROUP BY 1, 2, 3)
+             SELECT (SELECT count(*) FROM (SELECT * FROM own EXCEPT SELECT * FROM kept))
+                  + (SELECT count(*) FROM (SELECT * FROM kept EXCEPT SELECT * FROM own))",
+        )?
+        .query_row([tenant.as_str()], |row| row.get(0))?;
+    Ok(differing == 0)
 }
 
 /// What a tenant has handed over: all of it.

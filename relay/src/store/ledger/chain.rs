@@ -261,12 +261,12 @@ impl<'a> Chain<'a> {
 
     /// Writes the balances that were changed since the last time.
     pub(crate) fn finish(&mut self) -> Result<(), StoreError> {
+        let sql = "UPDATE account SET balance_nano = ?2, last_transfer = ?3 WHERE id = ?1";
+        let mut update = self.connection.prepare_cached(sql)?;
         for account in Account::ALL {
             let (balance, touched) = &mut self.accounts[place(account)];
             if let Some(entry) = touched.take() {
-                self.connection
-                    .prepare_cached("UPDATE account SET balance_nano = ?2, last_transfer = ?3 WHERE id = ?1")?
-                    .execute(params![account as i64, balance.0, entry])?;
+                update.execute(params![account as i64, balance.0, entry])?;
             }
         }
         Ok(())

@@ -4,13 +4,14 @@
 
 use super::chain::{Chain, Evidence, Hash, Transfer};
 use super::request::{self, Stored};
-use super::settle::headroom;
-use super::usage::{self, Totals};
-use super::{Account, TransferKind, outbox, state, time};
+use super::settle::{charge, headroom};
+use super::usage::{self, Class, Totals};
+use super::{Account, TransferKind, credits, outbox, state, time};
+use crate::pricing::PriceSnapshot;
 use crate::store::StoreError;
 use belay_protocol::codec::Message;
 use belay_protocol::id::RequestId;
-use belay_protocol::message::{End, UsageLine};
+use belay_protocol::message::{End, UnitKind, UsageLine};
 use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,8 @@ pub struct Estimated {
     pub usage: Vec<UsageLine>,
     /// What was charged, in nano-USD.
     pub cost: NanoUsd,
+    /// It ran under the tenant's own key: the provider bills the tenant.
+    pub own_key: bool,
 }
 
 /// What a correction came to.
@@ -63,6 +66,7 @@ pub fn estimated(connection: &Connection, from_ms: i64, until_ms: i64) -> Result
             provider: stored.provider.unwrap_or_default(),
             model: stored.model.unwrap_or_default(),
             cost: stored.cost,
+            own_key: stored.class == Class::Byok as i64,
         });
     }
     Ok(found)
@@ -140,20 +144,23 @@ pub fn correct(
         return Ok(None);
     }
     let end = end_of(&stored)?;
-    let offers = request::terms(connection, stored.terms)?;
+    let (offers, _) = request::terms(connection, stored.terms)?;
     let is_its = |offer: &&request::Offer| {
         stored.provider.as_ref() == Some(&offer.provider) && stored.model.as_ref() == Some(&offer.model)
     };
     let offer = offers.iter().find(is_its).ok_or_else(unknown)?;
-    // It was never asked for more than was held.
-    let most = stored.held.max(stored.cost + stored.absorbed);
-    let cost = offer.price.cost(usage)?.min(most);
+    let usage = complete(usage, &end.usage);
+    let cost = price(&offer.price, &usage, &stored);
+    credits::expire(connection, now_ms)?;
+    // On the day on which it was charged, where the provider and the budgets count it too.
+    let day_ms = stored.finished_ms.unwrap_or_else(|| time(now_ms));
+    let day = u64::try_from(day_ms).unwrap_or(0);
     let mut chain = Chain::at(connection, now_ms)?;
-    let (charged, absorbed) = move_money(connection, &mut chain, &stored, cost, now_ms)?;
+    let (charged, absorbed) = move_money(connection, &mut chain, &stored, cost, day)?;
     let correction = Correction {
         cost: charged.0,
         absorbed: absorbed.0,
-        usage: serde_json::to_string(usage)
+        usage: serde_json::to_string(&usage)
             .map_err(|error| StoreError::Failed { operation: "encode usage", why: error.to_string() })?,
         at_ms: chain.at_ms(),
     };
@@ -167,35 +174,68 @@ pub fn correct(
         .execute(params![stored.row, correction.cost, correction.absorbed, correction.usage, correction.at_ms])?;
     let difference = correction.difference(&stored, &end)?;
     let subject = stored.subject()?;
-    // On the day on which it was charged, where the provider counts it too.
-    let day_ms = stored.finished_ms.unwrap_or_else(|| time(now_ms));
-    usage::add(connection, u64::try_from(day_ms).unwrap_or(0), &subject, &difference)?;
+    usage::add(connection, day, &subject, &difference)?;
     outbox::put(connection, request_id, day_ms, &subject, &difference)?;
     Ok(Some(Corrected { before: stored.cost, after: charged }))
 }
 
-/// Moves what is between the charge before and the right one. Returns what the tenant pays, and what the
-/// relay bears.
+/// What the corrected usage costs: it was never asked for more than was held.
+pub(super) fn price(price: &PriceSnapshot, usage: &[UsageLine], stored: &Stored) -> NanoUsd {
+    let most = stored.held.max(stored.cost + stored.absorbed);
+    charge(price, usage, most).0.min(most)
+}
+
+/// A provider's bill has tokens by four kinds. What else was used, such as calls that have a price of their
+/// own, is as it was told; and input that was all written to the cache of an hour was that.
+fn complete(usage: &[UsageLine], told: &[UsageLine]) -> Vec<UsageLine> {
+    const BILLED: [UnitKind; 5] =
+        [UnitKind::INPUT, UnitKind::OUTPUT, UnitKind::CACHE_READ, UnitKind::CACHE_WRITE_5M, UnitKind::CACHE_WRITE_1H];
+    let tells = |kind| told.iter().any(|line| line.kind == kind);
+    let only_hours = tells(UnitKind::CACHE_WRITE_1H) && !tells(UnitKind::CACHE_WRITE_5M);
+    let billed = usage.iter().map(|line| match line.kind {
+        UnitKind::CACHE_WRITE_5M if only_hours => UsageLine { kind: UnitKind::CACHE_WRITE_1H, ..*line },
+        _ => *line,
+    });
+    let named = |line: &&UsageLine| !BILLED.contains(&line.kind) && usage.iter().all(|own| own.kind != line.kind);
+    billed.chain(told.iter().filter(named).copied()).collect()
+}
+
+/// Moves what is between the charge before and the right one: credits pay first, and what they paid too
+/// much goes back to their grants. Returns what the tenant pays, and what the relay bears.
 fn move_money(
     connection: &Connection,
     chain: &mut Chain<'_>,
     stored: &Stored,
     cost: NanoUsd,
-    now_ms: u64,
+    day_ms: u64,
 ) -> Result<(NanoUsd, NanoUsd), StoreError> {
     let transfer = |from, to, amount| Transfer::new(TransferKind::Correct, from, to, amount).of(stored.request_id);
     let before = stored.cost + stored.absorbed;
+    let of_credits = |cost: NanoUsd| cost.min(stored.from_credits);
     if cost <= before {
-        // What the relay bore comes back first, then the tenant's money.
+        // What the relay bore comes back first, then the tenant's money, its credits last.
         let unborne = (before - cost).min(stored.absorbed);
         let back = before - cost - unborne;
+        let after = stored.cost - back;
+        let credits_back = of_credits(stored.cost) - of_credits(after);
         chain.post(&transfer(Account::Revenue, Account::Absorbed, unborne))?;
-        chain.post(&transfer(Account::Revenue, Account::Prepaid, back))?;
-        return Ok((stored.cost - back, stored.absorbed - unborne));
+        chain.post(&transfer(Account::Revenue, Account::Credits, credits_back))?;
+        chain.post(&transfer(Account::Revenue, Account::Prepaid, back - credits_back))?;
+        credits::release(connection, stored.row, of_credits(after), false)?;
+        return Ok((after, stored.absorbed - unborne));
     }
     let more = cost - before;
-    let paid = more.min(headroom(connection, chain, stored, now_ms)?);
-    chain.post(&transfer(Account::Prepaid, Account::Revenue, paid))?;
+    let (payable, room) = headroom(connection, chain, stored, day_ms)?;
+    let by_credits = more.min(chain.balance(Account::Credits)).min(room);
+    let by_balance = (more - by_credits).min(payable).min(room - by_credits);
+    if by_credits > NanoUsd::ZERO {
+        credits::draw(connection, stored.request_id, by_credits)?;
+    }
+    // All of it is gone for good.
+    credits::release(connection, stored.row, of_credits(stored.cost) + by_credits, false)?;
+    let paid = by_credits + by_balance;
+    chain.post(&transfer(Account::Credits, Account::Revenue, by_credits))?;
+    chain.post(&transfer(Account::Prepaid, Account::Revenue, by_balance))?;
     chain.post(&transfer(Account::Absorbed, Account::Revenue, more - paid))?;
     Ok((stored.cost + paid, stored.absorbed + (more - paid)))
 }

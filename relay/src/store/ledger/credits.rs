@@ -103,8 +103,8 @@ pub(crate) fn draw(connection: &Connection, request_id: RequestId, amount: NanoU
 }
 
 /// Ends a request's draws: `used` of them is gone, the rest goes back to its grants, those last that
-/// expire first.
-pub(crate) fn release(connection: &Connection, request: i64, used: NanoUsd) -> Result<(), StoreError> {
+/// expire first. Of a charge by estimate, what is gone is kept in mind: a correction may give it back.
+pub(crate) fn release(connection: &Connection, request: i64, used: NanoUsd, estimated: bool) -> Result<(), StoreError> {
     let draws: Vec<(i64, i64)> = connection
         .prepare_cached(
             "SELECT credit_grant, nano FROM draw JOIN credit_grant ON credit_grant.id = draw.credit_grant
@@ -119,7 +119,15 @@ pub(crate) fn release(connection: &Connection, request: i64, used: NanoUsd) -> R
         connection
             .prepare_cached("UPDATE credit_grant SET left_nano = left_nano + ?2 WHERE id = ?1")?
             .execute([id, nano - gone])?;
+        if estimated && gone > 0 {
+            connection
+                .prepare_cached("UPDATE draw SET nano = ?3 WHERE request = ?1 AND credit_grant = ?2")?
+                .execute([request, id, gone])?;
+        } else {
+            connection
+                .prepare_cached("DELETE FROM draw WHERE request = ?1 AND credit_grant = ?2")?
+                .execute([request, id])?;
+        }
     }
-    connection.prepare_cached("DELETE FROM draw WHERE request = ?1")?.execute([request])?;
     Ok(())
 }

@@ -217,7 +217,7 @@ pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcom
         Ok(remaining) => remaining,
         Err(refusal) => return refused(HoldRefusal::RateLimited(refusal)),
     };
-    set_aside(connection, request, &priced, amount, standing.credits, &mut chain)?;
+    set_aside(connection, request, (tier, &priced), amount, standing.credits, &mut chain)?;
     Ok(HoldOutcome::Held(Held { amount, output_cap, counted, remaining, usable }))
 }
 
@@ -277,7 +277,7 @@ pub fn refresh(connection: &Connection, allowance: NanoUsd, now_ms: u64) -> Resu
     refresh_credits(connection, &standing, allowance, now_ms)
 }
 
-fn refresh_credits(
+pub(super) fn refresh_credits(
     connection: &Connection,
     standing: &Standing,
     allowance: NanoUsd,
@@ -316,7 +316,7 @@ fn refuse(
         }
         (cap::Short::Budget { missing } | cap::Short::Money { missing }, _) => {
             let terms = standing.terms;
-            let suspended = terms.suspend_at_ceiling && terms.ceiling > NanoUsd::ZERO && terms.tier != Tier::Free;
+            let suspended = terms.suspend_at_ceiling && standing.is_at_ceiling();
             if suspended {
                 suspend(connection)?;
             }
@@ -335,7 +335,7 @@ fn take_rates(request: &HoldRequest, budgets: &[Budget], tokens: u64) -> Result<
 fn set_aside(
     connection: &Connection,
     request: &HoldRequest,
-    offers: &[Offer],
+    (tier, offers): (Tier, &[Offer]),
     amount: NanoUsd,
     credits: NanoUsd,
     chain: &mut Chain<'_>,
@@ -345,10 +345,10 @@ fn set_aside(
         request_id: request.request_id,
         device: request.device.as_str(),
         key: request.key.as_deref().unwrap_or(""),
-        class: Class::Cloud,
+        class: if tier == Tier::Byok { Class::Byok } else { Class::Cloud },
         digest: request.digest,
         boot: request.boot.to_text(),
-        terms: request::terms_id(connection, offers)?,
+        terms: request::keep_terms(connection, offers)?,
         input_bytes: i64::try_from(request.input_bytes).unwrap_or(i64::MAX),
         held: amount,
         from_credits,

@@ -110,6 +110,12 @@ pub fn confirm(connection: &Connection, epoch: i64, number: i64) -> Result<(), S
     Ok(())
 }
 
+/// Another life of the book begins: its rows are new ones to central, whatever their numbers.
+pub fn begin_epoch(connection: &Connection) -> Result<(), StoreError> {
+    connection.execute("UPDATE tenant SET epoch = epoch + 1", [])?;
+    Ok(())
+}
+
 /// What waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Pending {

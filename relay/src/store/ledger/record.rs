@@ -2,13 +2,13 @@
 //! is priced by the relay's own configuration, never by the caller, and charged at once.
 
 use super::chain::Chain;
-use super::hold::PerMinute;
+use super::hold::{PerMinute, refresh_credits};
 use super::rates::{RateRefusal, Rates, limits};
 use super::request::{self, Offer, Opened};
 use super::settle::{Settled, Settlement, settle};
 use super::standing::standing;
 use super::usage::Class;
-use super::{Boot, budget, credits, state};
+use super::{Boot, budget, state};
 use crate::store::StoreError;
 use belay_protocol::codec::Message;
 use belay_protocol::id::{DeviceId, RequestId};
@@ -32,6 +32,8 @@ pub struct Record {
     pub class: Class,
     /// Where it ran, with the price, multiplier included.
     pub offer: Offer,
+    /// What the free tier has in a month, in nano-USD.
+    pub allowance: NanoUsd,
     /// What was used.
     pub usage: Vec<UsageLine>,
     /// This process.
@@ -79,7 +81,7 @@ pub fn record(connection: &Connection, record: &Record) -> Result<RecordOutcome,
     if standing.terms.suspended {
         return Ok(RecordOutcome::Suspended);
     }
-    if standing.credits > NanoUsd::ZERO && credits::expire(connection, record.now_ms)? {
+    if refresh_credits(connection, &standing, record.allowance, record.now_ms)? {
         chain = Chain::at(connection, record.now_ms)?;
         standing = super::standing::standing(connection, &chain)?;
     }
@@ -125,7 +127,7 @@ fn hold(
         class: record.class,
         digest: record.digest,
         boot: record.boot.to_text(),
-        terms: request::terms_id(connection, std::slice::from_ref(&record.offer))?,
+        terms: request::keep_terms(connection, std::slice::from_ref(&record.offer))?,
         input_bytes: 0,
         held: cost,
         from_credits,

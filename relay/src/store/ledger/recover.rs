@@ -4,7 +4,7 @@ use super::Boot;
 use super::settle::{Settled, Settlement, settle, void};
 use crate::store::StoreError;
 use crate::store::journal::Progress;
-use belay_protocol::dialect::usage::BYTES_PER_ESTIMATED_TOKEN;
+use belay_protocol::dialect::usage::{BYTES_PER_ESTIMATED_TOKEN, ToldInput};
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{Outcome, UnitKind, UsageLine};
 use rusqlite::Connection;
@@ -17,6 +17,8 @@ pub struct Recovered {
     pub voided: Vec<RequestId>,
     /// Settled on their last progress, marked as estimated.
     pub settled: Vec<Settled>,
+    /// Left open, and why: their rows contradict themselves.
+    pub failed: Vec<(RequestId, StoreError)>,
 }
 
 /// Resolves every open hold of another process than `current`.
@@ -24,7 +26,7 @@ pub struct Recovered {
 /// `journal` is what the dispatch journal says, `None` if there is none. A hold that the journal of
 /// the same machine boot does not mention was never dispatched and is voided. Every other is
 /// settled on its last progress. After a power loss the journal proves nothing: every hold counts
-/// as dispatched.
+/// as dispatched. One that cannot be resolved is left as it is, and the others are resolved.
 pub fn recover(
     connection: &Connection,
     current: &Boot,
@@ -42,13 +44,18 @@ pub fn recover(
     for (request_id, boot, input_bytes) in open {
         let progress = journal.and_then(|journal| journal.get(&request_id).copied());
         let journal_is_whole = journal.is_some() && current.is_same_machine_boot(&boot);
-        if progress.is_none() && journal_is_whole {
-            void(connection, request_id, now_ms)?;
-            recovered.voided.push(request_id);
+        connection.execute_batch("SAVEPOINT hold")?;
+        let resolved = if progress.is_none() && journal_is_whole {
+            void(connection, request_id, now_ms).map(|_| recovered.voided.push(request_id))
         } else {
             let settlement = estimate(request_id, progress.unwrap_or_default(), input_bytes, now_ms);
-            recovered.settled.push(settle(connection, &settlement)?);
+            settle(connection, &settlement).map(|settled| recovered.settled.push(settled))
+        };
+        if let Err(error) = resolved {
+            connection.execute_batch("ROLLBACK TO hold")?;
+            recovered.failed.push((request_id, error));
         }
+        connection.execute_batch("RELEASE hold")?;
     }
     Ok(recovered)
 }
@@ -56,9 +63,14 @@ pub fn recover(
 /// A settlement on what is known of a request that nobody watched to its end.
 pub(crate) fn estimate(request_id: RequestId, progress: Progress, input_bytes: u64, now_ms: u64) -> Settlement {
     let tokens = |bytes: u64| bytes.div_ceil(BYTES_PER_ESTIMATED_TOKEN);
+    let unknown = || ToldInput { input: tokens(input_bytes), ..ToldInput::default() };
+    let told = progress.told_input.unwrap_or_else(unknown);
     let lines = [
-        (UnitKind::INPUT, progress.told_input.unwrap_or_else(|| tokens(input_bytes))),
+        (UnitKind::INPUT, told.input),
         (UnitKind::OUTPUT, tokens(progress.output_bytes)),
+        (UnitKind::CACHE_READ, told.cache_read),
+        (UnitKind::CACHE_WRITE_5M, told.cache_write_5m),
+        (UnitKind::CACHE_WRITE_1H, told.cache_write_1h),
     ];
     Settlement {
         request_id,

@@ -5,7 +5,7 @@ use super::usage::{Class, Subject};
 use super::{Account, TransferKind, credits, state};
 use crate::pricing::PriceSnapshot;
 use crate::store::StoreError;
-use aws_lc_rs::digest::{Digest, SHA256, digest};
+use aws_lc_rs::digest::{SHA256, digest};
 use belay_protocol::id::RequestId;
 use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -41,7 +41,7 @@ impl Offer {
 struct Written {
     offers: Vec<Offer>,
     text: String,
-    digest: Digest,
+    digest: Hash,
 }
 
 thread_local! {
@@ -61,8 +61,9 @@ impl Written {
     }
 }
 
-/// Writes down what was offered, once for all requests at the same terms.
-pub(crate) fn terms_id(connection: &Connection, offers: &[Offer]) -> Result<i64, StoreError> {
+/// Writes down what was offered, once for all requests at the same terms. Returns its number, and what an
+/// entry proves of it.
+pub(crate) fn keep_terms(connection: &Connection, offers: &[Offer]) -> Result<(i64, Hash), StoreError> {
     let written = match Written::last_if(|last| last.offers == offers) {
         Some(last) => last,
         None => {
@@ -73,30 +74,38 @@ pub(crate) fn terms_id(connection: &Connection, offers: &[Offer]) -> Result<i64,
     };
     let known = connection
         .prepare_cached("SELECT id FROM terms WHERE digest = ?1")?
-        .query_row([written.digest.as_ref()], |row| row.get(0))
+        .query_row([written.digest], |row| row.get(0))
         .optional()?;
-    match known {
-        Some(id) => Ok(id),
-        None => Ok(connection
+    let id = match known {
+        Some(id) => id,
+        None => connection
             .prepare_cached("INSERT INTO terms (digest, terms) VALUES (?1, ?2) RETURNING id")?
-            .query_row(params![written.digest.as_ref(), written.text], |row| row.get(0))?),
-    }
+            .query_row(params![written.digest, written.text], |row| row.get(0))?,
+    };
+    Ok((id, written.digest))
 }
 
-pub(crate) fn terms_digest(text: &str) -> Digest {
-    digest(&SHA256, text.as_bytes())
+pub(crate) fn terms_digest(text: &str) -> Hash {
+    let mut hash = Hash::default();
+    hash.copy_from_slice(digest(&SHA256, text.as_bytes()).as_ref());
+    hash
 }
 
-/// The terms that a request was taken at.
-pub(crate) fn terms(connection: &Connection, id: i64) -> Result<Vec<Offer>, StoreError> {
+/// The terms that a request was taken at, and what an entry proves of them.
+pub(crate) fn terms(connection: &Connection, id: i64) -> Result<(Vec<Offer>, Hash), StoreError> {
     let mut statement = connection.prepare_cached("SELECT terms FROM terms WHERE id = ?1")?;
     let mut rows = statement.query([id])?;
     let row = rows.next()?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
     let text = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
     // `keyless` is not written down: it is no matter of a settlement.
     if let Some(last) = Written::last_if(|last| last.text == text) {
-        return Ok(last.offers.clone());
+        return Ok((last.offers.clone(), last.digest));
     }
+    Ok((read_terms(text)?, terms_digest(text)))
+}
+
+/// Reads terms as they are written down.
+pub(crate) fn read_terms(text: &str) -> Result<Vec<Offer>, StoreError> {
     serde_json::from_str(text).map_err(|error| StoreError::Corrupt { what: "terms", why: error.to_string() })
 }
 
@@ -109,7 +118,8 @@ pub(crate) struct Opened<'a> {
     pub(crate) class: Class,
     pub(crate) digest: [u8; 32],
     pub(crate) boot: String,
-    pub(crate) terms: i64,
+    /// Its number and its digest.
+    pub(crate) terms: (i64, Hash),
     pub(crate) input_bytes: i64,
     pub(crate) held: NanoUsd,
     pub(crate) from_credits: NanoUsd,
@@ -119,15 +129,15 @@ pub(crate) struct Opened<'a> {
 impl Opened<'_> {
     /// What the hold's entry proves of it.
     fn evidence(&self) -> Hash {
-        let numbers =
-            [self.class as i64, self.terms, self.input_bytes, self.held.0, self.from_credits.0, self.created_ms];
-        opening("hold", [self.device, self.key, &self.boot], &self.digest, numbers).finish()
+        let numbers = [self.class as i64, self.input_bytes, self.held.0, self.from_credits.0, self.created_ms];
+        opening("hold", [self.device, self.key, &self.boot], [&self.digest, &self.terms.1], numbers).finish()
     }
 }
 
 /// What is proven of a request in any state.
-fn opening(what: &str, texts: [&str; 3], digest: &[u8], numbers: [i64; 6]) -> Evidence {
-    let evidence = texts.into_iter().fold(Evidence::new(what), Evidence::text).bytes(digest);
+fn opening(what: &str, texts: [&str; 3], digests: [&[u8]; 2], numbers: [i64; 5]) -> Evidence {
+    let evidence = texts.into_iter().fold(Evidence::new(what), Evidence::text);
+    let evidence = digests.into_iter().fold(evidence, Evidence::bytes);
     numbers.into_iter().fold(evidence, Evidence::number)
 }
 
@@ -163,7 +173,7 @@ fn open(connection: &Connection, opened: &Opened<'_>) -> Result<(), StoreError> 
             opened.class as i64,
             opened.digest,
             opened.boot,
-            opened.terms,
+            opened.terms.0,
             opened.input_bytes,
             opened.held.0,
             opened.from_credits.0,
@@ -251,18 +261,18 @@ impl Stored {
         })
     }
 
-    fn opening(&self, what: &str) -> Evidence {
-        let numbers = [self.class, self.terms, self.input_bytes, self.held.0, self.from_credits.0, self.created_ms];
-        opening(what, [&self.device, &self.key, &self.boot], &self.digest, numbers)
+    fn opening(&self, what: &str, terms: &Hash) -> Evidence {
+        let numbers = [self.class, self.input_bytes, self.held.0, self.from_credits.0, self.created_ms];
+        opening(what, [&self.device, &self.key, &self.boot], [&self.digest, terms], numbers)
     }
 
-    /// What the last entry about its state proves of it, in that state.
-    pub(crate) fn evidence(&self) -> Hash {
+    /// What the last entry about its state proves of it, in that state, and of its terms.
+    pub(crate) fn evidence(&self, terms: &Hash) -> Hash {
         match self.state {
-            state::OPEN => self.opening("hold").finish(),
-            state::VOIDED => self.opening("void").number(self.finished_ms.unwrap_or(0)).finish(),
+            state::OPEN => self.opening("hold", terms).finish(),
+            state::VOIDED => self.opening("void", terms).number(self.finished_ms.unwrap_or(0)).finish(),
             _ => self
-                .opening("settle")
+                .opening("settle", terms)
                 .optional(self.provider.as_deref().map(str::as_bytes))
                 .optional(self.model.as_deref().map(str::as_bytes))
                 .number(self.cost.0)

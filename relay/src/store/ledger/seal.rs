@@ -41,8 +41,8 @@ impl SealKey {
     }
 }
 
-/// Makes the checkpoints that are due. Returns how many.
-pub fn seal(connection: &Connection, tenant: &TenantId, key: &SealKey) -> Result<usize, StoreError> {
+/// Makes the checkpoints that are due. Returns the entry of the last one that there is now; 0 without any.
+pub fn seal(connection: &Connection, tenant: &TenantId, key: &SealKey) -> Result<i64, StoreError> {
     let due: Vec<(i64, Hash)> = connection
         .prepare_cached(
             "SELECT id, hash FROM transfer
@@ -55,5 +55,6 @@ pub fn seal(connection: &Connection, tenant: &TenantId, key: &SealKey) -> Result
             .prepare_cached("INSERT INTO checkpoint (transfer_id, hash, mac) VALUES (?1, ?2, ?3)")?
             .execute(params![transfer, hash, key.sign(tenant, *transfer, hash)])?;
     }
-    Ok(due.len())
+    let last = "SELECT coalesce(max(transfer_id), 0) FROM checkpoint";
+    Ok(connection.prepare_cached(last)?.query_row([], |row| row.get(0))?)
 }

@@ -1,10 +1,11 @@
 //! Turning a hold into a charge, or giving it back.
 
-use super::chain::{Chain, Transfer};
+use super::chain::{Chain, Hash, Transfer};
 use super::request::{self, Stored};
 use super::standing::standing;
 use super::usage::{self, Totals};
 use super::{Account, TransferKind, budget, credits, outbox, state, time};
+use crate::pricing::PriceSnapshot;
 use crate::store::StoreError;
 use belay_protocol::codec::Message;
 use belay_protocol::id::RequestId;
@@ -62,7 +63,7 @@ pub fn settle(connection: &Connection, settlement: &Settlement) -> Result<Settle
         }
         _ => return Err(no_hold()),
     }
-    let mut offers = request::terms(connection, stored.terms)?;
+    let (mut offers, terms) = request::terms(connection, stored.terms)?;
     let out_of_place = || StoreError::Corrupt { what: "terms", why: format!("there is no offer {}", settlement.offer) };
     if settlement.offer >= offers.len() {
         return Err(out_of_place());
@@ -72,12 +73,34 @@ pub fn settle(connection: &Connection, settlement: &Settlement) -> Result<Settle
     if offer.price.has_price_per_call() {
         usage.push(UsageLine { kind: UnitKind::CALLS, units: 1 });
     }
-    let cost = offer.price.cost(&usage)?;
+    let (cost, is_absurd) = charge(&offer.price, &usage, stored.held);
     let mut chain = Chain::at(connection, settlement.now_ms)?;
-    let paid = pay(connection, &mut chain, &stored, cost, settlement.now_ms)?;
+    let estimated = settlement.estimated || is_absurd;
+    let paid = pay(connection, &mut chain, &stored, (cost, estimated), settlement.now_ms)?;
     stored.provider = Some(offer.provider);
     stored.model = Some(offer.model);
-    finish(connection, &mut chain, stored, settlement, (usage, paid))
+    let ending = Ending { terms, usage, paid, estimated };
+    finish(connection, &mut chain, stored, settlement, ending)
+}
+
+/// No request costs more, in nano-USD: a million dollars.
+const MOST_COST: NanoUsd = NanoUsd(1_000_000_000_000_000);
+
+/// What usage costs. Figures that nobody can have meant are charged as what was held, and true is returned:
+/// a settlement must not fail for what a provider says.
+pub(super) fn charge(price: &PriceSnapshot, usage: &[UsageLine], held: NanoUsd) -> (NanoUsd, bool) {
+    match price.cost(usage) {
+        Ok(cost) if cost <= MOST_COST => (cost, false),
+        _ => (held, true),
+    }
+}
+
+/// How it ended, beside the settlement.
+struct Ending {
+    terms: Hash,
+    usage: Vec<UsageLine>,
+    paid: Paid,
+    estimated: bool,
 }
 
 /// Who pays for what.
@@ -95,7 +118,7 @@ fn pay(
     connection: &Connection,
     chain: &mut Chain<'_>,
     stored: &Stored,
-    cost: NanoUsd,
+    (cost, estimated): (NanoUsd, bool),
     now_ms: u64,
 ) -> Result<Paid, StoreError> {
     let id = stored.request_id;
@@ -108,12 +131,12 @@ fn pay(
     chain.post(&transfer(TransferKind::ReleaseCredits, Account::Held, Account::Credits, credits_back))?;
     chain.post(&transfer(TransferKind::Release, Account::Held, Account::Prepaid, balance_back))?;
     if stored.from_credits > NanoUsd::ZERO {
-        credits::release(connection, stored.row, by_credits)?;
+        credits::release(connection, stored.row, by_credits, estimated)?;
     }
     let above = cost - settled;
     let excess = if above > NanoUsd::ZERO {
         // What was given back counts.
-        above.min(headroom(connection, chain, stored, now_ms)?)
+        above.min(headroom(connection, chain, stored, now_ms)?.0)
     } else {
         NanoUsd::ZERO
     };
@@ -122,13 +145,14 @@ fn pay(
     Ok(Paid { settled, excess, absorbed: above - excess })
 }
 
-/// What the tenant's balance and its budgets can still pay. The request's own hold counts as spent.
+/// What the tenant's balance can still pay within its budgets, and what these leave. The request's own hold
+/// counts as spent.
 pub(super) fn headroom(
     connection: &Connection,
     chain: &Chain<'_>,
     stored: &Stored,
     now_ms: u64,
-) -> Result<NanoUsd, StoreError> {
+) -> Result<(NanoUsd, NanoUsd), StoreError> {
     let standing = standing(connection, chain)?;
     let device = stored.device.parse().map_err(|error: belay_protocol::id::IdError| StoreError::Corrupt {
         what: "a device",
@@ -137,7 +161,7 @@ pub(super) fn headroom(
     let key = Some(stored.key.as_str()).filter(|key| !key.is_empty());
     let budgets = budget::of(connection, &device, key)?;
     let room = budget::room(connection, &budgets, now_ms)?.map_or(NanoUsd(i64::MAX), |room| room.left);
-    Ok(standing.payable().min(room))
+    Ok((standing.payable().min(room), room))
 }
 
 /// Writes down how it ended, with the entry that proves it.
@@ -146,7 +170,7 @@ fn finish(
     chain: &mut Chain<'_>,
     mut stored: Stored,
     settlement: &Settlement,
-    (usage, paid): (Vec<UsageLine>, Paid),
+    Ending { terms, usage, paid, estimated }: Ending,
 ) -> Result<Settled, StoreError> {
     let elapsed = time(settlement.now_ms).saturating_sub(stored.created_ms);
     let cost = paid.settled.checked_add(paid.excess)?;
@@ -159,22 +183,22 @@ fn finish(
         usage,
         cost,
         balance: chain.balance(Account::Prepaid).checked_add(chain.balance(Account::Credits))?,
-        estimated: settlement.estimated,
+        estimated,
         events: settlement.events,
         first_event_ms: settlement.first_event_ms,
         total_ms: u32::try_from(elapsed).unwrap_or(0),
     };
     let end_bytes = end.encode_body()?;
     stored.state = state::SETTLED;
-    (stored.cost, stored.absorbed, stored.estimated) = (cost, paid.absorbed, settlement.estimated);
+    (stored.cost, stored.absorbed, stored.estimated) = (cost, paid.absorbed, estimated);
     stored.end = Some(end_bytes.clone());
     stored.finished_ms = Some(chain.at_ms());
     let transfer = Transfer::new(TransferKind::Settle, Account::Held, Account::Revenue, paid.settled);
-    chain.record(&transfer.of(stored.request_id).proving(stored.evidence()))?;
+    chain.record(&transfer.of(stored.request_id).proving(stored.evidence(&terms)))?;
     chain.finish()?;
     write(connection, &stored)?;
     let at_ms = u64::try_from(chain.at_ms()).unwrap_or(0);
-    let totals = Totals::of(&end.usage, cost, paid.absorbed, settlement.estimated);
+    let totals = Totals::of(&end.usage, cost, paid.absorbed, estimated);
     let subject = stored.subject()?;
     usage::add(connection, at_ms, &subject, &totals)?;
     outbox::put(connection, stored.request_id, chain.at_ms(), &subject, &totals)?;
@@ -231,16 +255,17 @@ fn void_hold(
     let was_settled = found.as_ref().is_some_and(|stored| stored.state == state::SETTLED);
     let open = found.filter(|stored| stored.state == state::OPEN);
     let Some(mut stored) = open.filter(is_that_one) else { return Ok(!was_settled) };
+    let (_, terms) = request::terms(connection, stored.terms)?;
     let mut chain = Chain::at(connection, now_ms)?;
     let back = |kind, to, amount| Transfer::new(kind, Account::Held, to, amount).of(request_id);
     chain.post(&back(TransferKind::ReleaseCredits, Account::Credits, stored.from_credits))?;
     if stored.from_credits > NanoUsd::ZERO {
-        credits::release(connection, stored.row, NanoUsd::ZERO)?;
+        credits::release(connection, stored.row, NanoUsd::ZERO, false)?;
     }
     stored.state = state::VOIDED;
     stored.finished_ms = Some(chain.at_ms());
     let rest = stored.held - stored.from_credits;
-    chain.record(&back(TransferKind::Void, Account::Prepaid, rest).proving(stored.evidence()))?;
+    chain.record(&back(TransferKind::Void, Account::Prepaid, rest).proving(stored.evidence(&terms)))?;
     chain.finish()?;
     write(connection, &stored)?;
     Ok(true)

@@ -74,6 +74,9 @@ pub fn set_terms(connection: &Connection, terms: &Terms, version: i64) -> Result
     Ok(())
 }
 
+/// A tenant with less than this part of its ceiling left is at it.
+const HUNDREDTH: i64 = 100;
+
 /// What decides whether anything may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Standing {
@@ -92,6 +95,14 @@ impl Standing {
             Tier::Free => NanoUsd::ZERO,
             Tier::Managed | Tier::Byok => NanoUsd(self.prepaid.0.saturating_add(self.terms.ceiling.0).max(0)),
         }
+    }
+
+    /// As good as all of the credit is used, what is set aside not counted: it may come back. A request
+    /// that is too dear for what is left is no reason to stop all others.
+    pub(crate) fn is_at_ceiling(&self) -> bool {
+        let Terms { ceiling, tier, .. } = self.terms;
+        let left = self.prepaid.0.saturating_add(self.held.0).saturating_add(ceiling.0);
+        tier != Tier::Free && ceiling > NanoUsd::ZERO && left <= ceiling.0 / HUNDREDTH
     }
 
     /// What can be set aside for a request.

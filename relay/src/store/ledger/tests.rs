@@ -22,6 +22,7 @@ use crate::store::StoreError;
 use crate::store::journal::Progress;
 use crate::store::schema::{Durability, Kind, open};
 use belay_protocol::codec::Message;
+use belay_protocol::dialect::usage::ToldInput;
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{End, Outcome, UnitKind, UsageLine};
 use belay_protocol::money::NanoUsd;
@@ -51,7 +52,7 @@ fn credit(connection: &Connection, nano: i64, operation: &str) {
 }
 
 fn verify(connection: &Connection) -> Report {
-    super::verify::verify(connection, None).expect("checked")
+    super::verify::verify(connection, None, 0).expect("checked")
 }
 
 fn boot(machine: &str, process: &str) -> Boot {
@@ -255,7 +256,12 @@ fn recovery_voids_what_was_never_dispatched_and_settles_the_rest_on_its_progress
     for id in 1..=3 {
         held(&book, &request(id));
     }
-    let far = Progress { events: 9, output_bytes: 400, told_input: Some(60), offer: 0 };
+    let far = Progress {
+        events: 9,
+        output_bytes: 400,
+        told_input: Some(ToldInput { input: 50, cache_read: 10, ..ToldInput::default() }),
+        offer: 0,
+    };
     let journal = HashMap::from([(RequestId([2; 16]), Progress::default()), (RequestId([3; 16]), far)]);
     let recovered = recover(&book.connection, &boot("m1", "p2"), Some(&journal), NOW + 9).expect("recovered");
     assert_eq!(recovered.voided, [RequestId([1; 16])]);
@@ -264,7 +270,8 @@ fn recovery_voids_what_was_never_dispatched_and_settles_the_rest_on_its_progress
     let silent = ends[&RequestId([2; 16])];
     assert_eq!((silent.units(UnitKind::INPUT), silent.units(UnitKind::OUTPUT)), (20, 0));
     let far_along = ends[&RequestId([3; 16])];
-    assert_eq!((far_along.units(UnitKind::INPUT), far_along.units(UnitKind::OUTPUT)), (60, 100));
+    assert_eq!((far_along.units(UnitKind::INPUT), far_along.units(UnitKind::OUTPUT)), (50, 100));
+    assert_eq!(far_along.units(UnitKind::CACHE_READ), 10);
     for end in ends.values() {
         assert!(end.estimated && end.outcome == Outcome::RELAY_DIED);
     }

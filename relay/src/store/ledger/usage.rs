@@ -20,6 +20,9 @@ pub enum Class {
     Local = 2,
     /// Indexing, embedding and search of knowledge, recorded by the tenant's computers.
     Knowledge = 3,
+    /// A request that the relay sent to a provider under the tenant's own key: charged is a licence, the
+    /// provider bills the tenant.
+    Byok = 4,
 }
 
 impl Class {
@@ -28,6 +31,7 @@ impl Class {
             1 => Ok(Self::Cloud),
             2 => Ok(Self::Local),
             3 => Ok(Self::Knowledge),
+            4 => Ok(Self::Byok),
             other => Err(StoreError::Corrupt { what: "a class of usage", why: format!("there is no class {other}") }),
         }
     }
@@ -39,6 +43,7 @@ impl Class {
             Self::Cloud => "cloud",
             Self::Local => "local",
             Self::Knowledge => "knowledge",
+            Self::Byok => "byok",
         }
     }
 }
@@ -53,6 +58,10 @@ pub(crate) struct Subject {
     pub(crate) provider: String,
     pub(crate) model: String,
 }
+
+/// No request uses more of anything; what a provider says beyond it does not count. Eight million such
+/// requests have room in a sum.
+const MOST_UNITS: u64 = 1 << 40;
 
 /// Sums of usage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -100,7 +109,7 @@ impl Totals {
                 UnitKind::REASONING => &mut totals.reasoning,
                 _ => continue,
             };
-            *slot = slot.saturating_add(i64::try_from(line.units).unwrap_or(i64::MAX));
+            *slot += i64::try_from(line.units.min(MOST_UNITS)).unwrap_or(0);
         }
         totals
     }
@@ -260,7 +269,7 @@ pub fn report(connection: &Connection, from: i64, until: i64, by: Grouping) -> R
     Ok(groups)
 }
 
-/// Requests to a provider in some days, by day and model.
+/// Requests to a provider under the relay's own key in some days, by day and model.
 pub fn of_provider(
     connection: &Connection,
     provider: &str,

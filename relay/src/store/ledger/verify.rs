@@ -4,8 +4,9 @@ mod beside;
 
 use super::chain::{self, GENESIS, Hash, Posted};
 use super::correct::{self, Correction};
-use super::request::{self, Stored};
+use super::request::{self, Offer, Stored};
 use super::seal::SealKey;
+use super::settle;
 use super::usage::{Subject, Totals};
 use super::{Account, TransferKind, state};
 use crate::store::StoreError;
@@ -67,20 +68,22 @@ type ByRequest = HashMap<[u8; 16], Moved>;
 
 /// Recomputes everything that the book says twice: the chain, balances, holds, each request's charge
 /// and its `End`, sums of usage, credits; and the checkpoints, if their key is given.
-pub fn verify(connection: &Connection, seal: Option<(&TenantId, &SealKey)>) -> Result<Report, StoreError> {
+///
+/// Checkpoints up to entry `sealed` were made, as central knows: none of them may be missing.
+pub fn verify(connection: &Connection, seal: Option<(&TenantId, &SealKey)>, sealed: i64) -> Result<Report, StoreError> {
     let mut report = Report::default();
     integrity(connection, &mut report)?;
     let Entries { balances, touched, mut moved, mut grants } = entries(connection, &mut report)?;
     accounts(connection, &balances, &touched, &mut report)?;
-    requests(connection, &mut moved, &mut report)?;
+    let terms = beside::terms(connection, &mut report)?;
+    requests(connection, &terms, &mut moved, &mut report)?;
     for id in moved.keys() {
         report.problem(format!("request {} has transfers but no record", RequestId(*id)));
     }
     beside::credit_grants(connection, &balances, &mut grants, &mut report)?;
-    beside::terms(connection, &mut report)?;
     references(connection, &mut report)?;
     beside::outbox(connection, &mut report)?;
-    beside::checkpoints(connection, seal, &mut report)?;
+    beside::checkpoints(connection, seal, sealed, &mut report)?;
     Ok(report)
 }
 
@@ -239,9 +242,17 @@ fn accounts(
     Ok(())
 }
 
+/// The terms of requests by their number, and the digests of what they say.
+type TermsById = HashMap<i64, (Vec<Offer>, Hash)>;
+
 type Sums = BTreeMap<(i64, Subject), Totals>;
 
-fn requests(connection: &Connection, moved: &mut ByRequest, report: &mut Report) -> Result<(), StoreError> {
+fn requests(
+    connection: &Connection,
+    terms: &TermsById,
+    moved: &mut ByRequest,
+    report: &mut Report,
+) -> Result<(), StoreError> {
     let (mut by_day, mut by_month) = (Sums::new(), Sums::new());
     let mut statement = connection.prepare(&format!("SELECT {} FROM request ORDER BY id", request::COLUMNS))?;
     let mut rows = statement.query([])?;
@@ -254,7 +265,8 @@ fn requests(connection: &Connection, moved: &mut ByRequest, report: &mut Report)
             _ => report.voided += 1,
         }
         let correction = correct::find(connection, stored.row)?;
-        for problem in request_problems(&stored, correction.as_ref(), &what) {
+        let known = terms.get(&stored.terms);
+        for problem in request_problems(&stored, known, correction.as_ref(), &what) {
             report.problem(format!("request {}: {problem}", stored.request_id));
         }
         if stored.state == state::SETTLED
@@ -274,7 +286,12 @@ fn requests(connection: &Connection, moved: &mut ByRequest, report: &mut Report)
     sums(connection, "usage_month", "month", by_month, report)
 }
 
-fn request_problems(stored: &Stored, correction: Option<&Correction>, moved: &Moved) -> Vec<String> {
+fn request_problems(
+    stored: &Stored,
+    terms: Option<&(Vec<Offer>, Hash)>,
+    correction: Option<&Correction>,
+    moved: &Moved,
+) -> Vec<String> {
     let mut problems = vec![];
     let charged = moved.revenue - moved.absorbed;
     let proving = match stored.state {
@@ -294,6 +311,7 @@ fn request_problems(stored: &Stored, correction: Option<&Correction>, moved: &Mo
                 ));
             }
             problems.extend(end_problem(stored));
+            problems.extend(terms.and_then(|(offers, _)| price_problem(stored, offers, correction)));
             TransferKind::Settle
         }
         _ => {
@@ -313,7 +331,8 @@ fn request_problems(stored: &Stored, correction: Option<&Correction>, moved: &Mo
     if moved.corrected != correction.map(|correction| correction.evidence(stored.request_id)) {
         problems.push("its correction is not the one that its entry proves: it was changed".into());
     }
-    if moved.proof != Some((proving as i64, stored.evidence())) {
+    let evidence = terms.map(|(_, digest)| stored.evidence(digest));
+    if evidence.is_none() || moved.proof != evidence.map(|evidence| (proving as i64, evidence)) {
         problems.push("its record is not the one that its entries prove: it was changed".into());
     }
     problems
@@ -329,6 +348,24 @@ fn end_problem(stored: &Stored) -> Option<String> {
         }
         Some(Ok(_)) => None,
     }
+}
+
+/// What was used costs what was charged, at the request's own terms.
+fn price_problem(stored: &Stored, offers: &[Offer], correction: Option<&Correction>) -> Option<String> {
+    let end = End::decode_body(stored.end.as_deref()?).ok()?;
+    let is_its = |offer: &&Offer| {
+        stored.provider.as_ref() == Some(&offer.provider) && stored.model.as_ref() == Some(&offer.model)
+    };
+    let Some(offer) = offers.iter().find(is_its) else { return Some("its terms do not have what ran".into()) };
+    let (costs, _) = settle::charge(&offer.price, &end.usage, stored.held);
+    let was = stored.cost + stored.absorbed;
+    if costs != was {
+        return Some(format!("charged and borne are {} nano-USD, what was used costs {}", was.0, costs.0));
+    }
+    let correction = correction?;
+    let costs = correct::price(&offer.price, &correction.lines().ok()?, stored);
+    let is = correction.cost.wrapping_add(correction.absorbed);
+    (costs.0 != is).then(|| format!("corrected to {is} nano-USD, what was used costs {}", costs.0))
 }
 
 /// Compares a table of sums with what the requests say.

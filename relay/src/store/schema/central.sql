@@ -6,7 +6,9 @@ CREATE TABLE tenant (
     ceiling_nano INTEGER NOT NULL DEFAULT 0,
     suspend_at_ceiling INTEGER NOT NULL DEFAULT 0,
     -- Rises with every change of what the tenant's own file must know.
-    version INTEGER NOT NULL DEFAULT 0
+    version INTEGER NOT NULL DEFAULT 0,
+    -- The entry of the last checkpoint of its book: those up to it must be there.
+    sealed INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE invite (
     secret_hash BLOB PRIMARY KEY,

@@ -71,6 +71,8 @@ struct Reference {
     settled: BTreeMap<u8, Vec<u8>>,
     /// What was charged, borne and held of settled requests, and whether by an estimate that stands.
     ends: BTreeMap<u8, (i64, i64, i64, bool)>,
+    /// What they have used of grants.
+    used: BTreeMap<u8, BTreeMap<Grant, i64>>,
     charged: i64,
     absorbed: i64,
     handed: BTreeMap<i64, i64>,
@@ -111,11 +113,17 @@ impl Reference {
         let (amount, drawn) = self.held.remove(&id).expect("held");
         let from_credits: i64 = drawn.values().sum();
         self.prepaid += amount - from_credits - (used - used.min(from_credits));
-        let mut used = used.min(from_credits);
-        for (grant, taken) in drawn {
-            let gone = taken.min(used);
+        self.used.insert(id, drawn);
+        self.keep_used(id, used.min(from_credits));
+    }
+
+    /// Of what a request has of grants, `used` is gone and the rest goes back.
+    fn keep_used(&mut self, id: u8, mut used: i64) {
+        for (grant, taken) in self.used.get_mut(&id).expect("settled") {
+            let gone = (*taken).min(used);
             used -= gone;
-            *self.grants.get_mut(&grant).expect("granted") += taken - gone;
+            *self.grants.get_mut(grant).expect("granted") += *taken - gone;
+            *taken = gone;
         }
     }
 
@@ -132,22 +140,35 @@ impl Reference {
     }
 
     /// True if there was anything to correct.
-    fn correct(&mut self, id: u8, cost: i64) -> bool {
+    fn correct(&mut self, id: u8, cost: i64, now_ms: u64) -> bool {
         let funds = (self.prepaid + self.ceiling).max(0);
-        let Some((charged, borne, held, estimated)) = self.ends.get_mut(&id).filter(|end| end.3) else { return false };
-        let before = *charged + *borne;
-        let cost = cost.min(before.max(*held));
-        *estimated = false;
-        let (paid, bears) = if cost <= before {
-            let unborne = (before - cost).min(*borne);
-            (-(before - cost - unborne), -unborne)
+        let Some(end) = self.ends.get(&id).copied().filter(|end| end.3) else { return false };
+        self.expire(now_ms);
+        let (charged, borne, held, _) = end;
+        let before = charged + borne;
+        let cost = cost.min(before.max(held));
+        let (by_balance, by_credits, bears) = if cost <= before {
+            let unborne = (before - cost).min(borne);
+            let back = before - cost - unborne;
+            let used: i64 = self.used[&id].values().sum();
+            let credits_back = used - used.min(charged - back);
+            self.keep_used(id, used - credits_back);
+            (credits_back - back, -credits_back, -unborne)
         } else {
-            let paid = (cost - before).min(funds);
-            (paid, cost - before - paid)
+            let more = cost - before;
+            let by_credits = more.min(self.credits());
+            let by_balance = (more - by_credits).min(funds);
+            let mut wanted = by_credits;
+            for left in self.grants.values_mut() {
+                let taken = wanted.min(*left);
+                *left -= taken;
+                wanted -= taken;
+            }
+            (by_balance, by_credits, more - by_balance - by_credits)
         };
-        *charged += paid;
-        *borne += bears;
-        self.prepaid -= paid;
+        let paid = by_balance + by_credits;
+        self.ends.insert(id, (charged + paid, borne + bears, held, false));
+        self.prepaid -= by_balance;
         self.charged += paid;
         self.absorbed += bears;
         true
@@ -164,6 +185,7 @@ pub(super) fn recorded(id: u8, units: u64, now_ms: u64) -> Record {
         digest: [units as u8; 32],
         class: usage::Class::Local,
         offer: offers.remove(0),
+        allowance: NanoUsd(500_000),
         usage: vec![UsageLine { kind: UnitKind::INPUT, units }],
         boot,
         now_ms,
@@ -287,7 +309,7 @@ fn play(steps: &[(Step, bool)]) {
                 if reference.settled.contains_key(id) {
                     let cost = 1000 * (i64::from(*input) + i64::from(*output));
                     let done = corrected.expect("settled").is_some();
-                    assert_eq!(done, reference.correct(*id, cost), "step {number}");
+                    assert_eq!(done, reference.correct(*id, cost, now_ms), "step {number}");
                 } else {
                     assert!(corrected.is_err(), "step {number}: nothing was settled");
                 }

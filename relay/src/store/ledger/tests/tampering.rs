@@ -3,6 +3,7 @@
 use super::*;
 use crate::store::ledger::correct::correct;
 use crate::store::ledger::credits::grant;
+use crate::store::ledger::request as request_rows;
 use crate::store::ledger::seal::{EVERY, SealKey, seal};
 use belay_transport::env::Random;
 use rusqlite::params;
@@ -55,7 +56,7 @@ fn after(book: &Book, statement: &str) -> Option<Vec<String>> {
     let changed = book.connection.execute(statement, []);
     let said = changed.ok().map(|rows| {
         assert_eq!(rows, 1, "{statement}");
-        match super::super::verify::verify(&book.connection, None) {
+        match super::super::verify::verify(&book.connection, None, 0) {
             Ok(report) => report.problems,
             Err(error) => vec![error.to_string()],
         }
@@ -130,9 +131,13 @@ fn a_chain_that_was_made_anew_does_not_fit_its_checkpoints() {
     for number in 0..EVERY {
         credit(&book.connection, 1, &number.to_string());
     }
-    assert_eq!(seal(&book.connection, &tenant, &key).expect("sealed"), 1);
-    assert_eq!(seal(&book.connection, &tenant, &key).expect("sealed"), 0);
-    let check = |key: &SealKey| super::super::verify::verify(&book.connection, Some((&tenant, key))).expect("checked");
+    for _ in 0..2 {
+        assert_eq!(seal(&book.connection, &tenant, &key).expect("sealed"), EVERY);
+    }
+    let made = "SELECT count(*) FROM checkpoint";
+    assert_eq!(book.connection.query_row(made, [], |row| row.get::<_, i64>(0)).expect("counted"), 1);
+    let check =
+        |key: &SealKey| super::super::verify::verify(&book.connection, Some((&tenant, key)), EVERY).expect("checked");
     assert_eq!((check(&key).problems, check(&key).sealed), (vec![], EVERY as u64));
     let other = check(&SealKey::new(&[8; 32])).problems;
     assert!(other[0].contains("was not made by this relay"), "{other:?}");
@@ -155,6 +160,40 @@ fn a_chain_that_was_made_anew_does_not_fit_its_checkpoints() {
     }
     let problems = check(&key).problems;
     assert!(problems[0].contains("the chain was made anew"), "{problems:?}");
+    // And takes the checkpoint away that tells of it: who keeps the books knows that there was one.
+    drop(statement);
+    book.connection.execute("DELETE FROM checkpoint", []).expect("deleted");
+    assert_eq!(check(&key).problems, [format!("the checkpoint at entry {EVERY} is missing")]);
+}
+
+#[test]
+fn prices_that_were_changed_or_change_places_are_seen() {
+    let book = eventful();
+    let dear = |offer: &Offer| {
+        let mut offer = offer.clone();
+        offer.price.lines.iter_mut().for_each(|line| line.nano_per_million *= 2);
+        offer
+    };
+    let offers = vec![dear(&request(5).offers[0])];
+    held(&book, &HoldRequest { offers, asked_output: Some(10), ..request(5) });
+    settle(&book.connection, &settlement(5, 1, 1)).expect("settled");
+    clean(&book);
+    let text = texts(&book, "SELECT terms FROM terms WHERE id = 1").remove(0).replace("1000000000", "2000000000");
+    let forged = request_rows::terms_digest(&text);
+    let change = "UPDATE terms SET terms = ?1, digest = ?2 WHERE id = 1";
+    book.connection.execute_batch("BEGIN").expect("begun");
+    book.connection.execute("DELETE FROM terms WHERE id = 2", []).expect("out of its way");
+    book.connection.execute(change, params![text, forged]).expect("changed");
+    let problems = verify(&book.connection).problems;
+    assert!(problems.iter().any(|problem| problem.contains("what was used costs")), "{problems:?}");
+    assert!(problems.iter().any(|problem| problem.contains("not the one that its entries prove")), "{problems:?}");
+    book.connection.execute_batch("ROLLBACK; BEGIN").expect("undone");
+    for (from, to) in [(1, -1), (2, 1), (-1, 2)] {
+        book.connection.execute("UPDATE terms SET id = ?2 WHERE id = ?1", [from, to]).expect("moved");
+    }
+    let problems = verify(&book.connection).problems;
+    assert!(problems.iter().any(|problem| problem.contains("not the one that its entries prove")), "{problems:?}");
+    book.connection.execute_batch("ROLLBACK").expect("undone");
 }
 
 /// Everything that a book says.
@@ -184,7 +223,7 @@ fn a_bit_that_is_flipped_in_the_file_is_seen_or_says_nothing() {
         flipped[at] ^= 1 << random.below(8);
         std::fs::write(&other, flipped).expect("written");
         let connection = Connection::open(&other).expect("opened");
-        let verdict = super::super::verify::verify(&connection, None);
+        let verdict = super::super::verify::verify(&connection, None, 0);
         match (verdict, dump(&connection)) {
             (Ok(report), Ok(dump)) if report.problems.is_empty() => {
                 assert!(dump == sound, "seed {seed}: a bit at {at} has changed the book unseen");

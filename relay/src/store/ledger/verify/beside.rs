@@ -1,11 +1,11 @@
 //! What stands beside the entries and the requests: credits, terms, the outbox, checkpoints.
 
-use super::Report;
+use super::{Report, TermsById};
 use crate::store::StoreError;
 use crate::store::ledger::chain::Hash;
 use crate::store::ledger::correct;
 use crate::store::ledger::request::{self, Stored};
-use crate::store::ledger::seal::SealKey;
+use crate::store::ledger::seal::{EVERY, SealKey};
 use crate::store::ledger::usage::Totals;
 use crate::store::ledger::{Account, credits};
 use belay_protocol::codec::Message;
@@ -49,23 +49,42 @@ pub(super) fn credit_grants(
         report.problem(format!("request {id} holds {held} nano-USD of credits, {drawn} were taken from the grants"));
     }
     let stray: i64 = connection.query_row(
-        "SELECT count(*) FROM draw WHERE request NOT IN (SELECT id FROM request WHERE state = 0)",
+        "SELECT count(*) FROM draw WHERE request NOT IN (SELECT id FROM request WHERE state = 0 OR estimated = 1)",
         [],
         |row| row.get(0),
     )?;
     if stray > 0 {
-        report.problem(format!("{stray} draws belong to no open request"));
+        report.problem(format!("{stray} draws belong to no open request and to no estimate"));
+    }
+    // An estimate keeps in mind what it has used of which grant, until it is corrected.
+    let mut statement = connection.prepare(
+        "SELECT request.request_id, min(cost_nano, credits_nano), coalesce(sum(nano), 0) FROM request
+         LEFT JOIN draw ON draw.request = request.id AND draw.credit_grant IN (SELECT id FROM credit_grant)
+         WHERE state = 1 AND estimated = 1 AND request.id NOT IN (SELECT request FROM correction)
+         GROUP BY request.id HAVING min(cost_nano, credits_nano) <> coalesce(sum(nano), 0)",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let (id, used, drawn): (_, i64, i64) = (RequestId(row.get(0)?), row.get(1)?, row.get(2)?);
+        report.problem(format!("request {id} has used {used} nano-USD of credits, {drawn} were taken from the grants"));
     }
     Ok(())
 }
 
-pub(super) fn terms(connection: &Connection, report: &mut Report) -> Result<(), StoreError> {
+/// Reads the terms: their digests are what entries prove of them.
+pub(super) fn terms(connection: &Connection, report: &mut Report) -> Result<TermsById, StoreError> {
+    let mut known = TermsById::new();
     let mut statement = connection.prepare("SELECT id, digest, terms FROM terms")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (id, digest, text): (i64, Vec<u8>, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        if request::terms_digest(&text).as_ref() != digest {
+        let says = request::terms_digest(&text);
+        if says.as_slice() != digest {
             report.problem(format!("terms {id} were changed"));
+        }
+        match request::read_terms(&text) {
+            Ok(offers) => drop(known.insert(id, (offers, says))),
+            Err(error) => report.problem(format!("terms {id}: {error}")),
         }
     }
     let stray: i64 =
@@ -75,7 +94,7 @@ pub(super) fn terms(connection: &Connection, report: &mut Report) -> Result<(), 
     if stray > 0 {
         report.problem(format!("{stray} requests refer to terms that are missing"));
     }
-    Ok(())
+    Ok(known)
 }
 
 /// What waits for central is what the requests say, and nothing is left out: numbers have no gap.
@@ -126,8 +145,17 @@ pub(super) fn outbox(connection: &Connection, report: &mut Report) -> Result<(),
 pub(super) fn checkpoints(
     connection: &Connection,
     seal: Option<(&TenantId, &SealKey)>,
+    sealed: i64,
     report: &mut Report,
 ) -> Result<(), StoreError> {
+    let mut next = EVERY;
+    let mut missing = |report: &mut Report, below: i64| {
+        while next < below {
+            report.problem(format!("the checkpoint at entry {next} is missing"));
+            next += EVERY;
+        }
+        next = below + EVERY;
+    };
     let mut statement = connection.prepare(
         "SELECT transfer_id, checkpoint.hash, mac, transfer.hash FROM checkpoint
          LEFT JOIN transfer ON transfer.id = checkpoint.transfer_id ORDER BY transfer_id",
@@ -136,6 +164,7 @@ pub(super) fn checkpoints(
     while let Some(row) = rows.next()? {
         let (entry, hash, mac): (i64, Hash, Vec<u8>) = (row.get(0)?, row.get(1)?, row.get(2)?);
         let stands: Option<Hash> = row.get(3)?;
+        missing(report, entry);
         if seal.is_some_and(|(tenant, key)| !key.fits(tenant, entry, &hash, &mac)) {
             report.problem(format!("the checkpoint at entry {entry} was not made by this relay"));
         } else if stands != Some(hash) {
@@ -145,5 +174,6 @@ pub(super) fn checkpoints(
             report.sealed = u64::try_from(entry).unwrap_or(0);
         }
     }
+    missing(report, sealed + 1);
     Ok(())
 }
