@@ -89,11 +89,16 @@ async fn a_tenant_at_its_ceiling_is_suspended_if_its_terms_say_so() {
     let relay = TestRelay::start("").await;
     let admin = relay.relay().admin();
     admin.create_tenant(tenant("trusted")).await.unwrap();
-    let terms = TermsChange { ceiling: Some(NanoUsd(1000)), suspend_at_ceiling: Some(true), ..TermsChange::default() };
+    let terms =
+        TermsChange { ceiling: Some(NanoUsd(10_000)), suspend_at_ceiling: Some(true), ..TermsChange::default() };
     admin.change_terms(&tenant("trusted"), terms).await.unwrap();
     let client = relay.client_of("trusted").await;
     let mut status = client.client.status();
+    // One that is too dear for what is left is refused, and no reason to stop all others.
     let refused = client.ask("Why is the sky blue?").await.failed.expect("more than the ceiling");
+    assert!(!refused.message.contains("suspended"), "{}", refused.message);
+    admin.operate(&tenant("trusted"), Operation::Chargeback, NanoUsd(9_950), None, None).await.unwrap();
+    let refused = client.ask("Why is the sky blue?").await.failed.expect("as good as nothing is left");
     assert!(refused.message.contains("suspended"), "{}", refused.message);
     let out = status
         .wait_for(|status| matches!(&status.phase, Phase::Waiting { reason, .. } if reason.contains("suspended")));

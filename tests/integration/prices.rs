@@ -90,7 +90,8 @@ async fn any_model_of_a_provider_is_served_at_its_catalogue_price_and_none_witho
     let (url, open) = (provider.url(), "kind = \"openai\"\nany_model = true");
     let relay = TestRelay::start(&format!(
         "[providers.openai]\n{open}\nurl = \"{url}\"\nprices = \"openai\"\n\
-         [models.local]\nprovider = \"openai\"\nname = \"nobody-knows\"\n"
+         [models.local]\nprovider = \"openai\"\nname = \"nobody-knows\"\n\
+         [models.gpt-4o]\nprovider = \"openai\"\nmax_output_tokens = 50\nprice = {{ input = \"100\", output = \"200\" }}\n"
     ))
     .await;
     let client = relay.client().await;
@@ -105,6 +106,15 @@ async fn any_model_of_a_provider_is_served_at_its_catalogue_price_and_none_witho
     }
     let sent = provider.received().pop().unwrap().json();
     assert_eq!(sent["model"], "gpt-4.1");
+    // What the operator says of a model holds under its other names: a price, and a ceiling.
+    for name in ["openai/gpt-4o", "openai/GPT-4o", "gpt-4o-2024-08-06"] {
+        let held = client.send(request(&client, name)).await;
+        let (head, end) = (held.head.expect("answered"), held.end.expect("settled"));
+        let dear = (end.units(UnitKind::INPUT) * 103_000, end.units(UnitKind::OUTPUT) * 206_000);
+        assert_eq!(end.cost, NanoUsd(i64::try_from(dear.0 + dear.1).unwrap()), "{name}");
+        assert_eq!(head.max_output_tokens, 50, "{name}");
+    }
+    assert_eq!(provider.received().pop().unwrap().json()["model"], "gpt-4o-2024-08-06");
     for name in ["local", "openai/nobody-knows-it-either"] {
         let failed = client.send(request(&client, name)).await.failed.expect("refused");
         assert_eq!(failed.code, FailureCode::NO_PRICE, "{}", failed.message);
@@ -116,13 +126,17 @@ async fn any_model_of_a_provider_is_served_at_its_catalogue_price_and_none_witho
     relay.verify().await;
     relay.stop().await;
     let default = format!(
-        "[billing.default_price]\ninput = \"1\"\noutput = \"1\"\n[providers.openai]\n{open}\nurl = \"{url}\"\n"
+        "[billing.default_price]\ninput = \"1\"\noutput = \"1\"\n[providers.openai]\n{open}\nurl = \"{url}\"\n\
+         prices = \"openai\"\n"
     );
     let relay = TestRelay::start(&default).await;
     let client = relay.client().await;
     let end = client.send(request(&client, "openai/nobody-knows-it-either")).await.end.expect("settled");
     let tokens = end.units(UnitKind::INPUT) + end.units(UnitKind::OUTPUT);
     assert!((tokens * 1030..=tokens * 1030 + 1).contains(&u64::try_from(end.cost.0).unwrap()), "{:?}", end.cost);
+    // Nobody counts here what that one is priced by.
+    let failed = client.send(request(&client, "openai/whisper-1")).await.failed.expect("refused");
+    assert_eq!(failed.code, FailureCode::NO_PRICE, "{}", failed.message);
     relay.stop().await;
 }
 

@@ -5,8 +5,10 @@ use belay_protocol::calendar;
 use belay_protocol::message::{Dialect, End, UnitKind, UsageLine};
 use belay_protocol::money::NanoUsd;
 use belay_relay::admin::reconcile::Reconcile;
+use belay_relay::admin::service::TermsChange;
 use belay_relay::reconcile::{ProviderUsage, Tokens};
 use belay_relay::store::ledger::money::Operation;
+use belay_relay::store::ledger::standing::Tier;
 use belay_relay::store::ledger::usage::Grouping;
 use belay_tests::fake_provider::{FakeProvider, Script};
 use belay_tests::procs::{Belayd, binary, run};
@@ -57,37 +59,52 @@ async fn what_was_estimated_becomes_what_the_provider_counts() {
         assert!(end.estimated, "{end:?}");
         estimates.push(end);
     }
-    let listed = admin.estimated(None, EVER).await.unwrap();
-    assert_eq!(listed.len(), 3);
+    // Who pays the provider by a key of its own is not on the relay's bill.
+    admin.create_tenant(tenant("own")).await.unwrap();
+    admin.operate(&tenant("own"), Operation::Credit, NanoUsd(5_000_000_000), None, None).await.unwrap();
+    let byok = TermsChange { tier: Some(Tier::Byok), ..TermsChange::default() };
+    admin.change_terms(&tenant("own"), byok).await.unwrap();
+    admin.set_provider_key(&tenant("own"), "openai".into(), Some("sk-own".into())).await.unwrap();
+    provider.push_script(Script { cut_after: Some(20), ..Script::tokens(100) });
+    assert!(ask(&relay.client_of("own").await).await.estimated);
+    let own_before = relay.balance("own").await;
+    let listed: Vec<_> = admin.estimated(None, EVER).await.unwrap();
+    assert_eq!((listed.len(), listed.iter().filter(|one| one.charge.own_key).count()), (4, 1));
     assert_eq!(admin.estimated(Some(tenant("other")), EVER).await.unwrap()[0].charge.usage, estimates[1].usage);
     // The day's bill: what was told, and more than was estimated; under the model's dated name.
     let mut truth = told;
     truth.add(Tokens { input: 1000, output: 501, cache_read: 64, cache_write: 0 });
     let day = calendar::day(SystemClock.now_ms());
-    let bill = |apply| Reconcile {
+    let bill = |apply, force| Reconcile {
         provider: "openai".into(),
         usage: vec![
             ProviderUsage { day, model: "gpt-4.1-2025-04-14".into(), tokens: truth },
             ProviderUsage { day: day - 400, model: "gpt-3".into(), tokens: truth },
         ],
         apply,
+        force,
     };
     let before = [relay.balance("acme").await, relay.balance("other").await];
-    let compared = admin.reconcile(bill(false)).await.unwrap();
+    let compared = admin.reconcile(bill(false, false)).await.unwrap();
     assert_eq!(compared.len(), 2, "{compared:?}");
     assert_eq!((compared[0].day, compared[0].ours), (day - 400, Tokens::default()), "nobody here used it");
     assert_eq!((compared[1].theirs, compared[1].estimated, compared[1].corrected), (truth, 3, 0));
     assert_eq!([relay.balance("acme").await, relay.balance("other").await], before, "looking changes nothing");
-    let compared = admin.reconcile(bill(true)).await.unwrap();
+    // A charge is corrected once: not before all of the day is known, and not on half of a bill.
+    let early = admin.reconcile(bill(true, false)).await.unwrap();
+    assert_eq!((early[1].estimated, early[1].corrected), (3, 0));
+    assert!(early[1].left.as_ref().unwrap().contains("not over"), "{early:?}");
+    let compared = admin.reconcile(bill(true, true)).await.unwrap();
     assert_eq!((compared[1].estimated, compared[1].corrected), (3, 3));
     let after = [relay.balance("acme").await, relay.balance("other").await];
     assert_eq!(before.iter().sum::<i64>() - after.iter().sum::<i64>(), compared[1].difference_nano_usd);
     assert!(after[0] < before[0] && after[1] < before[1], "all three had used more");
     relay.verify().await;
     // Now books and bill agree, and nothing is left to correct.
-    let again = admin.reconcile(bill(true)).await.unwrap();
+    let again = admin.reconcile(bill(true, true)).await.unwrap();
     assert_eq!((again[1].ours, again[1].estimated, again[1].corrected), (truth, 0, 0));
-    assert!(admin.estimated(None, EVER).await.unwrap().is_empty());
+    assert!(admin.estimated(None, EVER).await.unwrap().iter().all(|one| one.charge.own_key));
+    assert_eq!(relay.balance("own").await, own_before);
     for (name, client) in [("acme", &one), ("other", &two)] {
         let usage = admin.usage(&tenant(name), EVER, Grouping::All).await.unwrap()[0].totals;
         assert_eq!((usage.estimated, usage.cost_nano), (0, 5_000_000_000 - relay.balance(name).await));
@@ -104,7 +121,8 @@ async fn what_was_estimated_becomes_what_the_provider_counts() {
     // The recorded end is what it was.
     let repeated = client_resume(&one, &estimates[0]).await;
     assert_eq!(repeated, estimates[0]);
-    let unknown = admin.reconcile(Reconcile { provider: "opnai".into(), ..bill(true) }).await.expect_err("unknown");
+    let unknown =
+        admin.reconcile(Reconcile { provider: "opnai".into(), ..bill(true, true) }).await.expect_err("unknown");
     assert!(unknown.to_string().contains("it has demo, openai"), "{unknown}");
     relay.stop().await;
 }

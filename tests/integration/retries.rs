@@ -117,7 +117,7 @@ async fn a_hundred_thousand_retries_are_answered_by_the_first_end_and_charged_on
         lane.unwrap();
     }
     assert_eq!(store.run(db(), summary).await.unwrap(), before);
-    let report = store.run(db(), |connection| verify(connection, None)).await.unwrap();
+    let report = store.run(db(), |connection| verify(connection, None, 0)).await.unwrap();
     assert_eq!((report.problems, report.settled), (vec![], u64::from(REQUESTS)));
     store.close();
 }

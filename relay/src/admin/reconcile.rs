@@ -27,7 +27,7 @@ pub struct Reconcile {
     pub usage: Vec<ProviderUsage>,
     /// Correct charges.
     pub apply: bool,
-    /// Correct them too where the provider counts less than it had told before.
+    /// Correct them too on days that are not over, and where the provider counts less than it had told.
     #[serde(default)]
     pub force: bool,
 }
@@ -149,8 +149,8 @@ impl AdminService {
             // A day or a model that the file does not have says nothing of the estimates.
             if let (true, false, Some(theirs)) = (wanted.apply, known.estimated.is_empty(), theirs.get(&key)) {
                 // A charge is corrected once: not on figures that are not whole yet.
-                line.left = if key.0 >= today {
-                    Some("the day is not over".into())
+                line.left = if key.0 >= today && !wanted.force {
+                    Some("the day is not over; --force corrects all the same".into())
                 } else if theirs.lacks(&known.told()) && !wanted.force {
                     Some("the provider counts less than it had told; --force corrects all the same".into())
                 } else {

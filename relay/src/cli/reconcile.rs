@@ -37,7 +37,7 @@ pub(super) struct ReconcileArgs {
     /// Correct the charges that were made by estimate; without it, differences are shown only
     #[arg(long)]
     apply: bool,
-    /// Correct too where the provider counts less than it had told before
+    /// Correct too on days that are not over, and where the provider counts less than it had told before
     #[arg(long, requires = "apply")]
     force: bool,
     /// The file's name of a column: day, model, input, output, cache_read or cache_write

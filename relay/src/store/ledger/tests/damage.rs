@@ -107,3 +107,32 @@ fn accounts_budgets_and_tiers_that_there_are_not_are_named() {
     assert_eq!(corrupt(Class::read(0)).0, "a class of usage");
     assert!(usage::all_time(&book.connection).expect("read").requests == 0);
 }
+
+#[test]
+fn figures_that_nobody_can_mean_cost_what_was_held_and_the_book_stays_sound() {
+    let book = book(50_000_000);
+    held(&book, &request(1));
+    let settled = settle(&book.connection, &settlement(1, u64::MAX, 1)).expect("settled all the same");
+    assert_eq!((settled.end.cost, settled.end.estimated), (NanoUsd(HELD), true));
+    // Within the range of money, and still more than any request can cost.
+    held(&book, &request(2));
+    let settled = settle(&book.connection, &settlement(2, 2_000_000_000_000, 1)).expect("settled all the same");
+    assert_eq!((settled.end.cost, settled.end.estimated), (NanoUsd(HELD), true));
+    clean(&book);
+}
+
+#[test]
+fn a_hold_that_cannot_be_resolved_does_not_keep_the_others_from_it() {
+    let book = book(50_000_000);
+    for id in 1..=3 {
+        held(&book, &request(id));
+    }
+    change(&book, "UPDATE request SET class = 9 WHERE id = 2");
+    let recovered = recover(&book.connection, &boot("m1", "p2"), None, NOW).expect("recovered");
+    assert_eq!(recovered.settled.len(), 2);
+    let failed: Vec<_> = recovered.failed.iter().map(|(id, why)| (id.0[0], why.to_string())).collect();
+    assert_eq!(failed, [(2, "a class of usage is corrupt: there is no class 9".to_owned())]);
+    let report = verify(&book.connection);
+    assert_eq!((report.open, report.settled), (1, 2));
+    assert!(report.problems.iter().all(|problem| problem.contains(&RequestId([2; 16]).to_string())), "{report:?}");
+}

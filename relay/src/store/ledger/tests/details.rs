@@ -302,3 +302,98 @@ fn a_statement_goes_on_where_a_page_ends() {
     assert_eq!(statement::last_before(&book.connection, time(NOW)).expect("found"), 0);
     assert_eq!(all[2].model.as_deref(), Some("p/m"));
 }
+
+#[test]
+fn a_correction_pays_with_credits_first_and_gives_back_to_them_what_they_paid() {
+    let book = book(5_000_000);
+    let granted = |nano, name| {
+        super::super::credits::grant(&book.connection, NanoUsd(nano), name, None, NOW + DAY_MS, NOW).expect("granted");
+    };
+    let credits = || balance(&book.connection, Account::Credits).expect("read").0;
+    granted(100_000, "one");
+    held(&book, &request(1));
+    settle(&book.connection, &Settlement { estimated: true, ..settlement(1, 100, 50) }).expect("settled");
+    assert_eq!((credits(), prepaid(&book)), (0, 4_950_000), "100,000 of the credits and 50,000 of the balance");
+    clean(&book);
+    // It was 30,000 in truth: all of it the credits'.
+    correct(&book.connection, id(1), &settlement(1, 10, 20).usage, NOW + 9).expect("works").expect("was estimated");
+    assert_eq!((credits(), prepaid(&book)), (70_000, 5_000_000));
+    clean(&book);
+    // The other way round: credits that there are pay what is missing.
+    held(&book, &HoldRequest { now_ms: NOW + 10, ..request(2) });
+    let late = Settlement { estimated: true, now_ms: NOW + 11, ..settlement(2, 10, 20) };
+    settle(&book.connection, &late).expect("settled");
+    assert_eq!((credits(), prepaid(&book)), (40_000, 5_000_000));
+    correct(&book.connection, id(2), &settlement(2, 100, 50).usage, NOW + 12).expect("works").expect("was estimated");
+    assert_eq!((credits(), prepaid(&book)), (0, 5_000_000 - 80_000));
+    clean(&book);
+    // What comes back to a grant that has ended is gone.
+    granted(100_000, "two");
+    held(&book, &HoldRequest { now_ms: NOW + 20, ..request(3) });
+    settle(
+        &book.connection,
+        &Settlement { now_ms: NOW + 21, ..Settlement { estimated: true, ..settlement(3, 50, 50) } },
+    )
+    .expect("settled");
+    let after = NOW + 2 * DAY_MS;
+    correct(&book.connection, id(3), &[], after).expect("works").expect("was estimated");
+    assert_eq!((credits(), prepaid(&book)), (100_000, 4_920_000));
+    assert!(super::super::hold::refresh(&book.connection, NanoUsd::ZERO, after).expect("looked"));
+    assert_eq!(credits(), 0);
+    clean(&book);
+}
+
+#[test]
+fn a_correction_keeps_what_a_bill_does_not_tell() {
+    let book = book(50_000_000);
+    let mut offer = request(1).offers.remove(0);
+    offer.price.lines.push(PriceLine { kind: UnitKind::CALLS, nano_per_million: 10_000_000_000 });
+    offer.price.lines.push(PriceLine { kind: UnitKind::CACHE_WRITE_1H, nano_per_million: 2_000_000_000 });
+    held(&book, &HoldRequest { offers: vec![offer], ..request(1) });
+    let told = vec![UsageLine { kind: UnitKind::CACHE_WRITE_1H, units: 10 }, settlement(1, 1, 5).usage[1]];
+    let settled = settle(&book.connection, &Settlement { estimated: true, usage: told.clone(), ..settlement(1, 0, 0) })
+        .expect("settled");
+    assert_eq!(settled.end.cost, NanoUsd(20_000 + 5_000 + 10_000));
+    let bill = [UsageLine { kind: UnitKind::CACHE_WRITE_5M, units: 10 }, told[1]];
+    let corrected = correct(&book.connection, id(1), &bill, NOW + 9).expect("works").expect("was estimated");
+    assert_eq!(corrected.after, corrected.before, "the same tokens: the same price, calls included");
+    clean(&book);
+}
+
+#[test]
+fn the_first_record_of_a_month_has_its_allowance() {
+    let book = book(0);
+    set_terms(&book.connection, &Terms { tier: Tier::Free, ..Terms::default() }, 1).expect("set");
+    let RecordOutcome::Recorded(settled) = record(&book.connection, &recorded(1, 500, NOW)).expect("works") else {
+        panic!("the allowance pays it")
+    };
+    assert_eq!((settled.end.cost, settled.end.balance), (NanoUsd(500_000), NanoUsd::ZERO));
+    clean(&book);
+}
+
+#[test]
+fn a_copy_of_a_book_begins_an_epoch_of_its_own() {
+    use crate::store::central;
+    let dir = tempfile::tempdir().expect("made");
+    let central = open(&dir.path().join("central.db"), Kind::Central, Durability::None).expect("opened");
+    let tenant = "acme".parse().expect("name");
+    central::create_tenant(&central, &tenant, NOW).expect("made");
+    let (book, copy) = (book(50_000_000), self::book(50_000_000));
+    let hand_over = |book: &Book| {
+        let batch = outbox::batch(&book.connection, 10).expect("read");
+        central::usage::take(&central, &tenant, &batch).expect("works")
+    };
+    held(&book, &request(1));
+    settle(&book.connection, &settlement(1, 1, 1)).expect("settled");
+    assert!(hand_over(&book) && hand_over(&book), "the same rows once more");
+    // The copy knows nothing of it, and gives the number to another request.
+    held(&copy, &request(2));
+    settle(&copy.connection, &settlement(2, 1, 1)).expect("settled");
+    assert!(!hand_over(&copy));
+    outbox::begin_epoch(&copy.connection).expect("begun");
+    assert!(hand_over(&copy));
+    assert_eq!(central::usage::total(&central, &tenant).expect("summed").requests, 2);
+    assert!(central::usage::adds_up(&central, &tenant).expect("summed"));
+    central.execute("UPDATE usage_total SET cost_nano = cost_nano * 3", []).expect("changed");
+    assert!(!central::usage::adds_up(&central, &tenant).expect("summed"));
+}
