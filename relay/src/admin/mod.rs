@@ -1,6 +1,7 @@
 //! The operator's way into a running relay: [`service`] does the work, [`http`] puts it on a Unix
 //! socket in the state directory, [`client`] is how the commands reach it.
 
+mod budgets;
 pub mod client;
 pub mod http;
 pub mod info;

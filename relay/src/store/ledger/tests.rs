@@ -4,6 +4,7 @@
 mod damage;
 mod details;
 mod model;
+mod reference;
 mod tampering;
 mod terms;
 

@@ -378,7 +378,7 @@ fn a_copy_of_a_book_begins_an_epoch_of_its_own() {
     let central = open(&dir.path().join("central.db"), Kind::Central, Durability::None).expect("opened");
     let tenant = "acme".parse().expect("name");
     central::create_tenant(&central, &tenant, NOW).expect("made");
-    let (book, copy) = (book(50_000_000), self::book(50_000_000));
+    let (book, copy) = (book(50_000_000), book(50_000_000));
     let hand_over = |book: &Book| {
         let batch = outbox::batch(&book.connection, 10).expect("read");
         central::usage::take(&central, &tenant, &batch).expect("works")

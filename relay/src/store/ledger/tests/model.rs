@@ -1,5 +1,6 @@
 //! Random histories of a book beside a reference that does the sums by hand.
 
+use super::reference::Reference;
 use super::*;
 use crate::store::ledger::correct::correct;
 use crate::store::ledger::credits::grant;
@@ -9,7 +10,6 @@ use crate::store::ledger::record::{Record, RecordOutcome, record};
 use crate::store::ledger::recover::estimate;
 use crate::store::ledger::usage;
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
 
 /// What can happen.
 #[derive(Debug, Clone)]
@@ -53,126 +53,6 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::Die),
         2 => (1u8..5, any::<bool>()).prop_map(|(rows, confirmed)| Step::Flush(rows, confirmed)),
     ]
-}
-
-/// A grant: when it ends, and its place among all.
-type Grant = (u64, usize);
-
-/// The reference: sums by hand.
-#[derive(Debug, Default)]
-struct Reference {
-    prepaid: i64,
-    ceiling: i64,
-    /// What is left of grants, by their end and their order.
-    grants: BTreeMap<Grant, i64>,
-    granted: usize,
-    /// Held by request: in all, and of it by grant.
-    held: BTreeMap<u8, (i64, BTreeMap<Grant, i64>)>,
-    settled: BTreeMap<u8, Vec<u8>>,
-    /// What was charged, borne and held of settled requests, and whether by an estimate that stands.
-    ends: BTreeMap<u8, (i64, i64, i64, bool)>,
-    /// What they have used of grants.
-    used: BTreeMap<u8, BTreeMap<Grant, i64>>,
-    charged: i64,
-    absorbed: i64,
-    handed: BTreeMap<i64, i64>,
-    /// Ids that records have.
-    recorded: BTreeSet<u8>,
-}
-
-impl Reference {
-    fn credits(&self) -> i64 {
-        self.grants.values().sum()
-    }
-
-    fn available(&self) -> i64 {
-        self.credits() + (self.prepaid + self.ceiling).max(0)
-    }
-
-    fn expire(&mut self, now_ms: u64) {
-        self.grants.iter_mut().filter(|((end, _), _)| *end <= now_ms).for_each(|(_, left)| *left = 0);
-    }
-
-    fn hold(&mut self, id: u8, amount: i64) {
-        let mut wanted = amount.min(self.credits());
-        self.prepaid -= amount - wanted;
-        let mut drawn = BTreeMap::new();
-        for (grant, left) in &mut self.grants {
-            let taken = wanted.min(*left);
-            *left -= taken;
-            wanted -= taken;
-            if taken > 0 {
-                drawn.insert(*grant, taken);
-            }
-        }
-        self.held.insert(id, (amount, drawn));
-    }
-
-    /// Ends a hold: of it, `used` is gone.
-    fn release(&mut self, id: u8, used: i64) {
-        let (amount, drawn) = self.held.remove(&id).expect("held");
-        let from_credits: i64 = drawn.values().sum();
-        self.prepaid += amount - from_credits - (used - used.min(from_credits));
-        self.used.insert(id, drawn);
-        self.keep_used(id, used.min(from_credits));
-    }
-
-    /// Of what a request has of grants, `used` is gone and the rest goes back.
-    fn keep_used(&mut self, id: u8, mut used: i64) {
-        for (grant, taken) in self.used.get_mut(&id).expect("settled") {
-            let gone = (*taken).min(used);
-            used -= gone;
-            *self.grants.get_mut(grant).expect("granted") += *taken - gone;
-            *taken = gone;
-        }
-    }
-
-    fn settle(&mut self, id: u8, cost: i64, estimated: bool, end: Vec<u8>) {
-        let held = self.held[&id].0;
-        let settled = cost.min(held);
-        self.release(id, settled);
-        let excess = (cost - settled).min((self.prepaid + self.ceiling).max(0));
-        self.prepaid -= excess;
-        self.charged += settled + excess;
-        self.absorbed += cost - settled - excess;
-        self.settled.insert(id, end);
-        self.ends.insert(id, (settled + excess, cost - settled - excess, held, estimated));
-    }
-
-    /// True if there was anything to correct.
-    fn correct(&mut self, id: u8, cost: i64, now_ms: u64) -> bool {
-        let funds = (self.prepaid + self.ceiling).max(0);
-        let Some(end) = self.ends.get(&id).copied().filter(|end| end.3) else { return false };
-        self.expire(now_ms);
-        let (charged, borne, held, _) = end;
-        let before = charged + borne;
-        let cost = cost.min(before.max(held));
-        let (by_balance, by_credits, bears) = if cost <= before {
-            let unborne = (before - cost).min(borne);
-            let back = before - cost - unborne;
-            let used: i64 = self.used[&id].values().sum();
-            let credits_back = used - used.min(charged - back);
-            self.keep_used(id, used - credits_back);
-            (credits_back - back, -credits_back, -unborne)
-        } else {
-            let more = cost - before;
-            let by_credits = more.min(self.credits());
-            let by_balance = (more - by_credits).min(funds);
-            let mut wanted = by_credits;
-            for left in self.grants.values_mut() {
-                let taken = wanted.min(*left);
-                *left -= taken;
-                wanted -= taken;
-            }
-            (by_balance, by_credits, more - by_balance - by_credits)
-        };
-        let paid = by_balance + by_credits;
-        self.ends.insert(id, (charged + paid, borne + bears, held, false));
-        self.prepaid -= by_balance;
-        self.charged += paid;
-        self.absorbed += bears;
-        true
-    }
 }
 
 pub(super) fn recorded(id: u8, units: u64, now_ms: u64) -> Record {
