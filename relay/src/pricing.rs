@@ -199,6 +199,28 @@ mod tests {
     }
 
     #[test]
+    fn a_tier_begins_above_its_size_and_sound_and_pictures_cost_what_text_does() {
+        let mut price = snapshot(10_000, 1_000_000, 2_000_000);
+        let line = |kind, nano_per_million| PriceLine { kind, nano_per_million };
+        price.tiers = vec![
+            PriceTier { above: 100, lines: vec![line(UnitKind::INPUT, 3_000_000)] },
+            PriceTier { above: 200, lines: vec![line(UnitKind::OUTPUT, 9_000_000)] },
+        ];
+        let cost = |input, output| price.cost(&usage(input, output)).expect("in range").0;
+        assert_eq!([cost(100, 1), cost(101, 1), cost(200, 1), cost(201, 1)], [102, 305, 602, 612]);
+        // What is held is the dearest for any input up to that size, and not of a tier that begins there.
+        let rounding = 7;
+        let most = |input| price.most(input, 1).expect("in range").0 - rounding;
+        assert_eq!([most(100), most(101), most(200), most(201)], [102, 305, 602, 612]);
+        let one = |kind| price.cost(&[UsageLine { kind, units: 1 }]).expect("in range").0;
+        assert_eq!([one(UnitKind::OUTPUT_AUDIO), one(UnitKind::OUTPUT_IMAGE), one(UnitKind::INPUT_IMAGE)], [2, 2, 1]);
+        assert_eq!([one(UnitKind::CALLS), one(UnitKind::WEB_SEARCHES)], [0, 0]);
+        let hours = |kind| price.cost(&[UsageLine { kind, units: 1 }]).expect("in range").0;
+        assert_eq!(hours(UnitKind::CACHE_WRITE_1H), 1, "no price of its own, nor of five minutes");
+        assert!(!price.has_price_per_call());
+    }
+
+    #[test]
     fn what_costs_nothing_is_affordable_without_end() {
         let free = snapshot(10_000, 1_000_000, 0);
         assert_eq!(free.affordable_output(NanoUsd(1_000), 10), Ok(u64::MAX));

@@ -244,7 +244,8 @@ mod tests {
         assert!(catalogue.source.starts_with("genai-prices "));
         assert_eq!(catalogue.providers.len(), 47);
         assert_eq!(catalogue.providers.iter().map(|provider| provider.models.len()).sum::<usize>(), 2267);
-        assert_eq!(Catalogue::built_in().providers.len(), 47);
+        assert_eq!(Catalogue::built_in().providers().len(), 47);
+        assert_eq!(catalogue.provider("openai").expect("there").id, "openai");
     }
 
     #[test]
@@ -263,6 +264,31 @@ mod tests {
         );
         assert_eq!(price("openai", "no-such-model", UnitKind::INPUT), None);
         assert_eq!(price("nobody", "gpt-5", UnitKind::INPUT), None);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_list_is_named() {
+        let list = |models: &str, more: &str| {
+            format!(r#"{{"source":"x","providers":[{{"id":"p","models":[{models}]}}{more}]}}"#)
+        };
+        let model = |prices: &str| format!(r#"{{"id":"m","match":{{"equals":"m"}},"prices":[{prices}]}}"#);
+        assert!(Catalogue::parse(&list(&model(r#"{"lines":{"input":1,"output":2}}"#), "")).is_ok());
+        for (models, more, part) in [
+            (model(r#"{"lines":{"input":1,"thoughts":2}}"#), "", "thoughts"),
+            (model(r#"{"from":"soon","lines":{}}"#), "", "\"soon\" is no date"),
+            (model(r#"{"hours":[0,86401],"lines":{}}"#), "", "no seconds of a day"),
+            (model(r#"{"hours":[86401,1],"lines":{}}"#), "", "no seconds of a day"),
+            (
+                model(r#"{"lines":{},"tiers":[{"above":5,"lines":{}},{"above":5,"lines":{}}]}"#),
+                "",
+                "do not stand by rising size",
+            ),
+            (String::new(), r#",{"id":"p","models":[]}"#, "provider p stands twice"),
+        ] {
+            let error = Catalogue::parse(&list(&models, more)).expect_err(part);
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(Catalogue::parse(&list(&model(r#"{"hours":[0,86400],"lines":{}}"#), "")).is_ok());
     }
 
     #[test]
