@@ -177,13 +177,13 @@ codes! {
     Operation(u16) {
         /// A chat completion, in the dialect's own form.
         CHAT = 1, "chat";
-        /// OpenAI Responses (reserved).
+        /// OpenAI Responses.
         RESPONSES = 2, "responses";
         /// Anthropic Messages.
         MESSAGES = 3, "messages";
-        /// Embeddings (reserved).
+        /// Embeddings; the body is OpenAI's.
         EMBEDDINGS = 4, "embeddings";
-        /// Anthropic's token counting (reserved).
+        /// Anthropic's token counting, which costs nothing.
         COUNT_TOKENS = 5, "count_tokens";
     }
 }
@@ -195,7 +195,7 @@ codes! {
         PROMPT = 1, "prompt";
         /// OpenAI Chat Completions.
         OPENAI_CHAT = 2, "openai_chat";
-        /// OpenAI Responses (reserved).
+        /// OpenAI Responses.
         OPENAI_RESPONSES = 3, "openai_responses";
         /// Anthropic Messages.
         ANTHROPIC = 4, "anthropic";

@@ -113,6 +113,7 @@ fn request(id: u128, rates: &Arc<Rates>, now_ms: u64) -> HoldRequest {
         multipliers: Multipliers { free: 10_000, managed: 10_300, byok: 3_000 },
         allowance: NanoUsd::ZERO,
         input_bound: 1000,
+        refers: None,
         input_bytes: 800,
         asked_output: Some(500),
         default_output: 4096,

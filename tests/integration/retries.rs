@@ -48,6 +48,7 @@ fn request(id: u8) -> HoldRequest {
         multipliers: Multipliers { free: 10_000, managed: 10_300, byok: 3_000 },
         allowance: NanoUsd::ZERO,
         input_bound: 100,
+        refers: None,
         input_bytes: 80,
         asked_output: Some(100),
         default_output: 100,

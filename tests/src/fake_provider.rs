@@ -1,4 +1,5 @@
-//! A scriptable LLM provider on 127.0.0.1: OpenAI Chat Completions and Anthropic Messages.
+//! A scriptable LLM provider on 127.0.0.1: OpenAI Chat Completions, Responses and Embeddings, Anthropic
+//! Messages and its counting of tokens.
 //!
 //! It answers as the real ones do (role chunk, deltas, finish, usage only at the end, pings) and
 //! misbehaves as they do, by a [`Script`]: the one in the request's last user message
@@ -14,6 +15,7 @@
 
 mod dialect;
 mod play;
+mod responses;
 mod script;
 
 pub use script::{Script, Usage};
@@ -268,7 +270,7 @@ async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respon
 /// Status, headers and the body that plays the rest.
 async fn answer(writer: Writer, guard: RunningGuard) -> Response<Playing> {
     let script = &writer.script;
-    let streams = script.status == 200 && script.body.is_none() && writer.asked.stream;
+    let streams = script.status == 200 && script.body.is_none() && writer.asked.stream && writer.api.streams();
     let mut head = HeaderMap::new();
     head.insert(CONTENT_TYPE, HeaderValue::from_static(if streams { EVENTS } else { "application/json" }));
     let usual = writer.api.headers(writer.number).into_iter().map(|(name, value)| (name.to_owned(), value));

@@ -44,7 +44,7 @@ pub(super) struct AskArgs {
           conflicts_with_all = ["question", "query", "body", "request_id"])]
     resume: Option<String>,
     /// The format of --body
-    #[arg(long, value_parser = ["openai", "anthropic"])]
+    #[arg(long, value_parser = ["openai", "responses", "anthropic"])]
     dialect: Option<String>,
 }
 
@@ -143,8 +143,12 @@ fn body(args: &AskArgs) -> anyhow::Result<(Dialect, Vec<u8>)> {
         } else {
             std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?
         };
-        let anthropic = args.dialect.as_deref() == Some("anthropic");
-        return Ok((if anthropic { Dialect::ANTHROPIC } else { Dialect::OPENAI_CHAT }, bytes));
+        let dialect = match args.dialect.as_deref() {
+            Some("anthropic") => Dialect::ANTHROPIC,
+            Some("responses") => Dialect::OPENAI_RESPONSES,
+            _ => Dialect::OPENAI_CHAT,
+        };
+        return Ok((dialect, bytes));
     }
     Ok((Dialect::PROMPT, serde_json::to_vec(&prompt(args)?)?))
 }

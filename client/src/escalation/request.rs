@@ -13,6 +13,8 @@ use bytes::Bytes;
 pub struct EscalationRequest {
     /// Names the request for ever; a retry carries the same.
     pub request_id: RequestId,
+    /// What is asked for.
+    pub operation: Operation,
     /// The body's format.
     pub dialect: Dialect,
     /// A model alias or an exact model; empty means `auto`.
@@ -34,11 +36,16 @@ pub struct EscalationRequest {
 }
 
 impl EscalationRequest {
-    /// A streamed request with a body of that dialect.
+    /// A streamed request for an answer, with a body of that dialect.
     #[must_use]
     pub fn new(request_id: RequestId, dialect: Dialect, model: impl Into<String>, body: impl Into<Bytes>) -> Self {
         Self {
             request_id,
+            operation: match dialect {
+                Dialect::ANTHROPIC => Operation::MESSAGES,
+                Dialect::OPENAI_RESPONSES => Operation::RESPONSES,
+                _ => Operation::CHAT,
+            },
             dialect,
             model: model.into(),
             stream: true,
@@ -52,11 +59,10 @@ impl EscalationRequest {
     }
 
     pub(super) fn message(&self) -> EscalateRequest {
-        let operation = if self.dialect == Dialect::ANTHROPIC { Operation::MESSAGES } else { Operation::CHAT };
         EscalateRequest {
             request_id: self.request_id,
             session_id: None,
-            operation,
+            operation: self.operation,
             dialect: self.dialect,
             model: self.model.clone(),
             stream: self.stream,

@@ -1,7 +1,10 @@
 //! Reading a request body: what decides its price, and where it stands in the bytes.
 
+mod scan;
+
 use crate::message::Dialect;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use scan::scan;
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
@@ -68,13 +71,15 @@ pub struct BodyFacts {
     pub extra_output_tokens: u64,
     /// There is content whose tokens its bytes do not bound (images, documents, references).
     pub non_text: bool,
+    /// It refers to something that the provider keeps, by this field: whose it is, only the key says.
+    pub refers: Option<&'static str>,
     /// Length of the body in bytes: an upper bound of its text's tokens.
     pub len: usize,
 }
 
 /// Reads a body. Errors: all of [`BodyError`].
 pub fn inspect(dialect: Dialect, body: &[u8]) -> Result<BodyFacts, BodyError> {
-    if !matches!(dialect, Dialect::OPENAI_CHAT | Dialect::ANTHROPIC) {
+    if !matches!(dialect, Dialect::OPENAI_CHAT | Dialect::OPENAI_RESPONSES | Dialect::ANTHROPIC) {
         return Err(BodyError::Dialect(dialect));
     }
     let fields = fields(body)?;
@@ -84,7 +89,9 @@ pub fn inspect(dialect: Dialect, body: &[u8]) -> Result<BodyFacts, BodyError> {
         match field.name.as_ref() {
             "model" => facts.model = Some(field.spanned("model", "a string")?),
             "stream" => facts.stream = field.nullable("stream", "true or false")?.unwrap_or(false),
-            "max_tokens" | "max_completion_tokens" => {
+            "max_tokens" | "max_completion_tokens" | "max_output_tokens"
+                if (dialect == Dialect::OPENAI_RESPONSES) == (field.name == "max_output_tokens") =>
+            {
                 if facts.cap_span.is_some() {
                     return Err(BodyError::Duplicate("max_tokens and max_completion_tokens".into()));
                 }
@@ -106,7 +113,22 @@ pub fn inspect(dialect: Dialect, body: &[u8]) -> Result<BodyFacts, BodyError> {
                 facts.include_usage = include_usage(raw)?;
             }
             "prediction" => facts.extra_output_tokens = raw.get().len() as u64,
-            "messages" | "system" => facts.non_text |= has_non_text(raw)?,
+            "messages" | "system" | "input" => {
+                let seen = scan(raw)?;
+                facts.non_text |= seen.non_text;
+                if seen.refers {
+                    facts.refers = Some("a file or an item by its id");
+                }
+            }
+            "previous_response_id" | "conversation" | "prompt" if dialect == Dialect::OPENAI_RESPONSES => {
+                if raw.get() != "null" {
+                    facts.refers = Some(match field.name.as_ref() {
+                        "prompt" => "prompt",
+                        "conversation" => "conversation",
+                        _ => "previous_response_id",
+                    });
+                }
+            }
             _ => {}
         }
         refuse_unpriced(field)?;
@@ -127,6 +149,9 @@ fn refuse_unpriced(field: &Field<'_>) -> Result<(), BodyError> {
         }
         "web_search_options" | "mcp_servers" | "container" if text != "null" => {
             unpriced("tools that the provider runs have no price here; leave them out")
+        }
+        "background" if text != "null" && text != "false" => {
+            unpriced("nobody would wait for the answer and its price; leave it out")
         }
         "audio" if text != "null" => unpriced("audio output has no price here; leave it out"),
         "modalities" if !matches!(text.split_whitespace().collect::<String>().as_str(), "null" | r#"["text"]"#) => {
@@ -156,8 +181,19 @@ fn refuse_unpriced(field: &Field<'_>) -> Result<(), BodyError> {
 
 /// Tools that the caller runs. All others run at the provider and cost extra.
 fn is_client_side(kind: &str) -> bool {
-    const CLIENT_SIDE: [&str; 7] =
-        ["function", "custom", "bash_", "text_editor_", "computer_", "memory_", "tool_search_tool_"];
+    const CLIENT_SIDE: [&str; 11] = [
+        "function",
+        "custom",
+        "namespace",
+        "local_shell",
+        "shell",
+        "apply_patch",
+        "bash_",
+        "text_editor_",
+        "computer_",
+        "memory_",
+        "tool_search_tool_",
+    ];
     CLIENT_SIDE.iter().any(|known| match known.strip_suffix('_') {
         Some(_) => kind.starts_with(known),
         None => kind == *known,
@@ -282,126 +318,6 @@ fn tool_types(raw: &RawValue) -> Result<Vec<String>, BodyError> {
     serde_json::from_str::<Option<Vec<Tool>>>(raw.get())
         .map(|tools| tools.unwrap_or_default().into_iter().filter_map(|tool| tool.r#type).collect())
         .map_err(|_| BodyError::WrongType { field: "tools", expected: "a list of tools" })
-}
-
-/// Whether any object below has a `type` that is not known to be text. Errs on the side of "yes":
-/// that only makes the hold larger.
-fn has_non_text(raw: &RawValue) -> Result<bool, BodyError> {
-    let mut found = false;
-    let mut json = serde_json::Deserializer::from_str(raw.get());
-    TypeScan { found: &mut found }
-        .deserialize(&mut json)
-        .map_err(|error| BodyError::NotAnObject(format!("messages: {error}")))?;
-    Ok(found)
-}
-
-struct TypeScan<'f> {
-    found: &'f mut bool,
-}
-
-impl<'de> DeserializeSeed<'de> for TypeScan<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for TypeScan<'_> {
-    type Value = ();
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(KeyText(name)) = map.next_key()? {
-            if name == "type" {
-                map.next_value_seed(TypeValue { found: self.found })?;
-            } else {
-                map.next_value_seed(TypeScan { found: self.found })?;
-            }
-        }
-        Ok(())
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while seq.next_element_seed(TypeScan { found: self.found })?.is_some() {}
-        Ok(())
-    }
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-}
-
-/// The value of a `type` key.
-struct TypeValue<'f> {
-    found: &'f mut bool,
-}
-
-impl<'de> DeserializeSeed<'de> for TypeValue<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for TypeValue<'_> {
-    type Value = ();
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-    fn visit_str<E>(self, kind: &str) -> Result<(), E> {
-        const TEXT: [&str; 9] = [
-            "text",
-            "tool_use",
-            "tool_result",
-            "thinking",
-            "redacted_thinking",
-            "function",
-            "custom",
-            "ephemeral",
-            "refusal",
-        ];
-        *self.found |= !TEXT.contains(&kind);
-        Ok(())
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        *self.found = true;
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(())
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        *self.found = true;
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(())
-    }
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use std::ops::Range;
 pub struct Edits<'a> {
     /// The provider's name of the model.
     pub model: &'a str,
-    /// The output cap in tokens, always sent.
-    pub max_output_tokens: u32,
+    /// The output cap in tokens, always sent; `None` where there is no output.
+    pub max_output_tokens: Option<u32>,
     /// The field that names the cap where the body has none.
     pub cap_field: &'a str,
 }
@@ -29,10 +29,12 @@ pub fn apply(dialect: Dialect, body: &Bytes, facts: &BodyFacts, edits: &Edits<'_
         Some(found) => splices.push((found.span.clone(), model)),
         None => inserted += &format!("\"model\":{model},"),
     }
-    match &facts.cap_span {
-        Some(_) if facts.max_output_tokens == Some(edits.max_output_tokens) => {}
-        Some(span) => splices.push((span.clone(), edits.max_output_tokens.to_string())),
-        None => inserted += &format!("\"{}\":{},", edits.cap_field, edits.max_output_tokens),
+    if let Some(cap) = edits.max_output_tokens {
+        match &facts.cap_span {
+            Some(_) if facts.max_output_tokens == Some(cap) => {}
+            Some(span) => splices.push((span.clone(), cap.to_string())),
+            None => inserted += &format!("\"{}\":{cap},", edits.cap_field),
+        }
     }
     if dialect == Dialect::OPENAI_CHAT && facts.stream && !facts.include_usage {
         match &facts.stream_options {
@@ -93,7 +95,7 @@ mod tests {
     fn edited(dialect: Dialect, body: &str, cap: u32) -> String {
         let body = Bytes::copy_from_slice(body.as_bytes());
         let facts = inspect(dialect, &body).expect("valid");
-        let edits = Edits { model: "real", max_output_tokens: cap, cap_field: "max_tokens" };
+        let edits = Edits { model: "real", max_output_tokens: Some(cap), cap_field: "max_tokens" };
         let out = apply(dialect, &body, &facts, &edits);
         String::from_utf8(out.to_vec()).expect("utf-8")
     }
@@ -128,7 +130,7 @@ mod tests {
     fn a_body_that_is_right_already_is_not_copied() {
         let body = Bytes::from_static(br#"{"model":"real","max_tokens":5}"#);
         let facts = inspect(Dialect::ANTHROPIC, &body).expect("valid");
-        let edits = Edits { model: "real", max_output_tokens: 5, cap_field: "max_tokens" };
+        let edits = Edits { model: "real", max_output_tokens: Some(5), cap_field: "max_tokens" };
         assert_eq!(apply(Dialect::ANTHROPIC, &body, &facts, &edits).as_ptr(), body.as_ptr());
     }
 

@@ -5,6 +5,8 @@
 //! zero is not the same as nothing told. Where a provider never tells, [`UsageMeter::report`]
 //! estimates from what was seen and says so.
 
+mod responses;
+
 use super::sse::SseEvent;
 use crate::message::{Dialect, UnitKind, UsageLine};
 use bytes::Bytes;
@@ -85,6 +87,8 @@ pub struct UsageMeter {
     aside_bytes: usize,
     /// What an event set aside turned out to mean.
     overlooked: Option<EventMeaning>,
+    /// Whatever the answer says is no usage.
+    is_free: bool,
 }
 
 /// What a request used.
@@ -108,7 +112,21 @@ impl UsageMeter {
             aside: vec![],
             aside_bytes: 0,
             overlooked: None,
+            is_free: false,
         }
+    }
+
+    /// The answer has no output that is charged, such as embeddings.
+    pub fn expects_no_output(&mut self) {
+        self.told.output = Some(0);
+        self.output_is_final = true;
+    }
+
+    /// The answer costs nothing, such as a count of tokens.
+    pub fn expects_no_usage(&mut self) {
+        self.expects_no_output();
+        self.told.input = Some(0);
+        self.is_free = true;
     }
 
     /// Bytes of output seen until the last [`catch_up`](Self::catch_up): the progress of a request
@@ -172,12 +190,16 @@ impl UsageMeter {
         }
         match self.dialect {
             Dialect::ANTHROPIC => self.anthropic_event(&event.data),
+            Dialect::OPENAI_RESPONSES => self.responses_event(&event.data),
             _ => self.openai_event(&event.data),
         }
     }
 
     /// Looks at a whole answer that was not streamed.
     pub fn body(&mut self, body: &[u8]) {
+        if self.is_free {
+            return;
+        }
         match self.dialect {
             Dialect::ANTHROPIC => {
                 if let Ok(message) = serde_json::from_slice::<AnthropicMessage<'_>>(body) {
@@ -187,6 +209,7 @@ impl UsageMeter {
                     }
                 }
             }
+            Dialect::OPENAI_RESPONSES => self.responses_body(body),
             _ => {
                 if let Ok(answer) = serde_json::from_slice::<OpenAiChunk<'_>>(body) {
                     self.openai_content(&answer);
@@ -340,6 +363,7 @@ impl UsageMeter {
 
 static DELTA: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"content_block_delta"));
 static MESSAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"message_"));
+static PIECE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b".delta\""));
 static DONE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"[DONE]"));
 static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"error\""));
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage\""));
@@ -350,6 +374,7 @@ fn is_plain(dialect: Dialect, event: &[u8]) -> bool {
     let has = |finder: &Finder<'_>| finder.find(event).is_some();
     match dialect {
         Dialect::ANTHROPIC => has(&DELTA) && !has(&ERROR) && !has(&MESSAGE),
+        Dialect::OPENAI_RESPONSES => has(&PIECE) && !has(&ERROR) && !tells_usage(event),
         _ => !has(&DONE) && !has(&ERROR) && !tells_usage(event),
     }
 }

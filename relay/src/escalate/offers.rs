@@ -9,7 +9,6 @@ use super::plan::{Candidate, Plan};
 use super::runner::Flight;
 use crate::providers::{Answer, Call, CallFuture};
 use crate::store::ledger::hold::Usable;
-use belay_protocol::dialect::usage::UsageMeter;
 use belay_protocol::id::TenantId;
 use belay_protocol::message::{FailureCode, Outcome};
 use bytes::Bytes;
@@ -97,7 +96,8 @@ impl Escalator {
             self.sealer.open(tenant, name, key).ok_or_else(unreadable)
         });
         let body = plan.outgoing(candidate, &sent.body, output_cap);
-        Ok(provider.call(Call { body, headers: sent.headers.clone(), key: opened.transpose()? }))
+        let (operation, headers) = (plan.operation, sent.headers.clone());
+        Ok(provider.call(Call { operation, body, headers, key: opened.transpose()? }))
     }
 }
 
@@ -119,7 +119,7 @@ impl Flight<'_> {
         let failed = format!("{from} ({why})");
         self.offers.failed.push(failed);
         self.offers.at += 1;
-        self.meter = UsageMeter::new(self.candidate().dialect);
+        self.meter = self.plan.meter(self.candidate());
         let usable = &self.offers.usable[self.offers.at];
         Some(self.escalator.prepare(&self.held.tenant.id, &self.plan, usable, &sent, self.held.output_cap))
     }

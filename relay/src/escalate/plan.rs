@@ -2,7 +2,7 @@
 
 use super::{Caller, Escalator, failed};
 use crate::config::{Config, Model, ProviderKind};
-use crate::pricing::{BASIS_POINTS, PriceSnapshot};
+use crate::pricing::{BASIS_POINTS, PriceSet, PriceSnapshot};
 use crate::store::ledger::hold::HoldRequest;
 use crate::store::ledger::rates::Rates;
 use crate::store::ledger::request::Offer;
@@ -10,6 +10,7 @@ use belay_certs::sha256;
 use belay_protocol::dialect::body::{BodyFacts, inspect};
 use belay_protocol::dialect::edit::{self, Edits};
 use belay_protocol::dialect::prompt::Prompt;
+use belay_protocol::dialect::usage::UsageMeter;
 use belay_protocol::message::{Dialect, EscalateRequest, Failed, FailureCode, Operation};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub(crate) struct Plan {
     /// Who may serve it, the first choice first; at least one.
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) stream: bool,
+    pub(crate) operation: Operation,
     /// The caller wants to see the usage event of its own accord.
     pub(crate) wants_usage_event: bool,
     source: Source,
@@ -68,7 +70,8 @@ pub(crate) fn plan(
     } else {
         let facts = inspect(request.dialect, body)
             .map_err(|error| fail(FailureCode::INVALID_REQUEST, error.to_string(), "correct the request body"))?;
-        let (stream, usage, cap) = (facts.stream, facts.include_usage, facts.max_output_tokens);
+        let stream = facts.stream && has_output(request.operation);
+        let (usage, cap) = (facts.include_usage, facts.max_output_tokens);
         (Source::Body(facts), stream, usage, cap)
     };
     let asked_output = match (request.max_output_tokens, in_body) {
@@ -78,7 +81,10 @@ pub(crate) fn plan(
     // No model gives more than its ceiling, so nothing is held for more.
     let ceiling = candidates.iter().map(|candidate| candidate.model.max_output_tokens).min();
     let asked_output = asked_output.map(|cap| ceiling.map_or(cap, |ceiling| cap.min(ceiling)));
-    Ok(Plan { candidates, stream, wants_usage_event, source, asked_output })
+    let operation = request.operation;
+    // Such an answer has nothing that a cap could bound.
+    let asked_output = if has_output(operation) { asked_output } else { Some(0) };
+    Ok(Plan { candidates, stream, operation, wants_usage_event, source, asked_output })
 }
 
 /// The models that the request's name stands for, as far as they have a price and speak its dialect.
@@ -95,26 +101,33 @@ fn candidates(
     for model in models {
         let kind = config.providers[&model.provider].kind;
         let dialect = kind.dialect();
-        if let Err(message) = check_operation(request, dialect) {
+        if let Err(message) = check_operation(request, kind) {
             let remedy = "choose a model of that API, or the API of that model";
             reason.get_or_insert((FailureCode::UNSUPPORTED, message, remedy));
             continue;
         }
-        let Some(prices) = model.prices.as_ref().and_then(|list| list.at(now_ms)) else {
+        let prices = model.prices.as_ref().and_then(|list| list.at(now_ms));
+        let covers = |prices: &&PriceSet| prices.is_complete() || !has_output(request.operation);
+        let Some(prices) = prices.filter(covers) else {
             let message = format!("model {} of provider {} has no price on this relay", model.name, model.provider);
             let remedy = "have the operator name its price (belayd prices check), or choose another model";
             reason.get_or_insert((FailureCode::NO_PRICE, message, remedy));
             continue;
+        };
+        let (lines, tiers) = match request.operation {
+            // Providers charge nothing for it, and neither does the relay.
+            Operation::COUNT_TOKENS => (vec![], vec![]),
+            _ => (prices.lines.clone(), prices.tiers.clone()),
         };
         found.push(Candidate {
             price: PriceSnapshot {
                 version: price_version,
                 // The hold applies that of the tenant.
                 multiplier_bp: BASIS_POINTS,
-                lines: prices.lines.clone(),
-                tiers: prices.tiers.clone(),
+                lines,
+                tiers,
             },
-            dialect,
+            dialect: if request.dialect == Dialect::PROMPT { dialect } else { request.dialect },
             keyless: kind == ProviderKind::Demo,
             model,
         });
@@ -125,8 +138,17 @@ fn candidates(
     }
 }
 
-fn check_operation(request: &EscalateRequest, dialect: Dialect) -> Result<(), String> {
+/// The answer has output tokens, which are charged and bounded.
+fn has_output(operation: Operation) -> bool {
+    !matches!(operation, Operation::EMBEDDINGS | Operation::COUNT_TOKENS)
+}
+
+fn check_operation(request: &EscalateRequest, kind: ProviderKind) -> Result<(), String> {
+    let dialect = kind.dialect();
     let fits = match request.operation {
+        Operation::RESPONSES => request.dialect == Dialect::OPENAI_RESPONSES && kind == ProviderKind::OpenAi,
+        Operation::EMBEDDINGS => request.dialect == Dialect::OPENAI_CHAT && kind == ProviderKind::OpenAi,
+        Operation::COUNT_TOKENS => request.dialect == Dialect::ANTHROPIC && kind == ProviderKind::Anthropic,
         Operation::CHAT => {
             matches!(request.dialect, Dialect::PROMPT) || request.dialect == dialect && dialect == Dialect::OPENAI_CHAT
         }
@@ -155,6 +177,8 @@ impl Plan {
         let context = self.candidates.iter().map(|candidate| candidate.model.context_tokens).max();
         let context = u64::from(context.unwrap_or(u32::MAX));
         let (input_bytes, bound, choices, extra_output) = match &self.source {
+            // Counting is free.
+            Source::Body(_) if self.operation == Operation::COUNT_TOKENS => (0, 0, 1, 0),
             Source::Prompt(_) => {
                 let rendered = |candidate| self.outgoing(candidate, body, u32::MAX).len() as u64;
                 let longest = self.candidates.iter().map(rendered).max().unwrap_or(0);
@@ -178,6 +202,10 @@ impl Plan {
             multipliers: escalator.config.billing.multipliers,
             allowance: escalator.config.billing.free_allowance,
             input_bound: bound.min(context),
+            refers: match &self.source {
+                Source::Prompt(_) => None,
+                Source::Body(facts) => facts.refers,
+            },
             input_bytes,
             asked_output: self.asked_output,
             default_output: self.default_output(escalator),
@@ -189,6 +217,17 @@ impl Plan {
             per_minute: escalator.per_minute(),
             at_once: escalator.config.limits.requests_at_once,
         }
+    }
+
+    /// Watches an answer of a candidate go by.
+    pub(super) fn meter(&self, candidate: &Candidate) -> UsageMeter {
+        let mut meter = UsageMeter::new(candidate.dialect);
+        match self.operation {
+            Operation::EMBEDDINGS => meter.expects_no_output(),
+            Operation::COUNT_TOKENS => meter.expects_no_usage(),
+            _ => {}
+        }
+        meter
     }
 
     fn default_output(&self, escalator: &Escalator) -> u32 {
@@ -209,8 +248,12 @@ impl Plan {
                 Bytes::from(prompt.render(candidate.dialect, model, output_cap, cap_field, self.stream))
             }
             Source::Body(facts) => {
-                let edits = Edits { model, max_output_tokens: output_cap, cap_field };
-                edit::apply(candidate.dialect, body, facts, &edits)
+                let cap_field = match candidate.dialect {
+                    Dialect::OPENAI_RESPONSES => "max_output_tokens",
+                    _ => cap_field,
+                };
+                let max_output_tokens = has_output(self.operation).then_some(output_cap);
+                edit::apply(candidate.dialect, body, facts, &Edits { model, max_output_tokens, cap_field })
             }
         }
     }

@@ -99,6 +99,11 @@ pub(super) fn refused(id: RequestId, refusal: &HoldRefusal) -> Failed {
             format!("the tenant pays with keys of its own and has none for provider {provider}"),
             "have one set, or choose a model of another provider",
         ),
+        HoldRefusal::SharedKey { field } => make(
+            FailureCode::INVALID_REQUEST,
+            format!("the request names {field}, which the provider keeps under a key that tenants share"),
+            "send the content itself, or use a provider key of your own",
+        ),
         HoldRefusal::TooManyAtOnce => Failed {
             retry_after_ms: Some(1000),
             ..make(FailureCode::RATE_LIMITED, "too many requests at once".into(), "wait until one has ended")

@@ -82,7 +82,7 @@ impl Escalator {
         let total = request.deadline_ms.map_or(total, |ms| total.min(Duration::from_millis(ms.into())));
         let flight = Flight {
             log: EventLog::new(self.config.limits.unread_events, Arc::clone(&self.flights.budget)),
-            meter: UsageMeter::new(offers.candidate(&plan).dialect),
+            meter: plan.meter(offers.candidate(&plan)),
             first_event: None,
             revoked: Box::pin(registration.revoked.clone().cancelled_owned()),
             stop: Box::pin(self.stop.clone().cancelled_owned()),

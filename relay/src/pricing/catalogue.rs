@@ -178,11 +178,12 @@ impl ListedModel {
         self.prices.iter().map(ListedSet::read).collect::<Result<_, _>>().map(PriceList)
     }
 
-    /// Its prices; `None` if it has none for its input or its output.
+    /// Its prices; `None` if it has none for its input. Without one for output it makes embeddings only.
     #[must_use]
     pub fn price_list(&self) -> Option<PriceList> {
         let list = self.prices().ok()?;
-        (!list.0.is_empty() && list.0.iter().all(PriceSet::is_complete)).then_some(list)
+        let has_input = |set: &PriceSet| set.named(UnitKind::INPUT).is_some();
+        (!list.0.is_empty() && list.0.iter().all(has_input)).then_some(list)
     }
 }
 
@@ -288,7 +289,9 @@ mod tests {
             let error = Catalogue::parse(&list(&models, more)).expect_err(part);
             assert!(error.contains(part), "{error}");
         }
-        assert!(Catalogue::parse(&list(&model(r#"{"hours":[0,86400],"lines":{}}"#), "")).is_ok());
+        for whole in [r#"{"hours":[0,86400],"lines":{}}"#, r#"{"hours":[86400,1],"lines":{}}"#] {
+            assert!(Catalogue::parse(&list(&model(whole), "")).is_ok(), "{whole}");
+        }
     }
 
     #[test]
@@ -328,7 +331,10 @@ mod tests {
         assert!(wrong(date).contains("2026-02-30"), "{}", wrong(date));
         let negative = r#"{"id":"m","match":{"equals":"m"},"prices":[{"lines":{"input":-1}}]}"#;
         assert!(wrong(negative).contains("below zero"), "{}", wrong(negative));
-        let half = r#"{"id":"m","match":{"equals":"m"},"prices":[{"lines":{"input":1}}]}"#;
+        let free = r#"{"id":"m","match":{"equals":"m"},"prices":[{"lines":{"input":0}}]}"#;
+        let free = Catalogue::parse(&text(free)).expect("read");
+        assert!(free.find("p", "m").expect("listed").price_list().is_some(), "embeddings have no output");
+        let half = r#"{"id":"m","match":{"equals":"m"},"prices":[{"lines":{"output":1}}]}"#;
         let half = Catalogue::parse(&text(half)).expect("read");
         assert!(half.find("p", "m").expect("listed").price_list().is_none());
     }

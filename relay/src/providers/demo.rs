@@ -178,12 +178,13 @@ mod tests {
     use belay_protocol::dialect::answer::event_text;
     use belay_protocol::dialect::sse::SseSplitter;
     use belay_protocol::dialect::usage::{EventMeaning, UsageMeter};
+    use belay_protocol::message::Operation;
 
     #[tokio::test(start_paused = true)]
     async fn it_streams_like_a_real_one() {
         let body = json!({ "model": "demo-1", "stream": true, "stream_options": { "include_usage": true },
             "messages": [{ "role": "user", "content": "Why is the sky blue?" }] });
-        let call = Call { body: Bytes::from(body.to_string()), headers: vec![], key: None };
+        let call = Call { operation: Operation::CHAT, body: Bytes::from(body.to_string()), headers: vec![], key: None };
         let mut answer = Demo::new(Duration::from_millis(5)).call(call).await.expect("answers");
         let mut splitter = SseSplitter::new(1 << 16);
         let mut meter = UsageMeter::new(Dialect::OPENAI_CHAT);

@@ -4,7 +4,7 @@ use super::{Answer, AnswerBody, Call, CallFuture, Provider, ProviderError, WarmF
 use crate::config::{ProviderConfig, ProviderKind, Timeouts};
 use axum::body::HttpBody;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, header};
-use belay_protocol::message::Dialect;
+use belay_protocol::message::{Dialect, Operation};
 use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
 use std::pin::Pin;
@@ -54,7 +54,8 @@ pub fn client(timeouts: &Timeouts, authorities: Option<&[reqwest::Certificate]>)
 pub struct Http {
     client: reqwest::Client,
     kind: ProviderKind,
-    url: String,
+    /// The address of its API, without the version.
+    base: String,
     key: SecretString,
 }
 
@@ -62,13 +63,20 @@ impl Http {
     /// A provider that sends through `client`.
     #[must_use]
     pub fn new(client: reqwest::Client, config: &ProviderConfig) -> Self {
-        let path = match config.kind {
-            ProviderKind::Anthropic => "/v1/messages",
-            ProviderKind::OpenAi | ProviderKind::Demo => "/v1/chat/completions",
-        };
         // A base URL may be given with or without the version, as SDKs take it.
-        let base = config.url.strip_suffix("/v1").unwrap_or(&config.url);
-        Self { client, kind: config.kind, url: format!("{base}{path}"), key: config.key.clone() }
+        let base = config.url.strip_suffix("/v1").unwrap_or(&config.url).to_owned();
+        Self { client, kind: config.kind, base, key: config.key.clone() }
+    }
+
+    fn url(&self, operation: Operation) -> String {
+        let path = match (self.kind, operation) {
+            (ProviderKind::Anthropic, Operation::COUNT_TOKENS) => "/v1/messages/count_tokens",
+            (ProviderKind::Anthropic, _) => "/v1/messages",
+            (_, Operation::RESPONSES) => "/v1/responses",
+            (_, Operation::EMBEDDINGS) => "/v1/embeddings",
+            _ => "/v1/chat/completions",
+        };
+        format!("{}{path}", self.base)
     }
 
     fn headers(&self, call: &Call) -> HeaderMap {
@@ -115,7 +123,7 @@ impl Provider for Http {
     fn warm(&self) -> WarmFuture {
         // Whatever it answers, to this method at this place it is not an LLM request. The connection
         // goes back to the pool once the answer is read.
-        let (client, url) = (self.client.clone(), self.url.clone());
+        let (client, url) = (self.client.clone(), self.url(Operation::CHAT));
         Box::pin(async move {
             for _ in 0..WARM_ATTEMPTS {
                 let answer = client.head(&url).timeout(WARM).send().await;
@@ -130,7 +138,7 @@ impl Provider for Http {
     }
 
     fn call(&self, call: Call) -> CallFuture {
-        let request = self.client.post(&self.url).headers(self.headers(&call)).body(call.body);
+        let request = self.client.post(self.url(call.operation)).headers(self.headers(&call)).body(call.body);
         Box::pin(async move {
             let response = request.send().await.map_err(|error| {
                 let never_sent = error.is_connect() || error.is_builder();

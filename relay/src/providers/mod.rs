@@ -6,7 +6,7 @@ pub mod demo;
 pub mod http;
 
 use crate::config::{Config, ProviderKind};
-use belay_protocol::message::Dialect;
+use belay_protocol::message::{Dialect, Operation};
 use bytes::Bytes;
 use secrecy::SecretString;
 use std::collections::BTreeMap;
@@ -31,6 +31,8 @@ pub enum ProviderError {
 /// One request to a provider.
 #[derive(Debug, Clone)]
 pub struct Call {
+    /// What is asked for: it decides the path.
+    pub operation: Operation,
     /// The body, final.
     pub body: Bytes,
     /// Caller's headers that are on the allow-list.

@@ -1,5 +1,6 @@
-//! The words of both APIs: events, whole answers and refusals, as the real ones write them.
+//! The words of the APIs: events, whole answers and refusals, as the real ones write them.
 
+use super::responses;
 use super::script::{Asked, Script};
 use serde_json::{Value, json};
 
@@ -7,29 +8,44 @@ use serde_json::{Value, json};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Api {
     OpenAiChat,
+    Responses,
+    Embeddings,
     Anthropic,
+    CountTokens,
 }
 
 impl Api {
     pub(super) fn of_path(path: &str) -> Option<Self> {
         match path {
             "/v1/chat/completions" => Some(Self::OpenAiChat),
+            "/v1/responses" => Some(Self::Responses),
+            "/v1/embeddings" => Some(Self::Embeddings),
             "/v1/messages" => Some(Self::Anthropic),
+            "/v1/messages/count_tokens" => Some(Self::CountTokens),
             _ => None,
         }
     }
 
+    fn is_anthropic(self) -> bool {
+        matches!(self, Self::Anthropic | Self::CountTokens)
+    }
+
+    /// It answers with events where they are asked for.
+    pub(super) fn streams(self) -> bool {
+        !matches!(self, Self::Embeddings | Self::CountTokens)
+    }
+
     /// Headers that every answer carries.
     pub(super) fn headers(self, number: u64) -> Vec<(&'static str, String)> {
-        match self {
-            Self::OpenAiChat => vec![
+        match self.is_anthropic() {
+            false => vec![
                 ("x-request-id", format!("req_fake{number}")),
                 ("openai-processing-ms", "7".into()),
                 ("openai-version", "2020-10-01".into()),
                 ("x-ratelimit-remaining-requests", "9999".into()),
                 ("x-ratelimit-reset-requests", "20ms".into()),
             ],
-            Self::Anthropic => vec![
+            true => vec![
                 ("request-id", format!("req_fake{number}")),
                 ("anthropic-ratelimit-requests-remaining", "9999".into()),
                 ("anthropic-ratelimit-requests-reset", "2030-01-01T00:00:00Z".into()),
@@ -39,18 +55,18 @@ impl Api {
 
     /// The body of a refusal.
     pub(super) fn refusal(self, status: u16, message: &str) -> String {
-        let kind = match (status, self) {
+        let kind = match (status, self.is_anthropic()) {
             (400 | 404 | 413 | 422, _) => "invalid_request_error",
             (401, _) => "authentication_error",
-            (429, Self::OpenAiChat) => "rate_limit_exceeded",
-            (429, Self::Anthropic) => "rate_limit_error",
+            (429, false) => "rate_limit_exceeded",
+            (429, true) => "rate_limit_error",
             (529, _) => "overloaded_error",
-            (_, Self::OpenAiChat) => "server_error",
-            (_, Self::Anthropic) => "api_error",
+            (_, false) => "server_error",
+            (_, true) => "api_error",
         };
-        match self {
-            Self::OpenAiChat => json!({"error": {"message": message, "type": kind, "param": null, "code": null}}),
-            Self::Anthropic => json!({"type": "error", "error": {"type": kind, "message": message}}),
+        match self.is_anthropic() {
+            false => json!({"error": {"message": message, "type": kind, "param": null, "code": null}}),
+            true => json!({"type": "error", "error": {"type": kind, "message": message}}),
         }
         .to_string()
     }
@@ -72,7 +88,8 @@ impl Writer {
             Api::OpenAiChat => {
                 vec![self.chunk(&json!({"role": "assistant", "content": "", "refusal": null}), &Value::Null)]
             }
-            Api::Anthropic => {
+            Api::Responses => responses::opening(self),
+            _ => {
                 let mut message = json!({
                     "id": format!("msg_fake{}", self.number), "type": "message", "role": "assistant",
                     "model": self.asked.model, "content": [], "stop_reason": null, "stop_sequence": null,
@@ -95,7 +112,8 @@ impl Writer {
     pub(super) fn token(&self, text: &str) -> String {
         match self.api {
             Api::OpenAiChat => self.chunk(&json!({"content": text}), &Value::Null),
-            Api::Anthropic => {
+            Api::Responses => responses::token(self, text),
+            _ => {
                 let delta = json!({"type": "text_delta", "text": text});
                 named(&json!({"type": "content_block_delta", "index": 0, "delta": delta}))
             }
@@ -122,7 +140,8 @@ impl Writer {
                 events.push("data: [DONE]\n\n".into());
                 events
             }
-            Api::Anthropic => {
+            Api::Responses => responses::closing(self, tokens, capped),
+            _ => {
                 let delta = json!({"stop_reason": stop_reason(capped), "stop_sequence": null});
                 let mut last = json!({"type": "message_delta", "delta": delta});
                 if !self.script.no_usage {
@@ -143,7 +162,8 @@ impl Writer {
             Api::OpenAiChat => {
                 format!("data: {}\n\n", self.api.refusal(500, "The server had an error while processing your request"))
             }
-            Api::Anthropic => format!("event: error\ndata: {}\n\n", self.api.refusal(529, "Overloaded")),
+            Api::Responses => responses::error(self),
+            _ => format!("event: error\ndata: {}\n\n", self.api.refusal(529, "Overloaded")),
         }
     }
 
@@ -161,6 +181,16 @@ impl Writer {
                     answer["usage"] = self.openai_usage(tokens);
                 }
             }
+            Api::Responses => answer = responses::whole(self, text, tokens, capped),
+            Api::Embeddings => {
+                let input = self.script.usage.input;
+                answer = json!({
+                    "object": "list", "model": self.asked.model,
+                    "data": [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}],
+                    "usage": {"prompt_tokens": input, "total_tokens": input},
+                });
+            }
+            Api::CountTokens => answer = json!({"input_tokens": self.script.usage.input}),
             Api::Anthropic => {
                 answer = json!({
                     "id": format!("msg_fake{}", self.number), "type": "message", "role": "assistant",
@@ -191,7 +221,7 @@ impl Writer {
         format!("data: {chunk}\n\n")
     }
 
-    fn output(&self, tokens: u64) -> u64 {
+    pub(super) fn output(&self, tokens: u64) -> u64 {
         self.script.usage.output.unwrap_or(tokens + self.script.usage.reasoning)
     }
 
@@ -229,7 +259,7 @@ fn stop_reason(capped: bool) -> &'static str {
 }
 
 /// An Anthropic event: its name stands twice.
-fn named(data: &Value) -> String {
+pub(super) fn named(data: &Value) -> String {
     let name = data.get("type").and_then(Value::as_str).unwrap_or_default();
     format!("event: {name}\ndata: {data}\n\n")
 }

@@ -188,7 +188,9 @@ pub(super) struct Asked {
 pub(super) fn read_body(body: &Bytes) -> Result<Asked, String> {
     let value: Value = serde_json::from_slice(body).map_err(|error| format!("the body is not JSON: {error}"))?;
     let flag = |pointer| value.pointer(pointer).and_then(Value::as_bool).unwrap_or(false);
-    let cap = ["/max_completion_tokens", "/max_tokens"].into_iter().find_map(|at| value.pointer(at)?.as_u64());
+    let cap = ["/max_completion_tokens", "/max_tokens", "/max_output_tokens"]
+        .into_iter()
+        .find_map(|at| value.pointer(at)?.as_u64());
     Ok(Asked {
         model: value.get("model").and_then(Value::as_str).unwrap_or_default().to_owned(),
         stream: flag("/stream"),
@@ -199,7 +201,11 @@ pub(super) fn read_body(body: &Bytes) -> Result<Asked, String> {
 }
 
 fn last_user_text(body: &Value) -> String {
-    let messages = body.get("messages").and_then(Value::as_array);
+    let list = body.get("messages").or_else(|| body.get("input"));
+    if let Some(Value::String(text)) = list {
+        return text.clone();
+    }
+    let messages = list.and_then(Value::as_array);
     let last = messages.into_iter().flatten().rev().find(|message| message.get("role").is_some_and(|r| r == "user"));
     match last.and_then(|message| message.get("content")) {
         Some(Value::String(text)) => text.clone(),

@@ -40,6 +40,9 @@ pub struct HoldRequest {
     pub allowance: NanoUsd,
     /// The most input tokens that the provider can count.
     pub input_bound: u64,
+    /// It refers to what its provider keeps: under a key that several tenants share, nobody knows whose
+    /// that is.
+    pub refers: Option<&'static str>,
     /// Bytes of input, for an estimate if the provider never counts.
     pub input_bytes: u64,
     /// The cap that the caller named.
@@ -174,6 +177,11 @@ pub enum HoldRefusal {
         /// One of them.
         provider: String,
     },
+    /// It refers to what a provider keeps under a key that tenants share.
+    SharedKey {
+        /// By which field.
+        field: &'static str,
+    },
     /// The same id came with another body or from another device.
     Conflict,
     /// The same request is running.
@@ -197,6 +205,9 @@ pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcom
         return refused(HoldRefusal::TooManyAtOnce);
     }
     let tier = standing.terms.tier;
+    if let Some(field) = request.refers.filter(|_| tier != Tier::Byok) {
+        return refused(HoldRefusal::SharedKey { field });
+    }
     let (usable, priced) = usable(connection, request, tier)?;
     if priced.is_empty() {
         let provider = request.offers.first().map(|offer| offer.provider.clone()).unwrap_or_default();

@@ -84,6 +84,7 @@ fn request(id: u8) -> HoldRequest {
         multipliers: Multipliers { free: 10_000, managed: 10_000, byok: 3_000 },
         allowance: NanoUsd(500_000),
         input_bound: 100,
+        refers: None,
         input_bytes: 80,
         asked_output: Some(900),
         default_output: 4096,

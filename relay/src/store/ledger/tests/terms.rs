@@ -234,3 +234,94 @@ fn usage_statements_and_the_outbox_say_the_same_as_the_entries() {
     }
     assert_eq!(prepaid, self::prepaid(&book));
 }
+
+#[test]
+fn of_several_budgets_the_tightest_binds_and_says_when_it_begins_anew() {
+    let book = book(50_000_000);
+    let set = |scope, measure, amount| budget::set(&book.connection, &scope, measure, amount).expect("set");
+    let tight = |key: Option<&str>| {
+        let ask = HoldRequest { key: key.map(str::to_owned), asked_output: Some(4000), ..request(1) };
+        let HoldRefusal::OverBudget { room, retry_after_ms, .. } = refusal(&book, &ask) else { panic!("over budget") };
+        (room.budget.scope, room.budget.measure, room.left.0, retry_after_ms)
+    };
+    let until_month = month_start_ms(month(NOW) + 1) - NOW;
+    let until_day = DAY_MS - NOW % DAY_MS;
+    let laptop = || Scope::Device("laptop".into());
+    set(laptop(), Measure::SpendMonth, Some(2_000_000));
+    assert_eq!(tight(None), (laptop(), Measure::SpendMonth, 2_000_000, until_month));
+    set(laptop(), Measure::SpendDay, Some(3_000_000));
+    assert_eq!(tight(None), (laptop(), Measure::SpendMonth, 2_000_000, until_month));
+    set(Scope::Tenant, Measure::SpendDay, Some(1_000_000));
+    assert_eq!(tight(None), (Scope::Tenant, Measure::SpendDay, 1_000_000, until_day));
+    set(Scope::Key("k".into()), Measure::SpendDay, Some(500_000));
+    assert_eq!(tight(None).2, 1_000_000, "not under that key");
+    assert_eq!(tight(Some("k")), (Scope::Key("k".into()), Measure::SpendDay, 500_000, until_day));
+    // Of two that leave the same, the first that is read is named.
+    set(Scope::Tenant, Measure::SpendDay, None);
+    set(laptop(), Measure::SpendDay, Some(2_000_000));
+    assert_eq!(tight(None).1, Measure::SpendDay);
+}
+
+#[test]
+fn a_cost_cap_that_is_enough_is_no_obstacle() {
+    let book = book(50_000_000);
+    let capped = |id, nano| HoldRequest { cost_cap: Some(NanoUsd(nano)), ..request(id) };
+    assert_eq!(held(&book, &capped(1, HELD)), NanoUsd(HELD));
+    assert_eq!(refusal(&book, &capped(2, HELD - 1)), HoldRefusal::AboveCostCap { missing: NanoUsd(1) });
+    let shrunk = HoldRequest { may_reduce: true, ..capped(3, 500_000) };
+    assert!(held(&book, &shrunk) <= NanoUsd(500_000));
+}
+
+#[test]
+fn several_answers_are_held_for_and_share_what_there_is() {
+    let book = book(50_000_000);
+    let three = HoldRequest { choices: 3, extra_output: 5, ..request(1) };
+    assert_eq!(held(&book, &three), NanoUsd(100_000 + 3 * 900_000 + 5_000 + 7));
+    let capped = HoldRequest { choices: 3, may_reduce: true, cost_cap: Some(NanoUsd(1_000_007)), ..request(2) };
+    let HoldOutcome::Held(Held { output_cap, amount, .. }) = hold(&book.connection, &capped).expect("works") else {
+        panic!("held")
+    };
+    // 900 tokens can be paid, 300 for each.
+    assert_eq!((output_cap, amount), (300, NanoUsd(1_000_007)));
+}
+
+#[test]
+fn usage_above_a_hold_stops_at_the_budget_of_its_key() {
+    let book = book(50_000_000);
+    budget::set(&book.connection, &Scope::Key("k".into()), Measure::SpendDay, Some(1_200_000)).expect("set");
+    held(&book, &HoldRequest { key: Some("k".into()), ..request(1) });
+    let settled = settle(&book.connection, &settlement(1, 2_000, 1_000)).expect("settled");
+    assert_eq!((settled.end.cost, settled.absorbed), (NanoUsd(1_200_000), NanoUsd(1_800_000)));
+    let told = summary(&book.connection).expect("read");
+    assert_eq!((told.charged, told.balance), (NanoUsd(1_200_000), NanoUsd(50_000_000 - 1_200_000)));
+    assert_eq!((told.open_holds, told.held, told.credits), (0, NanoUsd::ZERO, NanoUsd::ZERO));
+    clean(&book);
+}
+
+#[test]
+fn only_who_has_used_up_its_ceiling_is_suspended() {
+    let suspended = |tier, ceiling, balance: i64, holding: bool| {
+        let book = book(0);
+        // Room for the hold below, wherever it is looked at.
+        operate(&book.connection, Operation::Credit, NanoUsd(10_000_000), "opening", None, NOW).expect("credited");
+        if holding {
+            held(&book, &request(9));
+        }
+        let down = 10_000_000 - balance;
+        operate(&book.connection, Operation::Chargeback, NanoUsd(down), "down", None, NOW).expect("taken");
+        let terms = Terms { tier, ceiling: NanoUsd(ceiling), suspend_at_ceiling: true, ..Terms::default() };
+        set_terms(&book.connection, &terms, 1).expect("set");
+        let ask = HoldRequest { allowance: NanoUsd::ZERO, ..request(1) };
+        match refusal(&book, &ask) {
+            HoldRefusal::PaymentRequired { suspended, .. } => suspended,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(suspended(Tier::Managed, 1_000_000, -990_000, false), "a hundredth is left");
+    assert!(!suspended(Tier::Managed, 1_000_000, -989_999, false));
+    assert!(!suspended(Tier::Managed, 1_000_000, 0, false), "too dear is not used up");
+    assert!(!suspended(Tier::Managed, 0, 0, false), "without a ceiling there is none to come to");
+    assert!(!suspended(Tier::Free, 1_000_000, -990_000, false), "the free tier has none");
+    // What is set aside may come back.
+    assert!(!suspended(Tier::Managed, 1_000_000, -500_000, true));
+}
