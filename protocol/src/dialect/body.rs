@@ -120,14 +120,10 @@ pub fn inspect(dialect: Dialect, body: &[u8]) -> Result<BodyFacts, BodyError> {
                     facts.refers = Some("a file or an item by its id");
                 }
             }
-            "previous_response_id" | "conversation" | "prompt" if dialect == Dialect::OPENAI_RESPONSES => {
-                if raw.get() != "null" {
-                    facts.refers = Some(match field.name.as_ref() {
-                        "prompt" => "prompt",
-                        "conversation" => "conversation",
-                        _ => "previous_response_id",
-                    });
-                }
+            name @ ("previous_response_id" | "conversation" | "prompt")
+                if dialect == Dialect::OPENAI_RESPONSES && raw.get() != "null" =>
+            {
+                facts.refers = ["prompt", "conversation", "previous_response_id"].into_iter().find(|one| *one == name);
             }
             _ => {}
         }
