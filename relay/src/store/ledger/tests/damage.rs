@@ -136,3 +136,43 @@ fn a_hold_that_cannot_be_resolved_does_not_keep_the_others_from_it() {
     assert_eq!((report.open, report.settled), (1, 2));
     assert!(report.problems.iter().all(|problem| problem.contains(&RequestId([2; 16]).to_string())), "{report:?}");
 }
+
+#[test]
+fn a_balance_that_was_below_its_floor_is_named() {
+    let book = book(0);
+    let terms = Terms { ceiling: NanoUsd(2_000_000), ..Terms::default() };
+    set_terms(&book.connection, &terms, 1).expect("set");
+    held(&book, &request(1));
+    settle(&book.connection, &settlement(1, 100, 50)).expect("settled");
+    clean(&book);
+    change(&book, "UPDATE tenant SET deepest_ceiling_nano = 5");
+    let problems = verify(&book.connection).problems;
+    assert_eq!(problems, [format!("entry 1 takes the balance to {} nano-USD, below its floor", -HELD)]);
+}
+
+#[test]
+fn problems_beyond_a_hundred_are_counted() {
+    let book = book(500_000_000);
+    for id in 0..130 {
+        held(&book, &HoldRequest { at_once: 1000, ..request(id) });
+    }
+    change(&book, "UPDATE request SET input_bytes = input_bytes + 1");
+    let report = verify(&book.connection);
+    assert_eq!((report.problems.len(), report.further_problems), (100, 30));
+}
+
+#[test]
+fn what_a_provider_keeps_is_named_under_a_key_of_ones_own_only() {
+    let book = book(5_000_000);
+    let named = HoldRequest { refers: Some("conversation"), ..request(1) };
+    assert_eq!(refusal(&book, &named), HoldRefusal::SharedKey { field: "conversation" });
+    set_terms(&book.connection, &Terms { tier: Tier::Byok, ..Terms::default() }, 1).expect("set");
+    let keyless = Offer { keyless: true, ..request(1).offers.remove(0) };
+    held(&book, &HoldRequest { offers: vec![keyless], ..named });
+    settle(&book.connection, &settlement(1, 100, 50)).expect("settled");
+    // The provider bills the tenant: such usage is a class of its own.
+    let groups = usage::report(&book.connection, 0, 100_000, usage::Grouping::Class).expect("summed");
+    assert_eq!(groups.iter().map(|group| group.name.as_str()).collect::<Vec<_>>(), ["byok"]);
+    assert!(usage::of_provider(&book.connection, "p", 0, 100_000).expect("summed").is_empty());
+    clean(&book);
+}
