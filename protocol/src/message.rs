@@ -314,6 +314,14 @@ pub struct UsageLine {
     pub units: u64,
 }
 
+impl UsageLine {
+    /// So much less of it, if there is so much.
+    #[must_use]
+    pub fn less(self, units: u64) -> Self {
+        Self { units: self.units.saturating_sub(units), ..self }
+    }
+}
+
 codes! {
     /// How a request that had cost something, or could have, came to its end.
     Outcome(u16) {

@@ -5,9 +5,11 @@ use belay_protocol::message::{Dialect, FailureCode, UnitKind};
 use belay_protocol::money::NanoUsd;
 use belay_relay::admin::service::TermsChange;
 use belay_relay::store::ledger::standing::Tier;
+use belay_relay::{Config, Overrides, Relay};
 use belay_tests::fake_provider::{FakeProvider, Script};
 use belay_tests::procs::{Belayd, binary};
-use belay_tests::relay::{TestClient, TestRelay, tenant};
+use belay_tests::relay::{TestClient, TestRelay, config_text, tenant};
+use belay_transport::env::Env;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -115,6 +117,22 @@ async fn a_key_that_another_master_key_has_sealed_is_refused_with_what_to_do() {
     relay.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_whose_master_key_is_gone_makes_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = async || {
+        let config = Config::parse(&config_text(dir.path(), ""), "test").unwrap();
+        Relay::start(config, Env::system(), Overrides::default()).await
+    };
+    start().await.expect("the first time makes it").shutdown().await;
+    start().await.expect("the second finds it").shutdown().await;
+    let key = dir.path().join("master.key");
+    std::fs::remove_file(&key).unwrap();
+    let error = start().await.expect_err("it is gone").to_string();
+    assert!(error.contains("master key") && error.contains("from your backup"), "{error}");
+    assert!(!key.exists());
+}
+
 /// Runs `belayd` with something on its stdin. Returns what it printed, and whether it succeeded.
 fn belayd_with(relay: &Belayd, args: &[&str], stdin: &str) -> (String, bool) {
     let mut command = Command::new(binary("belayd"));
@@ -149,12 +167,22 @@ fn api_keys_are_made_shown_once_checked_and_revoked() {
     relay.run(&["key", "revoke", &id]).unwrap();
     let (shown, ok) = check(&secret);
     assert!(!ok && shown.contains("was revoked"), "{shown}");
+    // A key that is gone can still lose its budget, and no longer get one.
+    relay.run(&["budget", "set", "acme", "--key", &id, "--day", "none"]).unwrap();
     let short = relay.run(&["key", "create", "acme", "--days", "0"]).unwrap();
     assert!(check(short["secret"].as_str().unwrap()).0.contains("has expired"));
     for (args, part) in [
         (vec!["key", "create", "nobody"], "there is no tenant nobody"),
         (vec!["key", "create", "acme", "--scope", "reed"], "there are read, write, escalate and admin"),
         (vec!["key", "revoke", "nothing"], "there is no API key nothing"),
+        (vec!["key", "revoke", "../../x"], "is no key's id"),
+        (vec!["key", "create", "acme", "--label", &"x".repeat(201)], "at most 200 bytes"),
+        (vec!["key", "create", "acme", "--label", "a\u{1b}[2J"], "no control characters"),
+        (vec!["budget", "set", "acme", "--key", "nosuchkey", "--day", "1"], "has no key:nosuchkey"),
+        (vec!["budget", "set", "acme", "--device", "nosuchdevice", "--day", "1"], "has no device:nosuchdevice"),
+        (vec!["usage", "--tenant", "nobody"], "there is no tenant nobody"),
+        (vec!["usage", "--from", "2026-02-02", "--until", "2026-02-01"], "there is no day between"),
+        (vec!["usage", "--from", "99999-01-01"], "is no day"),
     ] {
         let (shown, ok) = belayd_with(&relay, &args, "");
         assert!(!ok && shown.contains(part), "{shown}");

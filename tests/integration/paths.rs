@@ -1,10 +1,13 @@
 //! Real sockets over bad paths.
 
+use crate::counted::count;
 use belay_client::escalation::EscalationRequest;
-use belay_client::{Answer, Phase};
+use belay_client::{Answer, Client, Options, Phase};
 use belay_protocol::message::{Dialect, Outcome};
+use belay_tests::counting::Counting;
 use belay_tests::link::{self, Direction, Link};
 use belay_tests::relay::{PATIENCE, TestClient, TestRelay, eventually};
+use belay_transport::env::Env;
 use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,5 +141,44 @@ async fn a_client_on_another_network_moves_its_tunnel_to_a_new_socket() {
     let rest = running.collect().await.unwrap();
     assert_eq!(rest.end.expect("settled").outcome, Outcome::COMPLETE);
     assert_eq!((rest.resumed, client.client.status().borrow().reconnects), (0, 0));
+    relay.stop().await;
+}
+
+/// A client that cannot run reads what has come as late as it looks: that says nothing of the path.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_itself_late_does_not_take_that_for_a_dead_path() {
+    const BLOCKED: Duration = Duration::from_millis(1_150);
+    let relay = TestRelay::with("", Counting { events: 6, pace: Duration::from_secs(3) }.overrides()).await;
+    let link = Link::start(relay.address(), link::seed(), Direction::delay(Duration::from_millis(60))).unwrap();
+    let first = relay.client_through(link.address()).await;
+    let (identity, key) = first.state.load().unwrap();
+    first.client.close().await;
+    let runs = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let client = Client::start(Env::system(), identity, &key, Options::default()).unwrap();
+            let mut running = client.escalate(count(&client), PATIENCE).await.unwrap();
+            let reader = tokio::spawn(async move {
+                let mut interruptions = 0;
+                while let Some(answer) = running.next().await.expect("no error") {
+                    interruptions += usize::from(matches!(answer, Answer::Interrupted { .. }));
+                }
+                interruptions
+            });
+            let mut longest = Duration::ZERO;
+            // At every moment of a probe and its answer.
+            for number in 0..8 {
+                tokio::time::sleep(Duration::from_millis(600 + 67 * number)).await;
+                let begun = std::time::Instant::now();
+                std::thread::sleep(BLOCKED);
+                longest = longest.max(begun.elapsed());
+            }
+            (reader.await.unwrap(), longest)
+        })
+    });
+    let (interruptions, longest) = tokio::task::spawn_blocking(|| runs.join().unwrap()).await.unwrap();
+    // Above two seconds it counts as sleep, and the path is looked at anew.
+    assert!(interruptions == 0 || longest > Duration::from_millis(1_700), "{interruptions}, {longest:?}, {link:?}");
+    relay.verify().await;
     relay.stop().await;
 }

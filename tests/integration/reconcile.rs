@@ -7,12 +7,13 @@ use belay_protocol::money::NanoUsd;
 use belay_relay::admin::reconcile::Reconcile;
 use belay_relay::admin::service::TermsChange;
 use belay_relay::reconcile::{ProviderUsage, Tokens};
+use belay_relay::store::central::usage::CentralGrouping;
 use belay_relay::store::ledger::money::Operation;
 use belay_relay::store::ledger::standing::Tier;
 use belay_relay::store::ledger::usage::Grouping;
 use belay_tests::fake_provider::{FakeProvider, Script};
 use belay_tests::procs::{Belayd, binary, run};
-use belay_tests::relay::{TestClient, TestRelay, tenant};
+use belay_tests::relay::{TestClient, TestRelay, eventually, tenant};
 use belay_transport::env::{Clock, SystemClock};
 use std::process::Command;
 
@@ -39,7 +40,7 @@ fn tokens(usage: &[UsageLine]) -> Tokens {
 async fn what_was_estimated_becomes_what_the_provider_counts() {
     let provider = FakeProvider::start().await.unwrap();
     let relay = TestRelay::start(&format!(
-        "[providers.openai]\nkind = \"openai\"\nprices = \"openai\"\nurl = \"{}\"\n[models.\"gpt-4.1\"]\nprovider = \"openai\"\n",
+        "[billing]\nflush_after_s = 1\n[providers.openai]\nkind = \"openai\"\nprices = \"openai\"\nurl = \"{}\"\n[models.\"gpt-4.1\"]\nprovider = \"openai\"\n",
         provider.url()
     ))
     .await;
@@ -94,8 +95,21 @@ async fn what_was_estimated_becomes_what_the_provider_counts() {
     let early = admin.reconcile(bill(true, false)).await.unwrap();
     assert_eq!((early[1].estimated, early[1].corrected), (3, 0));
     assert!(early[1].left.as_ref().unwrap().contains("not over"), "{early:?}");
+    let handed = async || {
+        let groups = admin.central_usage(None, EVER, CentralGrouping::Tenant).await.unwrap();
+        groups.iter().map(|group| group.totals.cost_nano).sum::<i64>()
+    };
+    let spent = async || {
+        let mut left = 0;
+        for name in ["acme", "other", "own"] {
+            left += relay.balance(name).await;
+        }
+        15_000_000_000 - left
+    };
+    eventually("central has the charges", async || handed().await == spent().await).await;
     let compared = admin.reconcile(bill(true, true)).await.unwrap();
     assert_eq!((compared[1].estimated, compared[1].corrected), (3, 3));
+    eventually("central has the corrections, by itself", async || handed().await == spent().await).await;
     let after = [relay.balance("acme").await, relay.balance("other").await];
     assert_eq!(before.iter().sum::<i64>() - after.iter().sum::<i64>(), compared[1].difference_nano_usd);
     assert!(after[0] < before[0] && after[1] < before[1], "all three had used more");

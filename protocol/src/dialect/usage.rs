@@ -5,6 +5,8 @@
 //! zero is not the same as nothing told. Where a provider never tells, [`UsageMeter::report`]
 //! estimates from what was seen and says so.
 
+mod anthropic;
+mod openai;
 mod responses;
 
 use super::sse::SseEvent;
@@ -13,7 +15,6 @@ use bytes::Bytes;
 use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use std::borrow::Cow;
 use std::sync::LazyLock;
 
 /// Bytes of text that are taken for one token where the provider did not count.
@@ -25,7 +26,7 @@ const MOST_ASIDE: usize = 64;
 const MOST_BYTES_ASIDE: usize = 64 << 10;
 
 /// No request uses more of anything. A figure beyond it is no figure: nobody can be charged for it.
-const MOST_UNITS: u64 = 1 << 40;
+pub const MOST_UNITS: u64 = 1 << 40;
 
 /// A figure that may be meant.
 fn sane(told: Option<u64>) -> Option<u64> {
@@ -201,23 +202,9 @@ impl UsageMeter {
             return;
         }
         match self.dialect {
-            Dialect::ANTHROPIC => {
-                if let Ok(message) = serde_json::from_slice::<AnthropicMessage<'_>>(body) {
-                    self.output_bytes += message.content.map_or(0, |raw| raw.get().len() as u64);
-                    if let Some(usage) = message.usage {
-                        self.anthropic_usage(&usage, true);
-                    }
-                }
-            }
+            Dialect::ANTHROPIC => self.anthropic_body(body),
             Dialect::OPENAI_RESPONSES => self.responses_body(body),
-            _ => {
-                if let Ok(answer) = serde_json::from_slice::<OpenAiChunk<'_>>(body) {
-                    self.openai_content(&answer);
-                    if let Some(usage) = answer.usage {
-                        self.openai_usage(&usage);
-                    }
-                }
-            }
+            _ => self.openai_body(body),
         }
     }
 
@@ -251,112 +238,6 @@ impl UsageMeter {
                 .map(|(kind, units)| UsageLine { kind, units })
                 .collect(),
             estimated: told.input.is_none() || told.output.is_none() || !self.output_is_final,
-        }
-    }
-
-    fn anthropic_event(&mut self, data: &[u8]) -> EventMeaning {
-        let Ok(event) = serde_json::from_slice::<AnthropicEvent<'_>>(data) else {
-            return EventMeaning::Content;
-        };
-        match event.kind.as_ref() {
-            "content_block_delta" => {
-                if let Some(delta) = event.delta {
-                    let parts = [delta.text, delta.partial_json, delta.thinking];
-                    self.output_bytes += parts.into_iter().flatten().map(string_len).sum::<u64>();
-                }
-            }
-            "message_start" => {
-                if let Some(usage) = event.message.and_then(|message| message.usage) {
-                    self.anthropic_usage(&usage, false);
-                }
-            }
-            "message_delta" => {
-                if let Some(usage) = event.usage {
-                    self.anthropic_usage(&usage, true);
-                }
-            }
-            "message_stop" => return EventMeaning::Done,
-            "error" => return EventMeaning::Error(error_text(event.error)),
-            _ => {}
-        }
-        EventMeaning::Content
-    }
-
-    fn anthropic_usage(&mut self, usage: &AnthropicUsage, is_final: bool) {
-        let keep = |slot: &mut Option<u64>, told: Option<u64>| *slot = sane(told).or(*slot);
-        keep(&mut self.told.input, usage.input_tokens);
-        keep(&mut self.told.output, usage.output_tokens);
-        keep(&mut self.told.cache_read, usage.cache_read_input_tokens);
-        match &usage.cache_creation {
-            Some(split) => {
-                keep(&mut self.told.cache_write_5m, split.ephemeral_5m_input_tokens);
-                keep(&mut self.told.cache_write_1h, split.ephemeral_1h_input_tokens);
-            }
-            // Without the split the total is of the five-minute kind, unless a split came before.
-            None if self.told.cache_write_1h.is_none() => {
-                keep(&mut self.told.cache_write_5m, usage.cache_creation_input_tokens);
-            }
-            None => {}
-        }
-        if let Some(tools) = &usage.server_tool_use {
-            keep(&mut self.told.web_searches, tools.web_search_requests);
-        }
-        self.output_is_final |= is_final && sane(usage.output_tokens).is_some();
-    }
-
-    fn openai_event(&mut self, data: &[u8]) -> EventMeaning {
-        if data == b"[DONE]" {
-            return EventMeaning::Done;
-        }
-        let Ok(chunk) = serde_json::from_slice::<OpenAiChunk<'_>>(data) else {
-            return EventMeaning::Content;
-        };
-        self.openai_content(&chunk);
-        if let Some(usage) = &chunk.usage {
-            self.openai_usage(usage);
-            if chunk.choices.as_ref().is_some_and(Vec::is_empty) {
-                return EventMeaning::UsageOnly;
-            }
-        }
-        match chunk.error {
-            Some(error) if error.get() != "null" => EventMeaning::Error(error_text(Some(error))),
-            _ => EventMeaning::Content,
-        }
-    }
-
-    fn openai_content(&mut self, chunk: &OpenAiChunk<'_>) {
-        for choice in chunk.choices.iter().flatten() {
-            for part in [&choice.delta, &choice.message].into_iter().flatten() {
-                let texts = [part.content, part.refusal, part.reasoning_content];
-                self.output_bytes += texts.into_iter().flatten().map(string_len).sum::<u64>();
-                for call in part.tool_calls.iter().flatten() {
-                    self.output_bytes += call.function.as_ref().and_then(|f| f.arguments).map_or(0, string_len);
-                }
-            }
-        }
-    }
-
-    fn openai_usage(&mut self, usage: &OpenAiUsage) {
-        let details = usage.prompt_tokens_details.as_ref();
-        let cached = sane(details.and_then(|details| details.cached_tokens));
-        let audio = sane(details.and_then(|details| details.audio_tokens));
-        let written = sane(details.and_then(|details| details.cache_write_tokens));
-        if let Some(prompt) = sane(usage.prompt_tokens) {
-            // All three are counted inside.
-            let inside = [cached, written, audio].into_iter().flatten().sum();
-            self.told.input = Some(prompt.saturating_sub(inside));
-            (self.told.cache_read, self.told.cache_write_5m) = (cached, written);
-            self.told.input_audio = audio;
-        }
-        let details = usage.completion_tokens_details.as_ref();
-        if let Some(completion) = sane(usage.completion_tokens) {
-            let audio = sane(details.and_then(|details| details.audio_tokens));
-            self.told.output = Some(completion.saturating_sub(audio.unwrap_or(0)));
-            self.told.output_audio = audio;
-            self.output_is_final = true;
-        }
-        if let Some(details) = details {
-            self.told.reasoning = sane(details.reasoning_tokens);
         }
     }
 }
@@ -402,119 +283,6 @@ fn error_text(error: Option<&RawValue>) -> String {
     let raw = error.map_or("", RawValue::get);
     let text = serde_json::from_str::<Words>(raw).map_or_else(|_| raw.to_owned(), |words| words.message);
     text.chars().take(500).collect()
-}
-
-#[derive(Deserialize)]
-struct AnthropicEvent<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
-    #[serde(borrow)]
-    delta: Option<AnthropicDelta<'a>>,
-    #[serde(borrow)]
-    message: Option<AnthropicMessage<'a>>,
-    usage: Option<AnthropicUsage>,
-    #[serde(borrow)]
-    error: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct AnthropicDelta<'a> {
-    #[serde(borrow)]
-    text: Option<&'a RawValue>,
-    #[serde(borrow)]
-    partial_json: Option<&'a RawValue>,
-    #[serde(borrow)]
-    thinking: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct AnthropicMessage<'a> {
-    #[serde(borrow)]
-    content: Option<&'a RawValue>,
-    usage: Option<AnthropicUsage>,
-}
-
-#[derive(Deserialize)]
-struct AnthropicUsage {
-    input_tokens: Option<u64>,
-    output_tokens: Option<u64>,
-    cache_read_input_tokens: Option<u64>,
-    cache_creation_input_tokens: Option<u64>,
-    cache_creation: Option<CacheCreation>,
-    server_tool_use: Option<ServerTools>,
-}
-
-#[derive(Deserialize)]
-struct ServerTools {
-    web_search_requests: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct CacheCreation {
-    ephemeral_5m_input_tokens: Option<u64>,
-    ephemeral_1h_input_tokens: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct OpenAiChunk<'a> {
-    #[serde(borrow)]
-    choices: Option<Vec<OpenAiChoice<'a>>>,
-    usage: Option<OpenAiUsage>,
-    #[serde(borrow)]
-    error: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct OpenAiChoice<'a> {
-    #[serde(borrow)]
-    delta: Option<OpenAiPart<'a>>,
-    #[serde(borrow)]
-    message: Option<OpenAiPart<'a>>,
-}
-
-#[derive(Deserialize)]
-struct OpenAiPart<'a> {
-    #[serde(borrow)]
-    content: Option<&'a RawValue>,
-    #[serde(borrow)]
-    refusal: Option<&'a RawValue>,
-    #[serde(borrow)]
-    reasoning_content: Option<&'a RawValue>,
-    #[serde(borrow)]
-    tool_calls: Option<Vec<OpenAiToolCall<'a>>>,
-}
-
-#[derive(Deserialize)]
-struct OpenAiToolCall<'a> {
-    #[serde(borrow)]
-    function: Option<OpenAiFunction<'a>>,
-}
-
-#[derive(Deserialize)]
-struct OpenAiFunction<'a> {
-    #[serde(borrow)]
-    arguments: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct OpenAiUsage {
-    prompt_tokens: Option<u64>,
-    completion_tokens: Option<u64>,
-    prompt_tokens_details: Option<PromptDetails>,
-    completion_tokens_details: Option<CompletionDetails>,
-}
-
-#[derive(Deserialize)]
-struct PromptDetails {
-    cached_tokens: Option<u64>,
-    cache_write_tokens: Option<u64>,
-    audio_tokens: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct CompletionDetails {
-    reasoning_tokens: Option<u64>,
-    audio_tokens: Option<u64>,
 }
 
 #[cfg(test)]

@@ -279,6 +279,9 @@ impl AdminService {
         days: Days,
         by: CentralGrouping,
     ) -> Result<Vec<CentralGroup>, AdminError> {
+        if let Some(id) = &tenant {
+            self.tenant(id).await?;
+        }
         Ok(self.tenants.books().central_usage(tenant, days, by).await?)
     }
 

@@ -184,15 +184,15 @@ pub(super) async fn usage(global: &Global, args: UsageArgs) -> anyhow::Result<()
             calendar::day_text(until - 1)
         );
     }
-    let tenants: Vec<belay_relay::admin::service::TenantInfo> = client.get("/tenants").await?;
-    if let Some(tenant) = args.tenant.as_ref().filter(|one| tenants.iter().all(|tenant| tenant.id != **one)) {
-        anyhow::bail!("there is no tenant {tenant}; see belayd tenant list");
-    }
     let mut unflushed = vec![];
-    for tenant in tenants.iter().filter(|_| args.flush) {
-        // One that cannot is no reason to leave the others.
-        let flushed: Result<serde_json::Value, _> = client.post(&format!("/tenants/{}/flush", tenant.id), &()).await;
-        unflushed.extend(flushed.err().map(|error| format!("tenant {}: {error}", tenant.id)));
+    if args.flush {
+        let tenants: Vec<belay_relay::admin::service::TenantInfo> = client.get("/tenants").await?;
+        for tenant in tenants {
+            // One that cannot is no reason to leave the others.
+            let flushed: Result<serde_json::Value, _> =
+                client.post(&format!("/tenants/{}/flush", tenant.id), &()).await;
+            unflushed.extend(flushed.err().map(|error| format!("tenant {}: {error}", tenant.id)));
+        }
     }
     let of = args.tenant.map(|tenant| format!("&tenant={tenant}")).unwrap_or_default();
     let groups: Vec<CentralGroup> = client.get(&format!("/usage?from={from}&until={until}&by={by}{of}")).await?;

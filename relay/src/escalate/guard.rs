@@ -12,8 +12,6 @@ pub(crate) struct HoldGuard {
     pub(crate) request_id: RequestId,
     pub(crate) input_bytes: u64,
     progress: Progress,
-    /// How it is to be settled, once that is known.
-    settlement: Option<Box<Settlement>>,
     unresolved: Unresolved,
     stage: Stage,
 }
@@ -38,15 +36,7 @@ impl HoldGuard {
         unresolved: Unresolved,
     ) -> Self {
         let stage = Stage::Queued { made_ms };
-        Self {
-            tenant: tenant.clone(),
-            request_id,
-            input_bytes,
-            progress: Progress::default(),
-            settlement: None,
-            unresolved,
-            stage,
-        }
+        Self { tenant: tenant.clone(), request_id, input_bytes, progress: Progress::default(), unresolved, stage }
     }
 
     /// The hold is there: its lease begins.
@@ -66,7 +56,6 @@ impl HoldGuard {
 
     /// All that is known of its end: should the store fail for long, it is settled so later.
     pub(super) fn settling(&mut self, settlement: &Settlement) {
-        self.settlement = Some(Box::new(settlement.clone()));
         if let Stage::Held { lease } = self.stage {
             self.unresolved.settling(lease, settlement);
         }
@@ -87,15 +76,17 @@ impl HoldGuard {
 
 impl Drop for HoldGuard {
     fn drop(&mut self) {
-        let how = match self.stage {
-            Stage::Queued { made_ms } => How::Unknown { made_ms },
+        let lost = match self.stage {
+            Stage::Queued { made_ms } => {
+                let how = How::Unknown { made_ms };
+                Some(Lost { tenant: self.tenant.clone(), request_id: self.request_id, how })
+            }
             // Unless the sweeper has it already.
-            Stage::Held { lease } if self.unresolved.end(lease) => match self.settlement.take() {
-                Some(settlement) => How::Settle(settlement),
-                None => How::Held { input_bytes: self.input_bytes, progress: self.progress },
-            },
-            Stage::Held { .. } | Stage::Resolved => return,
+            Stage::Held { lease } => self.unresolved.end(lease),
+            Stage::Resolved => None,
         };
-        self.unresolved.push(Lost { tenant: self.tenant.clone(), request_id: self.request_id, how });
+        if let Some(lost) = lost {
+            self.unresolved.push(lost);
+        }
     }
 }

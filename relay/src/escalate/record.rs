@@ -10,6 +10,7 @@ use crate::store::ledger::settle::Settled;
 use crate::store::ledger::usage::Class;
 use belay_certs::sha256;
 use belay_protocol::codec::Message;
+use belay_protocol::dialect::usage::MOST_UNITS;
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{Failed, FailureCode, RecordRequest, UnitKind, UsageClass};
 use std::sync::Arc;
@@ -17,9 +18,6 @@ use tracing::info;
 
 /// The longest name of a model that is recorded, in bytes.
 const MAX_MODEL: usize = 200;
-
-/// The most units of a kind in one record.
-const MAX_UNITS: u64 = 1 << 40;
 
 /// What is wrong with a record. `None`: nothing.
 fn wrong(request: &RecordRequest) -> Option<String> {
@@ -30,8 +28,8 @@ fn wrong(request: &RecordRequest) -> Option<String> {
     if request.usage.iter().all(|line| line.units == 0) {
         return Some("there is no usage in it".into());
     }
-    if request.usage.iter().any(|line| line.units > MAX_UNITS) {
-        return Some(format!("more than {MAX_UNITS} units of a kind"));
+    if request.usage.iter().any(|line| line.units > MOST_UNITS) {
+        return Some(format!("more than {MOST_UNITS} units of a kind"));
     }
     let unknown = request.usage.iter().find(|line| !UnitKind::ALL.contains(&line.kind))?;
     Some(format!("there is no kind of unit {}", unknown.kind.0))

@@ -97,9 +97,9 @@ impl Unresolved {
         }
     }
 
-    /// Ends a lease. False if it has run out: the sweeper has the hold.
-    pub(super) fn end(&self, number: u64) -> bool {
-        self.lock().leases.remove(&number).is_some()
+    /// Ends a lease. Returns what is known of its hold; `None` if it has run out: the sweeper has it.
+    pub(super) fn end(&self, number: u64) -> Option<Lost> {
+        self.lock().leases.remove(&number).map(|lease| lease.hold)
     }
 
     /// Some wait.
@@ -243,5 +243,28 @@ mod tests {
         assert_eq!(taken(&unresolved), [(1, Some(3)), (2, None)]);
         advance(LEASE * 2).await;
         assert!(taken(&unresolved).is_empty(), "its lease has ended with it");
+        // What did not get through to the store is settled later just so.
+        let settlement = Settlement {
+            request_id: RequestId([3; 16]),
+            offer: 0,
+            outcome: Outcome::COMPLETE,
+            message: String::new(),
+            usage: vec![],
+            estimated: false,
+            events: 44,
+            first_event_ms: None,
+            now_ms: 7,
+        };
+        for is_late in [false, true] {
+            let mut guard = held(&unresolved, 3);
+            guard.note(Progress { events: 3, ..Progress::default() });
+            guard.settling(&settlement);
+            if is_late {
+                advance(LEASE * 2).await;
+            } else {
+                drop(guard);
+            }
+            assert_eq!(taken(&unresolved), [(3, Some(44))]);
+        }
     }
 }

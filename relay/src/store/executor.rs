@@ -4,8 +4,9 @@
 //! `MAX_BATCH`), groups them by database, and runs each group, with what comes meanwhile, in one
 //! `BEGIN IMMEDIATE` transaction. One that fails takes no neighbour with it: if it had written something,
 //! which is rare, the transaction is undone and run again with a savepoint per command (savepoints for all
-//! would copy every page that a command writes to). Replies leave after the commit. If the commit fails the outcome is unknown: the connection is
-//! dropped, everyone in the group is told so, and the next command opens the file anew.
+//! would copy every page that a command writes to). Replies leave after the commit. If the commit fails the
+//! outcome is unknown: the connection is dropped, everyone in the group is told so, and the next command opens
+//! the file anew.
 //!
 //! The queue to a worker is bounded by its callers: each awaits the reply to its command, so there
 //! are never more commands in it than running operations.
@@ -507,6 +508,33 @@ mod tests {
                 assert!(matches!(store.run(db(), count).await, Err(StoreError::Closed)));
             }
         }
+    }
+
+    #[test]
+    fn only_what_has_written_before_it_failed_makes_others_run_again() {
+        let dir = tempfile::tempdir().expect("made");
+        let connection = schema::open(&dir.path().join("t.db"), Kind::Tenant, Durability::None).expect("opened");
+        let runs: Arc<[AtomicU64; 3]> = Arc::default();
+        let counted = |at: usize, command: fn(&Connection) -> Result<(), StoreError>| -> Box<dyn Command> {
+            let runs = Arc::clone(&runs);
+            let run = move |connection: &Connection| {
+                runs[at].fetch_add(1, Ordering::Relaxed);
+                command(connection)
+            };
+            Box::new(Typed { run, result: None, sender: None })
+        };
+        let told = || runs.iter().map(|runs| runs.swap(0, Ordering::Relaxed)).collect::<Vec<_>>();
+        let refuse = |_: &Connection| Err(StoreError::Closed);
+        let mut group = vec![counted(0, |on| put("a")(on)), counted(1, refuse), counted(2, |on| put("b")(on))];
+        transact(&connection, &mut group, Vec::new).expect("committed");
+        assert_eq!((told(), count(&connection).expect("counted")), (vec![1, 1, 1], 2));
+        let twice = |on: &Connection| put("d")(on).and_then(|()| put("d")(on));
+        let mut group = vec![counted(0, |on| put("c")(on)), counted(1, twice)];
+        let mut late = vec![counted(2, |on| put("e")(on))];
+        transact(&connection, &mut group, || std::mem::take(&mut late)).expect("committed");
+        assert_eq!((told(), count(&connection).expect("counted")), (vec![2, 2, 0], 3));
+        // Who came meanwhile was not asked for yet, and waits for the next transaction.
+        assert_eq!(late.len(), 1);
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use tracing::warn;
 
 const RECORD_LEN: usize = 72;
 const MAGIC: u8 = 0xb2;
@@ -44,6 +45,8 @@ struct Written {
     file: File,
     /// Bytes of whole records.
     len: u64,
+    /// Above this it is written anew.
+    longest: u64,
     /// What running requests have noted last.
     running: HashMap<RequestId, Progress>,
 }
@@ -54,7 +57,7 @@ impl Journal {
         let path = dir.join(FILE);
         let file = open(&path)?;
         file.set_len(0)?;
-        Ok(Self(Mutex::new(Written { path, file, len: 0, running: HashMap::new() })))
+        Ok(Self(Mutex::new(Written { path, file, len: 0, longest: LONGEST, running: HashMap::new() })))
     }
 
     /// Notes that the provider is being called (before it is), or how far its answer has come.
@@ -68,8 +71,13 @@ impl Journal {
         }
         written.len += RECORD_LEN as u64;
         written.running.insert(request, progress);
-        if written.len > LONGEST {
-            written.begin_anew()?;
+        if written.len > written.longest {
+            if let Err(error) = written.begin_anew() {
+                // The old one still says all that is to be known.
+                warn!(%error, "cannot write a dispatch journal anew");
+            }
+            // Far enough from what runs that it does not come to this at every note.
+            written.longest = written.len + LONGEST;
         }
         Ok(())
     }
@@ -198,12 +206,12 @@ mod tests {
         journal.append(over, noted(6)).expect("written");
         journal.end(over);
         let busy = RequestId([3; 16]);
-        for events in 0..3 * LONGEST / RECORD_LEN as u64 {
+        for events in 0..5 * LONGEST / RECORD_LEN as u64 {
             journal.append(busy, noted(events)).expect("written");
         }
-        assert!(std::fs::metadata(dir.path().join(FILE)).expect("there").len() <= LONGEST + RECORD_LEN as u64);
+        assert!(std::fs::metadata(dir.path().join(FILE)).expect("there").len() <= 2 * LONGEST);
         let said = read(dir.path()).expect("read").expect("there");
-        assert_eq!(said, HashMap::from([(still, noted(5)), (busy, noted(3 * LONGEST / RECORD_LEN as u64 - 1))]));
+        assert_eq!(said, HashMap::from([(still, noted(5)), (busy, noted(5 * LONGEST / RECORD_LEN as u64 - 1))]));
         assert!(!dir.path().join("dispatch.next").exists());
     }
 }

@@ -19,116 +19,82 @@ pub(super) struct Seen {
 pub(super) fn scan(raw: &RawValue) -> Result<Seen, BodyError> {
     let mut seen = Seen::default();
     let mut json = serde_json::Deserializer::from_str(raw.get());
-    TypeScan { seen: &mut seen }
+    Scan { seen: &mut seen, is_type: false }
         .deserialize(&mut json)
         .map_err(|error| BodyError::NotAnObject(format!("messages: {error}")))?;
     Ok(seen)
 }
 
-struct TypeScan<'f> {
+/// Types of objects whose tokens their bytes bound.
+const TEXT: [&str; 21] = [
+    "text",
+    // Of OpenAI Responses.
+    "message",
+    "input_text",
+    "output_text",
+    "reasoning",
+    "reasoning_text",
+    "summary_text",
+    "function_call",
+    "function_call_output",
+    "custom_tool_call",
+    "custom_tool_call_output",
+    "local_shell_call",
+    "local_shell_call_output",
+    "tool_use",
+    "tool_result",
+    "thinking",
+    "redacted_thinking",
+    "function",
+    "custom",
+    "ephemeral",
+    "refusal",
+];
+
+/// A value: that of a `type`, or any other.
+struct Scan<'f> {
     seen: &'f mut Seen,
+    is_type: bool,
 }
 
-impl<'de> DeserializeSeed<'de> for TypeScan<'_> {
+impl Scan<'_> {
+    fn below(&mut self, is_type: bool) -> Scan<'_> {
+        Scan { seen: self.seen, is_type }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Scan<'_> {
     type Value = ();
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for TypeScan<'_> {
+impl<'de> Visitor<'de> for Scan<'_> {
     type Value = ();
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JSON")
     }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        self.seen.non_text |= self.is_type;
         while let Some(KeyText(name)) = map.next_key()? {
             match name.as_ref() {
-                "type" => map.next_value_seed(TypeValue { seen: self.seen })?,
                 "file_id" | "file_ids" => self.seen.refers |= map.next_value::<Option<IgnoredAny>>()?.is_some(),
-                _ => map.next_value_seed(TypeScan { seen: self.seen })?,
+                name => map.next_value_seed(self.below(name == "type"))?,
             }
         }
         Ok(())
     }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while seq.next_element_seed(TypeScan { seen: self.seen })?.is_some() {}
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<(), A::Error> {
+        self.seen.non_text |= self.is_type;
+        while seq.next_element_seed(self.below(false))?.is_some() {}
         Ok(())
     }
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
-        Ok(())
-    }
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-}
-
-/// The value of a `type` key.
-struct TypeValue<'f> {
-    seen: &'f mut Seen,
-}
-
-impl<'de> DeserializeSeed<'de> for TypeValue<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for TypeValue<'_> {
-    type Value = ();
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-    fn visit_str<E>(self, kind: &str) -> Result<(), E> {
-        const TEXT: [&str; 21] = [
-            "text",
-            // Of OpenAI Responses.
-            "message",
-            "input_text",
-            "output_text",
-            "reasoning",
-            "reasoning_text",
-            "summary_text",
-            "function_call",
-            "function_call_output",
-            "custom_tool_call",
-            "custom_tool_call_output",
-            "local_shell_call",
-            "local_shell_call_output",
-            "tool_use",
-            "tool_result",
-            "thinking",
-            "redacted_thinking",
-            "function",
-            "custom",
-            "ephemeral",
-            "refusal",
-        ];
-        self.seen.refers |= kind == "item_reference";
-        self.seen.non_text |= !TEXT.contains(&kind);
-        Ok(())
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        self.seen.non_text = true;
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(())
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        self.seen.non_text = true;
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
+    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+        if self.is_type {
+            self.seen.refers |= text == "item_reference";
+            self.seen.non_text |= !TEXT.contains(&text);
+        }
         Ok(())
     }
     fn visit_bool<E>(self, _: bool) -> Result<(), E> {

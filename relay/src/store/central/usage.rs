@@ -118,19 +118,15 @@ pub fn report(
 
 /// True if what a tenant has handed over sums up to the totals that are kept of it.
 pub fn adds_up(connection: &Connection, tenant: &TenantId) -> Result<bool, StoreError> {
-    let differing: i64 = connection
-        .prepare_cached(
-            "WITH own AS (SELECT at_ms / 86400000 AS day, provider, model, sum(requests) AS requests,
-                                 sum(cost_nano) AS cost, sum(input) AS input, sum(output) AS output
-                          FROM usage_record WHERE tenant = ?1 GROUP BY 1, 2, 3),
-                  kept AS (SELECT day, provider, model, sum(requests) AS requests, sum(cost_nano) AS cost,
-                                  sum(input) AS input, sum(output) AS output
-                           FROM usage_total WHERE tenant = ?1 GROUP BY 1, 2, 3)
-             SELECT (SELECT count(*) FROM (SELECT * FROM own EXCEPT SELECT * FROM kept))
-                  + (SELECT count(*) FROM (SELECT * FROM kept EXCEPT SELECT * FROM own))",
-        )?
-        .query_row([tenant.as_str()], |row| row.get(0))?;
-    Ok(differing == 0)
+    let by = "class, provider, model";
+    let own = format!("SELECT at_ms / 86400000, {by}, {SUMS} FROM usage_record WHERE tenant = ?1 GROUP BY 1, {by}");
+    let kept = format!("SELECT day, {by}, {SUMS} FROM usage_total WHERE tenant = ?1 GROUP BY 1, {by}");
+    let sql = format!(
+        "SELECT EXISTS (SELECT * FROM ({own}) EXCEPT SELECT * FROM ({kept}))
+             OR EXISTS (SELECT * FROM ({kept}) EXCEPT SELECT * FROM ({own}))"
+    );
+    let differ: bool = connection.prepare_cached(&sql)?.query_row([tenant.as_str()], |row| row.get(0))?;
+    Ok(!differ)
 }
 
 /// What a tenant has handed over: all of it.

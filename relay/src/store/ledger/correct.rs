@@ -145,10 +145,7 @@ pub fn correct(
     }
     let end = end_of(&stored)?;
     let (offers, _) = request::terms(connection, stored.terms)?;
-    let is_its = |offer: &&request::Offer| {
-        stored.provider.as_ref() == Some(&offer.provider) && stored.model.as_ref() == Some(&offer.model)
-    };
-    let offer = offers.iter().find(is_its).ok_or_else(unknown)?;
+    let offer = stored.ran(&offers).ok_or_else(unknown)?;
     let usage = complete(usage, &end.usage);
     let cost = price(&offer.price, &usage, &stored);
     credits::expire(connection, now_ms)?;
@@ -186,18 +183,24 @@ pub(super) fn price(price: &PriceSnapshot, usage: &[UsageLine], stored: &Stored)
 }
 
 /// A provider's bill has tokens by four kinds. What else was used, such as calls that have a price of their
-/// own, is as it was told; and input that was all written to the cache of an hour was that.
+/// own, is as it was told, and is not input or output once more; input that was all written to the cache of
+/// an hour was that.
 fn complete(usage: &[UsageLine], told: &[UsageLine]) -> Vec<UsageLine> {
     const BILLED: [UnitKind; 5] =
         [UnitKind::INPUT, UnitKind::OUTPUT, UnitKind::CACHE_READ, UnitKind::CACHE_WRITE_5M, UnitKind::CACHE_WRITE_1H];
     let tells = |kind| told.iter().any(|line| line.kind == kind);
     let only_hours = tells(UnitKind::CACHE_WRITE_1H) && !tells(UnitKind::CACHE_WRITE_5M);
+    let is_billed = |kind| BILLED.contains(&kind) || usage.iter().any(|line| line.kind == kind);
+    let kept = || told.iter().filter(|line| !is_billed(line.kind));
+    let of =
+        |kinds: [UnitKind; 2]| kept().filter(|line| kinds.contains(&line.kind)).map(|line| line.units).sum::<u64>();
     let billed = usage.iter().map(|line| match line.kind {
         UnitKind::CACHE_WRITE_5M if only_hours => UsageLine { kind: UnitKind::CACHE_WRITE_1H, ..*line },
+        UnitKind::INPUT => line.less(of([UnitKind::INPUT_AUDIO, UnitKind::INPUT_IMAGE])),
+        UnitKind::OUTPUT => line.less(of([UnitKind::OUTPUT_AUDIO, UnitKind::OUTPUT_IMAGE])),
         _ => *line,
     });
-    let named = |line: &&UsageLine| !BILLED.contains(&line.kind) && usage.iter().all(|own| own.kind != line.kind);
-    billed.chain(told.iter().filter(named).copied()).collect()
+    billed.chain(kept().copied()).collect()
 }
 
 /// Moves what is between the charge before and the right one: credits pay first, and what they paid too

@@ -58,7 +58,8 @@ pub struct HoldRequest {
     /// The caller's own limit for the cost.
     pub cost_cap: Option<NanoUsd>,
     /// The tenant's requests of the last minute, in memory for as long as they matter; a restart of
-    /// the relay forgets them.
+    /// the relay forgets them. A hold that the store has to run again, for the fault of a neighbour, counts
+    /// twice.
     pub rates: Arc<Rates>,
     /// Requests and tokens per minute where no budget says otherwise.
     pub per_minute: PerMinute,

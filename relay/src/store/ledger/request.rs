@@ -104,6 +104,11 @@ pub(crate) fn terms(connection: &Connection, id: i64) -> Result<(Vec<Offer>, Has
     Ok((read_terms(text)?, terms_digest(text)))
 }
 
+/// What an entry proves of the terms with that number.
+pub(crate) fn proof_of_terms(connection: &Connection, id: i64) -> Result<Hash, StoreError> {
+    Ok(connection.prepare_cached("SELECT digest FROM terms WHERE id = ?1")?.query_row([id], |row| row.get(0))?)
+}
+
 /// Reads terms as they are written down.
 pub(crate) fn read_terms(text: &str) -> Result<Vec<Offer>, StoreError> {
     serde_json::from_str(text).map_err(|error| StoreError::Corrupt { what: "terms", why: error.to_string() })
@@ -237,6 +242,13 @@ impl Stored {
             created_ms: row.get(18)?,
             finished_ms: row.get(19)?,
         })
+    }
+
+    /// Which of its offers ran.
+    pub(crate) fn ran<'a>(&self, offers: &'a [Offer]) -> Option<&'a Offer> {
+        offers
+            .iter()
+            .find(|offer| self.provider.as_ref() == Some(&offer.provider) && self.model.as_ref() == Some(&offer.model))
     }
 
     /// Whom and what its usage is about.

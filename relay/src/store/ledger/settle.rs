@@ -255,7 +255,7 @@ fn void_hold(
     let was_settled = found.as_ref().is_some_and(|stored| stored.state == state::SETTLED);
     let open = found.filter(|stored| stored.state == state::OPEN);
     let Some(mut stored) = open.filter(is_that_one) else { return Ok(!was_settled) };
-    let (_, terms) = request::terms(connection, stored.terms)?;
+    let terms = request::proof_of_terms(connection, stored.terms)?;
     let mut chain = Chain::at(connection, now_ms)?;
     let back = |kind, to, amount| Transfer::new(kind, Account::Held, to, amount).of(request_id);
     chain.post(&back(TransferKind::ReleaseCredits, Account::Credits, stored.from_credits))?;

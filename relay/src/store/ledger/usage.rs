@@ -3,6 +3,7 @@
 
 use crate::store::StoreError;
 use belay_protocol::calendar;
+use belay_protocol::dialect::usage::MOST_UNITS;
 use belay_protocol::message::{UnitKind, UsageLine};
 use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, Row, params};
@@ -59,10 +60,6 @@ pub(crate) struct Subject {
     pub(crate) model: String,
 }
 
-/// No request uses more of anything; what a provider says beyond it does not count. Eight million such
-/// requests have room in a sum.
-const MOST_UNITS: u64 = 1 << 40;
-
 /// Sums of usage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Totals {
@@ -109,6 +106,7 @@ impl Totals {
                 UnitKind::REASONING => &mut totals.reasoning,
                 _ => continue,
             };
+            // Eight million requests of that size have room in a sum.
             *slot += i64::try_from(line.units.min(MOST_UNITS)).unwrap_or(0);
         }
         totals

@@ -76,10 +76,7 @@ fn end_problem(stored: &Stored) -> Option<String> {
 /// What was used costs what was charged, at the request's own terms.
 fn price_problem(stored: &Stored, offers: &[Offer], correction: Option<&Correction>) -> Option<String> {
     let end = End::decode_body(stored.end.as_deref()?).ok()?;
-    let is_its = |offer: &&Offer| {
-        stored.provider.as_ref() == Some(&offer.provider) && stored.model.as_ref() == Some(&offer.model)
-    };
-    let Some(offer) = offers.iter().find(is_its) else { return Some("its terms do not have what ran".into()) };
+    let Some(offer) = stored.ran(offers) else { return Some("its terms do not have what ran".into()) };
     let (costs, _) = settle::charge(&offer.price, &end.usage, stored.held);
     let was = stored.cost + stored.absorbed;
     if costs != was {
