@@ -93,5 +93,8 @@ mod tests {
         assert_eq!(list.at(0).and_then(|set| set.named(UnitKind::INPUT)), Some(5));
         assert!(PriceList::default().at(0).is_none());
         assert!(!list.0[0].is_complete());
+        let mut both = list.0[0].clone();
+        both.lines.push(PriceLine { kind: UnitKind::OUTPUT, nano_per_million: 0 });
+        assert!(both.is_complete(), "free is a price too");
     }
 }

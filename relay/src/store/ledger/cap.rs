@@ -58,8 +58,8 @@ pub(crate) fn choose(
     };
     let output_cap = u32::try_from(cap.max(least)).unwrap_or(u32::MAX);
     let amount = most(request, offers, output_cap)?;
-    if amount > available {
-        return Ok(Err(Short::Money { missing: amount - available }));
+    if let Some(missing) = standing.missing(amount) {
+        return Ok(Err(Short::Money { missing }));
     }
     match (room, request.cost_cap) {
         (Some(room), _) if amount > room.left => Ok(Err(Short::Budget { missing: amount - room.left })),

@@ -339,7 +339,7 @@ fn refuse(
 }
 
 fn take_rates(request: &HoldRequest, budgets: &[Budget], tokens: u64) -> Result<Vec<Remaining>, RateRefusal> {
-    let limits = super::rates::limits(budgets, request.per_minute, &request.device, request.key.as_deref());
+    let limits = super::rates::limits(budgets, request.per_minute);
     request.rates.take(&limits, tokens, request.now_ms)
 }
 

@@ -7,7 +7,6 @@
 use super::budget::{Budget, Measure, Scope};
 use super::hold::PerMinute;
 use crate::ops::rate::Limit;
-use belay_protocol::id::DeviceId;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -107,18 +106,13 @@ impl Rates {
     }
 }
 
-/// The limits that bind a request: the tenant's budgets per minute, and the operator's own for a tenant
-/// that has none.
-pub(crate) fn limits(budgets: &[Budget], default: PerMinute, device: &DeviceId, key: Option<&str>) -> Vec<Bound> {
+/// The limits that bind a request: of the budgets that do, those by the minute, and the operator's own
+/// for a tenant that has none.
+pub(crate) fn limits(budgets: &[Budget], default: PerMinute) -> Vec<Bound> {
     let per_minute = |measure| matches!(measure, Measure::RequestsMinute | Measure::TokensMinute);
-    let binds = |scope: &Scope| match scope {
-        Scope::Tenant => true,
-        Scope::Device(id) => id == device.as_str(),
-        Scope::Key(id) => Some(id.as_str()) == key,
-    };
     let mut bounds: Vec<Bound> = budgets
         .iter()
-        .filter(|budget| per_minute(budget.measure) && binds(&budget.scope))
+        .filter(|budget| per_minute(budget.measure))
         .map(|budget| Bound {
             scope: budget.scope.clone(),
             measure: budget.measure,

@@ -88,12 +88,13 @@ pub fn record(connection: &Connection, record: &Record) -> Result<RecordOutcome,
     let cost = record.offer.price.cost(&record.usage)?;
     let budgets = budget::of(connection, &record.device, record.key.as_deref())?;
     let room = budget::room(connection, &budgets, record.now_ms)?.map_or(NanoUsd(i64::MAX), |room| room.left);
-    let spendable = standing.available().min(room);
     // What costs nothing is recorded whatever there is.
-    if cost > NanoUsd::ZERO && cost > spendable {
-        return Ok(RecordOutcome::Short { missing: cost - spendable });
+    if cost > NanoUsd::ZERO
+        && let Some(missing) = standing.missing(cost).max((cost > room).then(|| cost - room))
+    {
+        return Ok(RecordOutcome::Short { missing });
     }
-    let bounds = limits(&budgets, record.per_minute, &record.device, record.key.as_deref());
+    let bounds = limits(&budgets, record.per_minute);
     if let Err(refusal) = record.rates.take(&bounds, 0, record.now_ms) {
         return Ok(RecordOutcome::RateLimited(refusal));
     }

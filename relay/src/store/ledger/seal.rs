@@ -58,3 +58,20 @@ pub fn seal(connection: &Connection, tenant: &TenantId, key: &SealKey) -> Result
     let last = "SELECT coalesce(max(transfer_id), 0) FROM checkpoint";
     Ok(connection.prepare_cached(last)?.query_row([], |row| row.get(0))?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_fits_its_own_tenant_entry_and_hash_only() {
+        let key = SealKey::new(&[7; 32]);
+        let (ours, theirs): (TenantId, TenantId) = ("ours".parse().expect("name"), "theirs".parse().expect("name"));
+        let mac = key.sign(&ours, 1024, &[1; 32]);
+        assert!(key.fits(&ours, 1024, &[1; 32], &mac));
+        assert!(!key.fits(&theirs, 1024, &[1; 32], &mac));
+        assert!(!key.fits(&ours, 2048, &[1; 32], &mac));
+        assert!(!key.fits(&ours, 1024, &[2; 32], &mac));
+        assert!(!SealKey::new(&[8; 32]).fits(&ours, 1024, &[1; 32], &mac));
+    }
+}

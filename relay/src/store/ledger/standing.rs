@@ -109,6 +109,17 @@ impl Standing {
     pub(crate) fn available(&self) -> NanoUsd {
         NanoUsd(self.payable().0.saturating_add(self.credits.0))
     }
+
+    /// What has to be paid in before so much can be set aside. A refund or a chargeback may have taken the
+    /// balance below its floor: that has to be made good first.
+    pub(crate) fn missing(&self, amount: NanoUsd) -> Option<NanoUsd> {
+        let available = self.available();
+        let below = match self.terms.tier {
+            Tier::Free => 0,
+            Tier::Managed | Tier::Byok => self.prepaid.0.saturating_add(self.terms.ceiling.0).min(0).saturating_neg(),
+        };
+        (amount > available).then(|| NanoUsd((amount - available).0.saturating_add(below)))
+    }
 }
 
 /// Reads it beside the balances that the end of the chain has read.

@@ -1,6 +1,7 @@
 //! The book by itself: every way a hold can end, what recovery does after a death, and that verify
 //! sees what does not fit.
 
+mod borders;
 mod corrections;
 mod damage;
 mod details;

@@ -211,7 +211,11 @@ fn play(steps: &[(Step, bool)]) {
                         }
                     },
                     RecordOutcome::Short { missing } => {
-                        assert_eq!(missing.0, cost - reference.available(), "step {number}");
+                        assert_eq!(
+                            missing.0,
+                            cost - reference.credits() - (reference.prepaid + reference.ceiling),
+                            "step {number}"
+                        );
                     }
                     RecordOutcome::Conflict => {
                         let known = reference.settled.contains_key(id) || reference.held.contains_key(id);
