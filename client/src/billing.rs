@@ -2,12 +2,15 @@
 
 use crate::client::Client;
 use crate::error::ClientError;
+use belay_protocol::calendar;
+use belay_protocol::codec::Message;
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::{
-    Balance, BalanceRequest, Done, End, FlushRequest, Flushed, RecordRequest, StatementLine, StatementRequest, TopUp,
-    TopUpRequest, UsageBy, UsageGroup, UsagePeriod, UsageRequest,
+    Balance, BalanceRequest, Done, End, FlushRequest, Flushed, ModelOffer, ModelsRequest, RecordRequest, StatementLine,
+    StatementRequest, TopUp, TopUpRequest, UsageBy, UsageGroup, UsagePeriod, UsageRequest,
 };
 use belay_protocol::money::NanoUsd;
+use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -44,20 +47,32 @@ impl Client {
             Span::Days(from, until) => (UsagePeriod::DAYS, from, until),
         };
         let request = UsageRequest { period, from_day, until_day, by };
+        let (groups, done) = self.list(&request, within).await?;
+        let (from_day, until_day) = done.map_or((0, 0), |Done { from_day, until_day, .. }| (from_day, until_day));
+        Ok(Usage { groups, from_day, until_day })
+    }
+
+    /// The models that can be asked, aliases first.
+    pub async fn models(&self, within: Duration) -> Result<Vec<ModelOffer>, ClientError> {
+        Ok(self.list(&ModelsRequest { reserved: 0 }, within).await?.0)
+    }
+
+    /// A short list: where the tunnel is lost in the middle, it is asked for again over the next one.
+    async fn list<Q: Message, A: Message>(
+        &self,
+        request: &Q,
+        within: Duration,
+    ) -> Result<(Vec<A>, Option<Done>), ClientError> {
         let until = Instant::now() + within;
         loop {
             let tunnel = self.tunnel_until(until).await?;
-            let mut groups = vec![];
-            let told = tunnel.list(StreamKind::Billing, &request, |group| {
-                groups.push(group);
+            let mut rows = vec![];
+            let told = tunnel.list(StreamKind::Billing, request, |row| {
+                rows.push(row);
                 true
             });
             match told.await {
-                Ok(done) => {
-                    let (from_day, until_day) =
-                        done.map_or((0, 0), |Done { from_day, until_day, .. }| (from_day, until_day));
-                    return Ok(Usage { groups, from_day, until_day });
-                }
+                Ok(done) => return Ok((rows, done)),
                 Err(ClientError::Lost(_)) if !tunnel.takes_streams() && Instant::now() < until => {}
                 Err(error) => return Err(error),
             }
@@ -105,4 +120,60 @@ impl Client {
     pub async fn flush(&self, within: Duration) -> Result<Flushed, ClientError> {
         self.call(StreamKind::Billing, &FlushRequest { reserved: 0 }, within).await
     }
+}
+
+/// A balance for programs.
+#[must_use]
+pub fn balance_json(balance: &Balance) -> Value {
+    json!({
+        "tenant": balance.tenant,
+        "pays_with": balance.pays_with.name(),
+        "balance_nano_usd": balance.balance.0,
+        "credits_nano_usd": balance.credits.0,
+        "ceiling_nano_usd": balance.ceiling.0,
+        "held_nano_usd": balance.held.0,
+        "open_holds": balance.open_holds,
+        "charged_nano_usd": balance.charged.0,
+    })
+}
+
+/// Usage for programs: its sum, and what it is told apart by.
+#[must_use]
+pub fn usage_json(total: &Usage, by: UsageBy, usage: &Usage) -> Value {
+    json!({
+        "from": calendar::day_text(total.from_day.into()),
+        "until": calendar::day_text(i64::from(total.until_day) - 1),
+        "total": group_json(total.groups.first().unwrap_or(&UsageGroup::default())),
+        "by": by.name(),
+        "groups": usage.groups.iter().map(group_json).collect::<Vec<_>>(),
+    })
+}
+
+fn group_json(group: &UsageGroup) -> Value {
+    json!({
+        "name": group.name,
+        "requests": group.requests,
+        "estimated": group.estimated,
+        "input_tokens": group.input,
+        "output_tokens": group.output,
+        "cache_read_tokens": group.cache_read,
+        "cache_write_tokens": group.cache_write,
+        "reasoning_tokens": group.reasoning,
+        "cost_nano_usd": group.cost.0,
+    })
+}
+
+/// A model for programs.
+#[must_use]
+pub fn offer_json(offer: &ModelOffer) -> Value {
+    json!({
+        "name": offer.name,
+        "provider": offer.provider,
+        "model": offer.model,
+        "dialect": offer.dialect.name(),
+        "context_tokens": offer.context_tokens,
+        "max_output_tokens": offer.max_output_tokens,
+        "input_nano_usd_per_million": offer.input.map(|price| price.0),
+        "output_nano_usd_per_million": offer.output.map(|price| price.0),
+    })
 }

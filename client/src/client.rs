@@ -2,7 +2,7 @@
 
 use crate::dial::Dialer;
 use crate::error::ClientError;
-use crate::escalation::{Escalation, EscalationRequest};
+use crate::escalation::{Escalation, EscalationRequest, Reading};
 use crate::pending::Pending;
 use crate::reconnect::Keeper;
 use crate::state::{Identity, StateDir};
@@ -114,6 +114,11 @@ impl Client {
         self.tunnels.signs.prewarm.notify_one();
     }
 
+    /// The wall clock, milliseconds since 1970.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.env.clock.now_ms()
+    }
+
     /// A new name for a request.
     #[must_use]
     pub fn request_id(&self) -> RequestId {
@@ -125,7 +130,8 @@ impl Client {
     pub async fn escalate(&self, request: EscalationRequest, within: Duration) -> Result<Escalation, ClientError> {
         let tunnel = self.tunnel(within).await?;
         let begin = |pending: &Pending| pending.begin(request.request_id, &request.model, self.env.clock.now_ms());
-        let record = match self.pending.as_ref().map(begin) {
+        let pending = self.pending.as_ref().filter(|_| request.reading == Reading::Noted);
+        let record = match pending.map(begin) {
             Some(Err(error)) => {
                 // It runs all the same; only a restarted client could not go on with it.
                 warn!(%error, "cannot remember a request");

@@ -10,7 +10,7 @@ mod request;
 mod watched;
 
 pub use answer::{Answer, Collected, raw_frame};
-pub use request::EscalationRequest;
+pub use request::{EscalationRequest, Reading};
 
 use crate::error::ClientError;
 use crate::pending::Record;
@@ -37,11 +37,13 @@ use watched::Watched;
 /// So many bytes, or events, of answer are acknowledged together.
 const ACK_EVERY_BYTES: usize = 64 << 10;
 const ACK_EVERY_EVENTS: u64 = 64;
+/// So much of an answer that can be read again is not acknowledged: half of what a relay keeps unread.
+const KEPT_BYTES: usize = 4 << 20;
 /// After an attempt to go on that has failed at once, the next one comes after this at the earliest.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// A running request. Dropping it cancels the request; while it is interrupted there is nobody to
-/// tell, and the relay reads on for its resume window.
+/// A running request. Dropping it cancels the request, unless it can be read again ([`Reading`]);
+/// while it is interrupted there is nobody to tell, and the relay reads on for its resume window.
 #[derive(Debug)]
 pub struct Escalation {
     tunnels: Arc<Tunnels>,
@@ -61,6 +63,8 @@ pub struct Escalation {
     /// Said again on every new stream.
     cancelled: Option<String>,
     record: Option<Record>,
+    /// Another may read the answer from its beginning, as long as it is not longer than what is kept.
+    keeps: bool,
     watched: Watched,
 }
 
@@ -99,6 +103,7 @@ impl Escalation {
         let next = record.as_ref().map_or(0, Record::next);
         Self {
             tunnels,
+            keeps: request.as_ref().is_some_and(|request| request.reading == Reading::Again),
             request,
             id,
             line: Line::Over,
@@ -141,15 +146,23 @@ impl Escalation {
         let (mut writer, reader) = tunnel.stream(StreamKind::Escalate).await?;
         match &self.request {
             Some(request) if !self.has_head => queue_whole(&mut writer, request)?,
-            _ => writer.queue(&Resume { request_id: self.id, next: self.next })?,
+            _ => writer.queue(&Resume { request_id: self.id, next: self.wanted() })?,
         }
         if let Some(reason) = &self.cancelled {
             writer.queue(&Cancel { reason: reason.clone() })?;
         }
-        self.acknowledged = self.next;
-        self.unacknowledged = 0;
+        if !self.keeps {
+            self.acknowledged = self.next;
+            self.unacknowledged = 0;
+        }
         self.line = Line::Open(Box::new(Open::new(writer, reader, tunnel.silent(), resuming)));
         Ok(())
+    }
+
+    /// The event from which on another stream reads: asking for one acknowledges those before it, so what
+    /// is to be kept is read over.
+    fn wanted(&self) -> u64 {
+        if self.keeps { self.acknowledged } else { self.next }
     }
 
     /// The request's id.
@@ -262,6 +275,9 @@ impl Escalation {
             FrameType::ResponseHead => self.head(ResponseHead::from_frame(&frame)?),
             FrameType::Event | FrameType::AnswerChunk => {
                 let (number, payload) = raw::split(frame.kind, frame.body)?;
+                if self.keeps && number < self.next {
+                    return Ok(None);
+                }
                 if number != self.next {
                     return Err(out_of_order(number, self.next));
                 }
@@ -289,11 +305,11 @@ impl Escalation {
             self.next = if gone { self.next } else { head.first_event };
             return Ok(Some(Answer::Head(head)));
         }
-        if !gone && head.first_event < self.next {
+        if !gone && head.first_event < self.wanted() {
             return Err(out_of_order(head.first_event, self.next));
         }
         // Another reader has read on meanwhile: what it has read is not kept.
-        let missed = if gone { 0 } else { head.first_event - self.next };
+        let missed = if gone { 0 } else { head.first_event.saturating_sub(self.next) };
         self.next += missed;
         // Told even if the caller knows of no interruption: it has seen a head already.
         let after = resuming.map_or(Duration::ZERO, |interruption| interruption.since.elapsed());
@@ -334,6 +350,11 @@ impl Escalation {
             warn!(%error, "cannot note how far an answer was read");
             self.record = None;
         }
+        if self.keeps && self.unacknowledged < KEPT_BYTES {
+            return Ok(());
+        }
+        // Too long to be kept: from here on it is read once.
+        self.keeps = false;
         if let Line::Open(open) = &mut self.line
             && (self.next - self.acknowledged >= ACK_EVERY_EVENTS || self.unacknowledged >= ACK_EVERY_BYTES)
         {
@@ -373,7 +394,9 @@ impl Escalation {
 
     /// The last answer has come.
     fn finish(&mut self, settled: bool) {
-        if let Line::Open(open) = &mut self.line {
+        if settled && self.keeps {
+            self.detach();
+        } else if let Line::Open(open) = &mut self.line {
             // The relay may have ended its side already; then nobody needs the acknowledgement.
             if settled && open.writer.queue(&Ack { next: self.next, end: true }).is_ok() {
                 // It is small: it fits, or the tunnel is in no state to take anything.
@@ -388,8 +411,24 @@ impl Escalation {
         self.over();
     }
 
+    /// Leaves the answer to those who ask for it again.
+    fn detach(&mut self) {
+        if let Line::Open(open) = &mut self.line {
+            open.reader.stop(StreamCode::DETACHED);
+            open.writer.reset(StreamCode::DETACHED);
+        }
+    }
+
     fn over(&mut self) {
         self.line = Line::Over;
         self.watched = Watched::Over;
+    }
+}
+
+impl Drop for Escalation {
+    fn drop(&mut self) {
+        if self.keeps {
+            self.detach();
+        }
     }
 }

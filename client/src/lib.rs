@@ -1,9 +1,10 @@
 //! The belay client: one persistent tunnel to a relay, and typed calls through it.
 //!
 //! [`state`] is where keys and certificates lie on disk, [`enrol`] gets them, [`tunnel`] is one live
-//! connection, `reconnect` keeps one alive, `fallback` decides between QUIC and TCP, [`status`] is what it tells of it, [`escalation`] is one
-//! LLM request as a stream of answers that survives a lost tunnel, [`pending`] what a restarted
-//! client needs to go on with it, [`vitals`] how this computer is. [`Client`] puts them together.
+//! connection, `reconnect` keeps one alive, `fallback` decides between QUIC and TCP, [`status`] is
+//! what it tells of it, [`escalation`] is one LLM request as a stream of answers that survives a lost
+//! tunnel, [`pending`] what a restarted client needs to go on with it, [`vitals`] how this computer is.
+//! [`Client`] puts them together; [`gateway`] lets other programs use it over HTTP.
 #![warn(missing_docs)]
 
 pub mod billing;
@@ -14,6 +15,7 @@ pub mod enrol;
 pub mod error;
 pub mod escalation;
 mod fallback;
+pub mod gateway;
 pub mod pending;
 mod reconnect;
 pub mod state;

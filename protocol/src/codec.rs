@@ -109,4 +109,6 @@ messages!(
     TopUp,
     FlushRequest,
     Flushed,
+    ModelsRequest,
+    ModelOffer,
 );

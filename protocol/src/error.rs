@@ -129,6 +129,8 @@ codes! {
         REFUSED = 0x07, "refused";
         /// Another reader of the same request took over.
         SUPERSEDED = 0x08, "superseded";
+        /// The reader leaves and may come back: what is read on this stream goes on as after a lost tunnel.
+        DETACHED = 0x09, "detached";
     }
 }
 

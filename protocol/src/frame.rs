@@ -121,6 +121,10 @@ frame_types! {
     FlushRequest = 0x004a, SMALL;
     /// Relay: done.
     Flushed = 0x004b, SMALL;
+    /// Client: which models are there?
+    ModelsRequest = 0x004c, SMALL;
+    /// Relay: this one.
+    ModelOffer = 0x004d, SMALL;
 }
 
 impl FrameType {

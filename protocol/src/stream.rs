@@ -28,6 +28,14 @@ pub enum StreamError {
     Protocol(#[from] ProtocolError),
 }
 
+impl StreamError {
+    /// The other side is away and may come back; otherwise it wants no more.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Lost(_) | Self::Peer(StreamCode::DETACHED))
+    }
+}
+
 /// The sending half. Dropping it without `finish` resets the stream.
 pub trait SendHalf: Send + Sync + std::fmt::Debug {
     /// Writes from the front of `chunks`, leaving there what did not fit. Ready with `Ok(())` after

@@ -57,6 +57,8 @@ fn decode(kind: FrameType, body: &[u8]) -> Result<(), ProtocolError> {
         FrameType::TopUp => read::<m::TopUp>(body),
         FrameType::FlushRequest => read::<m::FlushRequest>(body),
         FrameType::Flushed => read::<m::Flushed>(body),
+        FrameType::ModelsRequest => read::<m::ModelsRequest>(body),
+        FrameType::ModelOffer => read::<m::ModelOffer>(body),
         // Raw bodies are slices of what arrived.
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => Ok(()),
     }
@@ -86,7 +88,8 @@ fn least(kind: FrameType) -> Vec<u8> {
         FrameType::Done | FrameType::StatementRequest => vec![0; 3],
         FrameType::StatementLine => vec![0; 11],
         FrameType::RecordRequest => [&[0; 16][..], &[0; 3]].concat(),
-        FrameType::TopUpRequest | FrameType::TopUp | FrameType::FlushRequest => vec![0],
+        FrameType::TopUpRequest | FrameType::TopUp | FrameType::FlushRequest | FrameType::ModelsRequest => vec![0],
+        FrameType::ModelOffer => vec![0; 8],
         FrameType::Flushed => vec![0; 2],
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => vec![0; 8],
     }

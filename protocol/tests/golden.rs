@@ -402,6 +402,21 @@ fn billing() -> Vec<Golden> {
         ),
         message("FlushRequest", m::FlushRequest { reserved: 0 }, "01000000 4a00 0100  00"),
         message("Flushed", m::Flushed { waiting_rows: 300, waiting: NanoUsd(-1) }, "04000000 4b00 0100  fb2c01 01"),
+        message("ModelsRequest", m::ModelsRequest { reserved: 0 }, "01000000 4c00 0100  00"),
+        message(
+            "ModelOffer",
+            m::ModelOffer {
+                name: "auto".into(),
+                provider: "anthropic".into(),
+                model: "claude-x".into(),
+                dialect: m::Dialect::ANTHROPIC,
+                context_tokens: 200_000,
+                max_output_tokens: 64_000,
+                input: Some(NanoUsd(3_000_000_000)),
+                output: None,
+            },
+            "2c000000 4d00 0100  046175746f 09616e7468726f706963 08636c617564652d78 04 fc400d0300 fb00fa 01fd00bca06501000000 00",
+        ),
         message(
             "TopUpRequest",
             m::TopUpRequest { amount: NanoUsd(20_000_000_000) },
@@ -579,6 +594,8 @@ fn the_number_and_maximum_of_every_frame_type() {
         (0x0049, "TopUp", SMALL),
         (0x004a, "FlushRequest", SMALL),
         (0x004b, "Flushed", SMALL),
+        (0x004c, "ModelsRequest", SMALL),
+        (0x004d, "ModelOffer", SMALL),
     ];
     let known: Vec<_> = FrameType::ALL.iter().map(|kind| (kind.to_wire(), kind.name(), kind.max_body())).collect();
     assert_eq!(known, golden);
@@ -644,6 +661,7 @@ golden_codes! {
         (0x06, "timeout"),
         (0x07, "refused"),
         (0x08, "superseded"),
+        (0x09, "detached"),
     ];
     close_codes: CloseCode, 0xffff_ffff, [
         (0x00, "done"),

@@ -74,6 +74,8 @@ fn decode(kind: FrameType, body: &[u8]) -> Result<(), ProtocolError> {
         FrameType::TopUp => read::<m::TopUp>(body),
         FrameType::FlushRequest => read::<m::FlushRequest>(body),
         FrameType::Flushed => read::<m::Flushed>(body),
+        FrameType::ModelsRequest => read::<m::ModelsRequest>(body),
+        FrameType::ModelOffer => read::<m::ModelOffer>(body),
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => {
             raw::split(kind, Bytes::copy_from_slice(body)).map(|_| ())
         }
@@ -301,6 +303,17 @@ prop_compose! {
     }
 }
 
+fn model_offer() -> impl Strategy<Value = m::ModelOffer> {
+    let price = || option::of(money());
+    let names = (text(), text(), text());
+    (names, any::<u16>(), any::<u32>(), any::<u32>(), price(), price()).prop_map(
+        |((name, provider, model), dialect, context_tokens, max_output_tokens, input, output)| {
+            let dialect = m::Dialect(dialect);
+            m::ModelOffer { name, provider, model, dialect, context_tokens, max_output_tokens, input, output }
+        },
+    )
+}
+
 prop_compose! {
     fn record_request()(
         request_id in request_id(),
@@ -387,6 +400,8 @@ fn any_frame() -> BoxedStrategy<Bytes> {
         FrameType::Flushed => {
             whole((number(), money()).prop_map(|(waiting_rows, waiting)| m::Flushed { waiting_rows, waiting }))
         }
+        FrameType::ModelsRequest => whole(any::<u8>().prop_map(|reserved| m::ModelsRequest { reserved })),
+        FrameType::ModelOffer => whole(model_offer()),
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => chunk(kind),
     };
     proptest::strategy::Union::new(FrameType::ALL.iter().map(|kind| of_type(*kind))).boxed()

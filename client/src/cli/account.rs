@@ -2,7 +2,7 @@
 
 use super::exit::Usage as UsageError;
 use super::{Global, print_json};
-use belay_client::billing::{Span, Usage};
+use belay_client::billing::{Span, Usage, balance_json, usage_json};
 use belay_protocol::calendar;
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{
@@ -22,16 +22,7 @@ pub(super) async fn balance(global: &Global) -> anyhow::Result<()> {
     client.close().await;
     let balance = answer?;
     if global.json {
-        return print_json(&serde_json::json!({
-            "tenant": balance.tenant,
-            "pays_with": balance.pays_with.name(),
-            "balance_nano_usd": balance.balance.0,
-            "credits_nano_usd": balance.credits.0,
-            "ceiling_nano_usd": balance.ceiling.0,
-            "held_nano_usd": balance.held.0,
-            "open_holds": balance.open_holds,
-            "charged_nano_usd": balance.charged.0,
-        }));
+        return print_json(&balance_json(&balance));
     }
     println!("tenant   {}", balance.tenant);
     match balance.pays_with {
@@ -144,30 +135,10 @@ pub(super) async fn usage(global: &Global, args: &UsageArgs) -> anyhow::Result<(
     client.close().await;
     let (groups, total, chart) = answer?;
     if global.json {
-        return print_json(&serde_json::json!({
-            "from": calendar::day_text(total.from_day.into()),
-            "until": calendar::day_text(i64::from(total.until_day) - 1),
-            "total": json(total.groups.first().unwrap_or(&UsageGroup::default())),
-            "by": by.name(),
-            "groups": groups.groups.iter().map(json).collect::<Vec<_>>(),
-        }));
+        return print_json(&usage_json(&total, by, &groups));
     }
     show(&groups, header, &total, &chart);
     Ok(())
-}
-
-fn json(group: &UsageGroup) -> serde_json::Value {
-    serde_json::json!({
-        "name": group.name,
-        "requests": group.requests,
-        "estimated": group.estimated,
-        "input_tokens": group.input,
-        "output_tokens": group.output,
-        "cache_read_tokens": group.cache_read,
-        "cache_write_tokens": group.cache_write,
-        "reasoning_tokens": group.reasoning,
-        "cost_nano_usd": group.cost.0,
-    })
 }
 
 fn show(usage: &Usage, header: &str, total: &Usage, chart: &Usage) {

@@ -2,9 +2,12 @@
 //! only file of the client that may name the relay.
 
 use super::ask::{RequestArgs, ask};
+use super::signals::Signals;
+use super::up::{GatewayArgs, LISTEN};
 use super::{Global, print_json};
 use anyhow::Context;
 use belay_certs::invite::Invite;
+use belay_client::gateway::Gateway;
 use belay_client::state::StateDir;
 use belay_client::vitals::{Computer, Sensors};
 use belay_client::{Client, Options, enrol};
@@ -18,9 +21,10 @@ use belay_relay::{Config, Overrides, Relay};
 use belay_transport::env::Env;
 use clap::Args;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 const TENANT: &str = "dev";
@@ -41,6 +45,8 @@ pub(super) struct DevArgs {
     once: bool,
     #[command(flatten)]
     request: RequestArgs,
+    #[command(flatten)]
+    gateway: GatewayArgs,
     /// A server to ask instead of the demo provider
     #[arg(long, value_name = "URL")]
     provider_url: Option<String>,
@@ -56,39 +62,6 @@ pub(super) struct DevArgs {
     /// What a million output tokens of that server are taken to cost, in dollars
     #[arg(long, default_value = "1.50", value_name = "DOLLARS", requires = "provider_url")]
     price_output: String,
-}
-
-/// Ctrl-C, what a service manager sends, and what a closed terminal sends. Listened to from the
-/// beginning, since a signal that kills would leave the throwaway directory behind.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        Ok(Self { interrupt, terminate, hangup: signal(SignalKind::hangup())? })
-    }
-
-    /// Anything but Ctrl-C, which [`ask`] takes for itself.
-    async fn end(&mut self) {
-        tokio::select! {
-            biased;
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-        }
-    }
-
-    async fn any(&mut self) {
-        tokio::select! {
-            biased;
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-        }
-    }
 }
 
 pub(super) async fn run(global: &Global, args: DevArgs) -> anyhow::Result<()> {
@@ -110,12 +83,17 @@ pub(super) async fn run(global: &Global, args: DevArgs) -> anyhow::Result<()> {
     };
     let outcome = match asked {
         Ok(client) => {
-            if !args.once {
-                announce(global, &config_path, &home, &relay);
-                signals.any().await;
-            }
+            let served = match args.once {
+                true => Ok(()),
+                false => {
+                    serve(global, &args, &client, &mut signals, |gateway| {
+                        announce(global, gateway, &config_path, &home, &relay);
+                    })
+                    .await
+                }
+            };
             client.close().await;
-            Ok(())
+            served
         }
         Err(error) => Err(error),
     };
@@ -126,7 +104,7 @@ pub(super) async fn run(global: &Global, args: DevArgs) -> anyhow::Result<()> {
 }
 
 /// Enrols this process as a client of the relay, asks, and shows the answer.
-async fn asked(global: &Global, args: &DevArgs, relay: &Relay, home: &Path) -> anyhow::Result<Client> {
+async fn asked(global: &Global, args: &DevArgs, relay: &Relay, home: &Path) -> anyhow::Result<Arc<Client>> {
     let tenant: belay_protocol::id::TenantId = TENANT.parse()?;
     relay.admin().create_tenant(tenant.clone()).await?;
     let (operation, note) = (Some("opening".into()), Some("opening credit".into()));
@@ -137,7 +115,7 @@ async fn asked(global: &Global, args: &DevArgs, relay: &Relay, home: &Path) -> a
     let (identity, key) = state_dir.load()?;
     let sensors: Option<Arc<dyn Sensors>> = if args.once { None } else { Some(Arc::new(Computer::watch()?)) };
     let options = Options { state: Some(state_dir), sensors, ..Options::default() };
-    let client = Client::start(Env::system(), identity, &key, options)?;
+    let client = Arc::new(Client::start(Env::system(), identity, &key, options)?);
     let body = serde_json::to_vec(&Prompt::new(&args.prompt))?;
     let asked = ask(global, &client, &args.request, Dialect::PROMPT, body).await?;
     if global.json {
@@ -149,11 +127,40 @@ async fn asked(global: &Global, args: &DevArgs, relay: &Relay, home: &Path) -> a
     Ok(client)
 }
 
-fn announce(global: &Global, config: &Path, home: &Path, relay: &Relay) {
+/// Serves the gateway until a signal. Where its usual address is taken, any other will do.
+async fn serve(
+    global: &Global,
+    args: &DevArgs,
+    client: &Arc<Client>,
+    signals: &mut Signals,
+    announce: impl FnOnce(SocketAddr),
+) -> anyhow::Result<()> {
+    let listen = args.gateway.listen;
+    let listener = match TcpListener::bind(listen).await {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && listen.to_string() == LISTEN => {
+            TcpListener::bind((listen.ip(), 0)).await
+        }
+        bound => bound,
+    };
+    let listener = listener.with_context(|| format!("cannot listen on {listen}"))?;
+    let gateway = Gateway::new(Arc::clone(client), args.gateway.settings(global)?, listener)?;
+    announce(gateway.local_addr());
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(gateway.run(stop.clone()));
+    signals.any().await;
+    stop.cancel();
+    serving.await.context("the gateway failed")
+}
+
+fn announce(global: &Global, gateway: SocketAddr, config: &Path, home: &Path, relay: &Relay) {
     if global.json {
+        println!("{}", serde_json::json!({ "listen": gateway.to_string() }));
         return;
     }
     println!();
+    println!("The gateway listens on http://{gateway}. Open that page, or let a program use it:");
+    println!("  OPENAI_BASE_URL=http://{gateway}/v1 OPENAI_API_KEY=any my-program");
+    println!("  ANTHROPIC_BASE_URL=http://{gateway} ANTHROPIC_API_KEY=any my-program");
     println!("The relay goes on serving at {} (UDP). From another terminal:", relay.local_addr());
     println!("  belay --home {} ask \"What else?\"", home.display());
     println!("  belay --home {} balance", home.display());

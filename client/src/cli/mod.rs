@@ -8,8 +8,11 @@ mod ask;
 mod dev;
 mod exit;
 mod join;
+mod models;
+mod signals;
 mod statement;
 mod status;
+mod up;
 
 use anyhow::Context;
 use belay_client::state::StateDir;
@@ -26,6 +29,7 @@ const AFTER: &str = "\
 Examples:
   belay dev \"Why is the sky blue?\"   relay, tunnel and answer in one process, for a first look
   belay join belay1:...              enrol this computer with an invite
+  belay up                           serve programs of this computer on http://127.0.0.1:4141
   belay ask \"Why is the sky blue?\"   ask through the tunnel; the answer streams to stdout
   git diff | belay ask --query \"Review this change\"
 
@@ -63,6 +67,11 @@ enum Command {
     /// Enrol this computer with an invite
     #[command(after_help = "Example:\n  belay join belay1:AbC...")]
     Join(join::JoinArgs),
+    /// Hold the tunnel and serve programs of this computer, with the APIs of OpenAI and Anthropic
+    Up(up::UpArgs),
+    /// Show the models that can be asked, and their prices
+    #[command(after_help = "Example:\n  belay models --json")]
+    Models,
     /// Ask a question; the answer streams to stdout
     Ask(Box<ask::AskArgs>),
     /// Show what can be spent
@@ -145,6 +154,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Join(args) => runtime()?.block_on(join::join(&global, &args)),
         Command::Ask(args) => runtime()?.block_on(ask::run(&global, *args)),
+        Command::Up(args) => runtime()?.block_on(up::run(&global, args)),
+        Command::Models => runtime()?.block_on(models::models(&global)),
         Command::Balance => runtime()?.block_on(account::balance(&global)),
         Command::Usage(args) => runtime()?.block_on(account::usage(&global, &args)),
         Command::Statement(args) => runtime()?.block_on(statement::statement(&global, &args)),

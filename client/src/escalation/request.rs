@@ -8,6 +8,18 @@ use belay_protocol::money::NanoUsd;
 use belay_protocol::stream::FrameWriter;
 use bytes::Bytes;
 
+/// Who can read an answer, and from where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// A restarted client goes on where this one was: how far it was read is noted on disk.
+    Noted,
+    /// It ends with its reader: whoever drops it cancels it.
+    Once,
+    /// Whoever asks with the same id reads it from its beginning, for as long as the relay keeps it:
+    /// nothing is acknowledged but what is more than the relay keeps, and dropping it cancels nothing.
+    Again,
+}
+
 /// What is asked.
 #[derive(Debug, Clone)]
 pub struct EscalationRequest {
@@ -29,6 +41,8 @@ pub struct EscalationRequest {
     pub cost_cap: Option<NanoUsd>,
     /// End the request after this long, in milliseconds.
     pub deadline_ms: Option<u32>,
+    /// Who can read the answer.
+    pub reading: Reading,
     /// Headers for the provider.
     pub headers: Vec<(String, String)>,
     /// The body.
@@ -53,6 +67,7 @@ impl EscalationRequest {
             may_reduce_output: false,
             cost_cap: None,
             deadline_ms: None,
+            reading: Reading::Noted,
             headers: vec![],
             body: body.into(),
         }

@@ -3,7 +3,7 @@
 use crate::bounded;
 use crate::error::codes;
 use crate::id::{RequestId, TenantId};
-use crate::message::UsageLine;
+use crate::message::{Dialect, UsageLine};
 use crate::money::NanoUsd;
 use serde::{Deserialize, Serialize};
 
@@ -224,4 +224,33 @@ pub struct Flushed {
     pub waiting_rows: u64,
     /// What they cost, in nano-USD.
     pub waiting: NanoUsd,
+}
+
+/// Asks which models can be asked. The answer is any number of [`ModelOffer`], then [`Done`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelsRequest {
+    /// Reserved, 0.
+    pub reserved: u8,
+}
+
+/// A name that a request may carry, and what it stands for now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelOffer {
+    /// The model or alias.
+    pub name: String,
+    /// The provider that is asked first.
+    pub provider: String,
+    /// That provider's own name of the model.
+    pub model: String,
+    /// The API that the provider speaks.
+    pub dialect: Dialect,
+    /// The most input, in tokens.
+    pub context_tokens: u32,
+    /// The most output, in tokens.
+    pub max_output_tokens: u32,
+    /// What a million input tokens cost now, in nano-USD, before the tenant's multiplier. `None`: it has no
+    /// price, and cannot be asked.
+    pub input: Option<NanoUsd>,
+    /// The same for output.
+    pub output: Option<NanoUsd>,
 }

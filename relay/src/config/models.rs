@@ -5,7 +5,7 @@ use super::check::{Model, ProviderConfig, unknown};
 use super::raw::{RawModel, RawPrice, RawTier};
 use crate::pricing::{Catalogue, PriceLine, PriceList, PriceSet, PriceTier, Source};
 use belay_protocol::calendar;
-use belay_protocol::message::UnitKind;
+use belay_protocol::message::{ModelOffer, UnitKind};
 use belay_protocol::money::NanoUsd;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -90,6 +90,30 @@ impl Config {
             let shown: String = name.chars().take(80).collect();
             format!("there is no model {shown:?} on this relay; it has {}", known.collect::<Vec<_>>().join(", "))
         })
+    }
+
+    /// What can be asked, aliases first: each name with the model that is asked first for it, and its prices
+    /// now.
+    #[must_use]
+    pub fn offers(&self, now_ms: u64) -> Vec<ModelOffer> {
+        let aliases = self.aliases.keys();
+        let models = self.models.keys().filter(|name| !self.aliases.contains_key(*name));
+        let offer = |name: &String| {
+            let model = self.resolve(name).ok()?.into_iter().next()?;
+            let prices = model.prices.as_ref().and_then(|list| list.at(now_ms));
+            let price = |kind| prices.and_then(|prices| prices.named(kind)).map(NanoUsd);
+            Some(ModelOffer {
+                name: name.clone(),
+                provider: model.provider.clone(),
+                model: model.name.clone(),
+                dialect: self.providers[&model.provider].kind.dialect(),
+                context_tokens: model.context_tokens,
+                max_output_tokens: model.max_output_tokens,
+                input: price(UnitKind::INPUT),
+                output: price(UnitKind::OUTPUT),
+            })
+        };
+        aliases.chain(models).filter_map(offer).collect()
     }
 
     /// A model that only its provider names: `provider/model`, or the model alone where the catalogue has it.

@@ -82,7 +82,7 @@ impl Reader {
     }
 
     /// Writes what is queued, ends the stream, and waits until all of it has arrived or the client has
-    /// said that it has read it. Ready with an error if the tunnel is lost before. `log` forgets what
+    /// said that it has read it. Ready with an error if the client is away before. `log` forgets what
     /// is acknowledged.
     pub(super) fn poll_end(
         &mut self,
@@ -99,14 +99,14 @@ impl Reader {
                 }
                 // There is nothing to cancel any more.
                 Ok(Heard::Cancelled(_) | Heard::Silence) => {}
-                Err(error @ StreamError::Lost(_)) => return Poll::Ready(Err(error)),
+                Err(error) if error.is_away() => return Poll::Ready(Err(error)),
                 // It has reset its side, or makes no sense: it is not listened to any more.
                 Err(_) => self.talks = false,
             }
         }
         match ready!(self.stream.writer.poll_flush(cx)) {
             Ok(()) => {}
-            Err(error @ StreamError::Lost(_)) => return Poll::Ready(Err(error)),
+            Err(error) if error.is_away() => return Poll::Ready(Err(error)),
             Err(_) => return Poll::Ready(Ok(Ended::Read)),
         }
         if !self.finished {
@@ -114,19 +114,19 @@ impl Reader {
             self.stream.writer.finish();
         }
         match ready!(self.stream.writer.poll_stopped(cx)) {
-            error @ StreamError::Lost(_) => Poll::Ready(Err(error)),
+            error if error.is_away() => Poll::Ready(Err(error)),
             // One that says nothing more cannot say that it has read it.
             _ => Poll::Ready(Ok(if self.talks { Ended::Arrived } else { Ended::Read })),
         }
     }
 
-    /// Waits for the word that everything was read. False if the tunnel is lost instead.
+    /// Waits for the word that everything was read. False if the client is away instead.
     pub(super) fn poll_word(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         loop {
             match ready!(self.poll_heard(cx)) {
                 Ok(Heard::Acknowledged(ack)) if !ack.end => {}
                 Ok(Heard::Cancelled(_)) => {}
-                Err(StreamError::Lost(_)) => return Poll::Ready(false),
+                Err(error) if error.is_away() => return Poll::Ready(false),
                 // It says so, has nothing more to say, or wants no more.
                 Ok(Heard::Acknowledged(_) | Heard::Silence) | Err(_) => return Poll::Ready(true),
             }

@@ -256,12 +256,12 @@ impl Flight<'_> {
     }
 
     /// The reader's stream is over. Whoever ended it wants no more; a lost tunnel says nothing of
-    /// the kind, and its reader may come back. Ready in the first case.
+    /// the kind, and its reader may come back, as one that detached may. Ready in the first case.
     fn left(&mut self, error: &StreamError) -> Poll<Ending> {
-        let StreamError::Lost(why) = error else {
+        if !error.is_away() {
             return Poll::Ready(Ending::After(Outcome::CANCELLED, error.to_string()));
-        };
-        self.span.in_scope(|| info!(%why, events = self.log.next(), "the reader is away"));
+        }
+        self.span.in_scope(|| info!(why = %error, events = self.log.next(), "the reader is away"));
         self.reader = None;
         self.away = Some(Box::pin(sleep(self.escalator.config.timeouts.resume_window)));
         Poll::Pending

@@ -12,8 +12,8 @@ use belay_protocol::codec::Message;
 use belay_protocol::error::{ProtocolError, StreamCode};
 use belay_protocol::frame::{Frame, FrameType, frame};
 use belay_protocol::message::{
-    Balance, BalanceRequest, Done, Failed, FailureCode, FlushRequest, Flushed, PaysWith, RecordRequest, StatementLine,
-    StatementRequest, TopUp, TopUpRequest, UsageBy, UsageGroup, UsagePeriod, UsageRequest,
+    Balance, BalanceRequest, Done, Failed, FailureCode, FlushRequest, Flushed, ModelsRequest, PaysWith, RecordRequest,
+    StatementLine, StatementRequest, TopUp, TopUpRequest, UsageBy, UsageGroup, UsagePeriod, UsageRequest,
 };
 use belay_protocol::money::NanoUsd;
 use belay_protocol::stream::StreamError;
@@ -35,6 +35,7 @@ enum Asked {
     Record(RecordRequest),
     TopUp(TopUpRequest),
     Flush,
+    Models,
 }
 
 impl Asked {
@@ -46,6 +47,7 @@ impl Asked {
             FrameType::RecordRequest => RecordRequest::from_frame(&frame).map(Self::Record),
             FrameType::TopUpRequest => TopUpRequest::from_frame(&frame).map(Self::TopUp),
             FrameType::FlushRequest => FlushRequest::from_frame(&frame).map(|_| Self::Flush),
+            FrameType::ModelsRequest => ModelsRequest::from_frame(&frame).map(|_| Self::Models),
             _ => BalanceRequest::from_frame(&frame).map(|_| Self::Balance),
         }
     }
@@ -134,6 +136,13 @@ async fn answer(
         Asked::Flush => {
             let pending = escalator.tenants.flush_one(&caller.tenant).await?;
             writer.queue(&Flushed { waiting_rows: unsigned(pending.rows), waiting: pending.cost })?;
+        }
+        Asked::Models => {
+            let offers = escalator.config.offers(escalator.env.clock.now_ms());
+            for offer in &offers {
+                writer.queue(offer)?;
+            }
+            writer.queue(&done(offers.len() as u64, (0, 0)))?;
         }
     }
     Ok(())

@@ -1,0 +1,149 @@
+//! `belay up`: holds the tunnel and serves the local gateway.
+
+use super::Global;
+use super::exit::Usage;
+use super::signals::Signals;
+use anyhow::Context;
+use belay_client::gateway::{Gateway, Settings, Token};
+use belay_client::vitals::Computer;
+use belay_client::{Client, Phase, TunnelStatus};
+use clap::Args;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Where the gateway listens unless it is told otherwise.
+pub(super) const LISTEN: &str = "127.0.0.1:4141";
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct GatewayArgs {
+    /// Where programs of this computer find the gateway
+    #[arg(long, value_name = "ADDRESS", default_value = LISTEN)]
+    pub(super) listen: SocketAddr,
+    /// What callers have to show as their API key
+    #[arg(long, value_name = "TOKEN", env = "BELAY_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Another name that callers may call this computer by
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+    /// An origin whose pages may ask, such as app://obsidian.md
+    #[arg(long, value_name = "ORIGIN")]
+    allow_origin: Vec<String>,
+    /// A caller that streams hears something after so many seconds of silence
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
+    keep_alive: u64,
+    /// Let the page and /belay/requests show the beginning of what is asked
+    #[arg(long)]
+    show_prompts: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  belay up
+  belay up --listen 127.0.0.1:8080 --token \"$(openssl rand -hex 16)\"
+  OPENAI_BASE_URL=http://127.0.0.1:4141/v1 OPENAI_API_KEY=any my-program
+  ANTHROPIC_BASE_URL=http://127.0.0.1:4141 ANTHROPIC_API_KEY=any my-program")]
+pub(super) struct UpArgs {
+    #[command(flatten)]
+    gateway: GatewayArgs,
+    /// A model that this computer has loaded itself; the relay is told, for its operator to see
+    #[arg(long, value_name = "NAME")]
+    loaded_model: Option<String>,
+}
+
+impl GatewayArgs {
+    pub(super) fn settings(&self, global: &Global) -> anyhow::Result<Settings> {
+        if self.token.as_deref().is_some_and(|token| token.trim().is_empty()) {
+            return Err(Usage("--token is empty".into()).into());
+        }
+        if !self.listen.ip().is_loopback() && self.token.is_none() {
+            let why =
+                format!("{} is not of this computer alone: whoever reaches it could spend; set --token", self.listen);
+            return Err(Usage(why).into());
+        }
+        Ok(Settings {
+            token: self.token.as_deref().map(Token::from),
+            hosts: self.allow_host.clone(),
+            origins: self.allow_origin.clone(),
+            wait: global.wait(),
+            keep_alive: Duration::from_secs(self.keep_alive),
+            show_prompts: self.show_prompts,
+            ..Settings::default()
+        })
+    }
+}
+
+pub(super) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
+    let mut signals = Signals::listen().context("cannot listen to signals")?;
+    let settings = args.gateway.settings(global)?;
+    let mut options = global.options()?;
+    options.sensors = Some(Arc::new(Computer::watch()?));
+    options.loaded_model = args.loaded_model;
+    let listen = args.gateway.listen;
+    let listener = TcpListener::bind(listen).await.with_context(|| {
+        format!("cannot listen on {listen}; if another belay runs there, end it, or choose another --listen")
+    })?;
+    let client = Arc::new(global.client_with(options)?);
+    let gateway = Gateway::new(Arc::clone(&client), settings, listener)?;
+    announce(global, gateway.local_addr());
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(gateway.run(stop.clone()));
+    let ended = tokio::select! {
+        biased;
+        () = signals.any() => Ok(()),
+        ended = follow(global, &client) => ended,
+    };
+    stop.cancel();
+    serving.await.context("the gateway failed")?;
+    client.close().await;
+    ended
+}
+
+/// What a person needs to use it.
+fn announce(global: &Global, local: SocketAddr) {
+    if global.json {
+        println!("{}", serde_json::json!({ "listen": local.to_string() }));
+        return;
+    }
+    println!("The gateway listens on http://{local}; its page shows what runs and what it costs.");
+    println!("  OpenAI programs:     OPENAI_BASE_URL=http://{local}/v1");
+    println!("  Anthropic programs:  ANTHROPIC_BASE_URL=http://{local}");
+    println!("Any API key will do: keys of providers stay at the relay. Ctrl-C ends it.");
+}
+
+/// Prints how the tunnel is whenever that changes. Ends with an error if the relay refuses for good.
+async fn follow(global: &Global, client: &Client) -> anyhow::Result<()> {
+    let mut status: watch::Receiver<TunnelStatus> = client.status();
+    let mut shown = None;
+    loop {
+        let now = status.borrow_and_update().clone();
+        if shown.as_ref() != Some(&now.phase) {
+            if global.json {
+                println!("{}", serde_json::to_string(&now)?);
+            } else if !matches!((&shown, &now.phase), (None, Phase::Connecting)) {
+                println!("{}", words(&now));
+            }
+            shown = Some(now.phase.clone());
+        }
+        if let Phase::Refused { .. } = now.phase {
+            client.tunnel(Duration::ZERO).await?;
+        }
+        status.changed().await.map_err(|_| belay_client::ClientError::Stopped)?;
+    }
+}
+
+fn words(status: &TunnelStatus) -> String {
+    match &status.phase {
+        Phase::Connecting => "Tunnel: connecting".into(),
+        Phase::Up => match status.remote {
+            Some(remote) => format!("Tunnel: up over {} to {remote}", status.path),
+            None => "Tunnel: up".into(),
+        },
+        Phase::Waiting { reason, for_ms } => format!("Tunnel: next attempt in {for_ms} ms ({reason})"),
+        Phase::Refused { code } => format!("Tunnel: refused ({code})"),
+        Phase::Closed => "Tunnel: closed".into(),
+    }
+}

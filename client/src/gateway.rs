@@ -1,0 +1,317 @@
+//! The local gateway: an HTTP server on loopback that speaks the APIs of OpenAI and Anthropic, and sends
+//! every request through the tunnel. It is a pipe: bodies and events pass through as they are, and the
+//! relay decides everything that costs.
+//!
+//! A connection is a task; a request's events go from the tunnel's stream into its socket inside that
+//! task. A caller that goes away cancels its request, unless it had sent an `Idempotency-Key`: then it may
+//! come back to its answer. The gateway never sees a provider's key, and does not pass on what callers
+//! call theirs.
+
+mod api;
+mod body;
+mod forward;
+mod guard;
+mod models;
+mod own;
+mod recent;
+mod refusal;
+
+use crate::client::Client;
+use api::{Api, ENDPOINTS, Endpoint};
+use body::Body;
+use http::header::{ALLOW, HeaderMap, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use recent::Recent;
+use refusal::Refusal;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use subtle::ConstantTimeEq;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+/// How long a caller may take to send a request's headers.
+const HEADERS: Duration = Duration::from_secs(15);
+/// Bytes of headers at the most.
+const HEADER_BYTES: usize = 64 << 10;
+/// How long running answers may go on once the gateway is to end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How often readers of the feed are told how far running requests are.
+const PROGRESS: Duration = Duration::from_millis(250);
+/// After a failure to accept a connection, such as too many open files.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// What callers have to show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// True if that is it; takes as long for every guess.
+    fn is(&self, given: &str) -> bool {
+        given.as_bytes().ct_eq(self.0.as_bytes()).into()
+    }
+}
+
+impl From<&str> for Token {
+    fn from(token: &str) -> Self {
+        Self(token.to_owned())
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(****)")
+    }
+}
+
+/// What may be set for a gateway.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Callers have to show it. `None`: whoever reaches the address may ask.
+    pub token: Option<Token>,
+    /// Names beside `localhost` and the address itself that callers may call this computer by.
+    pub hosts: Vec<String>,
+    /// Origins whose pages may ask, such as `app://obsidian.md`.
+    pub origins: Vec<String>,
+    /// The largest request body, in bytes.
+    pub max_body: usize,
+    /// Connections at the same time; more wait to be accepted.
+    pub connections: usize,
+    /// How long a request waits for the tunnel.
+    pub wait: Duration,
+    /// After so long without a word, a caller that streams gets a sign of life.
+    pub keep_alive: Duration,
+    /// Remember the beginning of what is asked, for the page.
+    pub show_prompts: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            token: None,
+            hosts: vec![],
+            origins: vec![],
+            max_body: 32 << 20,
+            connections: 1024,
+            wait: Duration::from_secs(15),
+            keep_alive: Duration::from_secs(15),
+            show_prompts: false,
+        }
+    }
+}
+
+/// What all requests share.
+#[derive(Debug)]
+struct Shared {
+    client: Arc<Client>,
+    settings: Settings,
+    recent: Arc<Recent>,
+    local: SocketAddr,
+    since_ms: u64,
+}
+
+/// A gateway that can be run.
+#[derive(Debug)]
+pub struct Gateway {
+    shared: Arc<Shared>,
+    listener: TcpListener,
+}
+
+impl Gateway {
+    /// A gateway on that listener. Errors: the listener has no address.
+    pub fn new(client: Arc<Client>, settings: Settings, listener: TcpListener) -> std::io::Result<Self> {
+        let local = listener.local_addr()?;
+        let since_ms = client.now_ms();
+        let shared = Arc::new(Shared { client, settings, recent: Recent::new(), local, since_ms });
+        Ok(Self { shared, listener })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.shared.local
+    }
+
+    /// Serves until `stop`; then takes no more requests and gives running answers a few seconds.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self { shared, listener } = self;
+        let tasks = TaskTracker::new();
+        let end = CancellationToken::new();
+        tasks.spawn(tell_progress(Arc::clone(&shared), stop.clone()));
+        let places = Arc::new(Semaphore::new(shared.settings.connections));
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                accepted = accept(&listener, &places) => accepted,
+            };
+            let Some((stream, place)) = accepted else {
+                sleep(ACCEPT_AGAIN).await;
+                continue;
+            };
+            let (shared, stop, end) = (Arc::clone(&shared), stop.clone(), end.clone());
+            tasks.spawn(async move {
+                serve(shared, stream, stop, end).await;
+                drop(place);
+            });
+        }
+        drop(listener);
+        tasks.close();
+        if timeout(LAST_WORDS, tasks.wait()).await.is_err() {
+            // What still runs is cancelled by being dropped.
+            end.cancel();
+            tasks.wait().await;
+        }
+    }
+}
+
+/// The next connection, with a place for it.
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    // It is never closed.
+    let place = Arc::clone(places).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _)) => Some((stream, place)),
+        Err(error) => {
+            warn!(%error, "cannot accept a connection");
+            None
+        }
+    }
+}
+
+/// One connection, until its caller closes it or the gateway ends.
+async fn serve(shared: Arc<Shared>, stream: TcpStream, stop: CancellationToken, end: CancellationToken) {
+    // Tokens are small, and each is wanted at once.
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "cannot send small pieces at once");
+    }
+    let service = service_fn(move |request| {
+        let shared = Arc::clone(&shared);
+        async move { Ok::<_, Infallible>(handle(&shared, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS)
+        .max_buf_size(HEADER_BYTES.max(8192))
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        biased;
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                biased;
+                () = end.cancelled() => return,
+                ended = connection => ended,
+            }
+        }
+        ended = connection.as_mut() => ended,
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a caller's connection ended");
+    }
+}
+
+/// Tells readers of the feed how far running requests are, and how the tunnel is.
+async fn tell_progress(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut status = shared.client.status();
+    let mut tick = interval(PROGRESS);
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            changed = status.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let now = own::status(&shared);
+                shared.recent.tell("status", &now);
+            }
+            _ = tick.tick() => {
+                if shared.recent.has_readers() {
+                    shared.recent.tell_progress();
+                }
+            }
+        }
+    }
+}
+
+/// One request.
+async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let endpoint = Endpoint::of(head.uri.path());
+    let api = match &endpoint {
+        Some(Endpoint::Forward(forward)) => forward.api(),
+        _ if head.headers.contains_key("anthropic-version") => Api::Anthropic,
+        _ => Api::OpenAi,
+    };
+    let answered = match guard::check(&shared.settings, shared.local, endpoint.as_ref(), &head) {
+        Ok(()) => answer(shared, endpoint, api, &head, body).await,
+        Err(refusal) => Err(refusal),
+    };
+    let mut response = answered.unwrap_or_else(|refusal| refusal.answer(api));
+    response.headers_mut().extend(guard::cors(&shared.settings, &head.headers));
+    response
+}
+
+async fn answer(
+    shared: &Arc<Shared>,
+    endpoint: Option<Endpoint>,
+    api: Api,
+    head: &http::request::Parts,
+    body: Incoming,
+) -> Result<Response<Body>, Refusal> {
+    let path = head.uri.path();
+    let Some(endpoint) = endpoint else {
+        let shown: String = path.chars().take(80).collect();
+        let message = format!("there is no {} {shown} here; there is {ENDPOINTS}", head.method);
+        return Err(Refusal::new(StatusCode::NOT_FOUND, "unknown_path", message));
+    };
+    let method = endpoint.method();
+    if head.method == Method::OPTIONS && !guard::cors(&shared.settings, &head.headers).is_empty() {
+        let mut response = Response::new(Body::whole(""));
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        return Ok(response);
+    }
+    let is_allowed = head.method == method || (method == Method::GET && head.method == Method::HEAD);
+    if !is_allowed {
+        let message = format!("{path} is asked with {method}, not with {}", head.method);
+        let mut response = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", message).answer(api);
+        if let Ok(value) = HeaderValue::from_str(method.as_str()) {
+            response.headers_mut().insert(ALLOW, value);
+        }
+        return Ok(response);
+    }
+    match endpoint {
+        Endpoint::Forward(forward) => forward::forward(shared, forward, head, body).await,
+        Endpoint::Models(None) => models::list(shared, api).await,
+        Endpoint::Models(Some(name)) => models::one(shared, api, &name).await,
+        Endpoint::Own(own) => own::answer(shared, own, head.uri.query().unwrap_or_default()).await,
+    }
+}
+
+/// A whole answer in JSON.
+fn json(value: &serde_json::Value) -> Response<Body> {
+    typed("application/json", value.to_string())
+}
+
+/// A whole answer.
+fn typed(content_type: &'static str, body: impl Into<bytes::Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::whole(body));
+    let headers: &mut HeaderMap = response.headers_mut();
+    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}

@@ -1,0 +1,319 @@
+//! One LLM request of a caller: its body goes into the tunnel as it is, and what comes back goes out as
+//! it is.
+
+use super::Shared;
+use super::api::Forward;
+use super::body::{Body, Events, gone};
+use super::recent::{Asked, Running};
+use super::refusal::Refusal;
+use crate::error::ClientError;
+use crate::escalation::{Answer, Escalation, EscalationRequest, Reading};
+use belay_certs::sha256;
+use belay_protocol::id::RequestId;
+use belay_protocol::message::{Content, End, Outcome, ResponseHead};
+use belay_protocol::money::NanoUsd;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::{Response, StatusCode, request};
+use hyper::body::{Body as _, Incoming};
+use serde::Deserialize;
+use std::borrow::Cow;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+/// Headers of a caller that a provider gets to see.
+const PASSED_ON: [&str; 3] = ["anthropic-version", "anthropic-beta", "openai-beta"];
+/// How long a caller may pause in the middle of its body.
+const BODY_PAUSE: Duration = Duration::from_secs(30);
+/// So much of a body is shown where prompts are to be.
+const PROMPT_SHOWN: usize = 4096;
+
+/// What must be known of a body here; the relay reads the rest.
+#[derive(Debug, Deserialize)]
+struct Peek<'a> {
+    #[serde(borrow, default)]
+    model: Option<Cow<'a, str>>,
+    #[serde(default)]
+    stream: Option<bool>,
+}
+
+/// What a caller says beside its body.
+#[derive(Debug, Default)]
+struct Wishes {
+    idempotency_key: Option<String>,
+    cost_cap: Option<NanoUsd>,
+    may_reduce: bool,
+    deadline_ms: Option<u32>,
+}
+
+impl Wishes {
+    fn read(headers: &HeaderMap) -> Result<Self, Refusal> {
+        let text = |name: &str| match headers.get(name).map(HeaderValue::to_str) {
+            None => Ok(None),
+            Some(Ok(text)) => Ok(Some(text.trim())),
+            Some(Err(_)) => Err(Refusal::bad_request(format!("the header {name} is no text"))),
+        };
+        let wrong = |name: &str, value: &str, wanted: &str| {
+            Refusal::bad_request(format!("the header {name} is {value:?}; it must be {wanted}"))
+        };
+        let mut wishes = Self::default();
+        if let Some(key) = text("idempotency-key")?.filter(|key| !key.is_empty()) {
+            if key.len() > 255 {
+                return Err(Refusal::bad_request("the header idempotency-key has more than 255 characters"));
+            }
+            wishes.idempotency_key = Some(key.to_owned());
+        }
+        if let Some(cap) = text("belay-cost-cap")? {
+            let dollars = cap.parse().map_err(|_| wrong("belay-cost-cap", cap, "an amount of dollars such as 0.05"))?;
+            wishes.cost_cap = Some(dollars);
+        }
+        wishes.may_reduce = match text("belay-may-reduce")? {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(other) => return Err(wrong("belay-may-reduce", other, "true or false")),
+        };
+        if let Some(ms) = text("belay-deadline-ms")? {
+            let parsed = ms.parse().ok().filter(|ms| *ms > 0);
+            wishes.deadline_ms = Some(parsed.ok_or_else(|| wrong("belay-deadline-ms", ms, "a whole number above 0"))?);
+        }
+        Ok(wishes)
+    }
+}
+
+/// Serves a request.
+pub(super) async fn forward(
+    shared: &Shared,
+    forward: Forward,
+    head: &request::Parts,
+    body: Incoming,
+) -> Result<Response<Body>, Refusal> {
+    let wishes = Wishes::read(&head.headers)?;
+    if let Some(encoding) = head.headers.get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
+        let shown = encoding.to_str().unwrap_or("?");
+        let message = format!("a body with content-encoding {shown:?} is not served; send it as it is");
+        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported", message));
+    }
+    let body = read(body, &head.headers, shared.settings.max_body).await?;
+    let peek: Peek<'_> = serde_json::from_slice(&body)
+        .map_err(|error| Refusal::bad_request(format!("the request body is not understood: {error}")))?;
+    let (model, stream) = (peek.model.unwrap_or_default().into_owned(), peek.stream.unwrap_or(false));
+    let again = wishes.idempotency_key.is_some();
+    let id = match &wishes.idempotency_key {
+        Some(key) => shared.named(key),
+        None => shared.client.request_id(),
+    };
+    let shown = |bytes: &Bytes| String::from_utf8_lossy(&bytes[..bytes.len().min(PROMPT_SHOWN)]).into_owned();
+    let asked = Asked {
+        id,
+        forward,
+        model: model.clone(),
+        stream,
+        caller: header_text(&head.headers, &USER_AGENT),
+        prompt: shared.settings.show_prompts.then(|| shown(&body)),
+        at_ms: shared.client.now_ms(),
+    };
+    let running = shared.recent.begin(asked, again);
+    let request = EscalationRequest {
+        operation: forward.operation,
+        stream,
+        may_reduce_output: wishes.may_reduce,
+        cost_cap: wishes.cost_cap,
+        deadline_ms: wishes.deadline_ms,
+        reading: if again { Reading::Again } else { Reading::Once },
+        headers: PASSED_ON
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), head.headers.get(name)?.to_str().ok()?.to_owned())))
+            .collect(),
+        ..EscalationRequest::new(id, forward.dialect, model, body)
+    };
+    let begun = shared.client.escalate(request, shared.settings.wait).await;
+    let escalation = begun.map_err(|error| failed(&running, &Refusal::from(&error)))?;
+    answer(shared, forward, Box::new(escalation), running, stream).await
+}
+
+/// Waits for the answer's beginning, or for all of one that is not streamed.
+async fn answer(
+    shared: &Shared,
+    forward: Forward,
+    mut escalation: Box<Escalation>,
+    running: Running,
+    stream: bool,
+) -> Result<Response<Body>, Refusal> {
+    let keep_alive = shared.settings.keep_alive;
+    let mut patience = pin!(sleep(keep_alive));
+    let mut whole = Whole::default();
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = escalation.next() => next,
+            // Its caller hears something before it gives up; whatever comes is an event then.
+            () = &mut patience, if stream && whole.head.is_none() => {
+                let events = Events::new(escalation, forward, running, keep_alive, false);
+                return Ok(early(events));
+            }
+        };
+        match next.map_err(|error| failed(&running, &Refusal::from(&error)))? {
+            Some(Answer::Head(head)) => {
+                running.head(&head);
+                if head.stream {
+                    let response = respond(&head, None);
+                    let events = Events::new(escalation, forward, running, keep_alive, true);
+                    return Ok(response.map(|()| Body::Events(Box::new(events))));
+                }
+                whole.head = Some(head);
+            }
+            Some(Answer::Chunk(chunk)) => {
+                running.live.count(chunk.len());
+                whole.body.put(chunk);
+            }
+            // Of an answer that began as a stream: its head has gone out above.
+            Some(Answer::Event(_)) => {}
+            Some(Answer::Interrupted { .. }) => running.interrupted(),
+            Some(Answer::Resumed { missed, content, .. }) => {
+                running.resumed();
+                whole.is_gone |= missed > 0 || content == Content::GONE;
+            }
+            Some(Answer::End(end)) => return whole.settled(&end, &running),
+            Some(Answer::Failed(refusal)) => {
+                let refusal = Refusal::from(&refusal);
+                return match whole.head {
+                    // The provider refused it, and says so itself.
+                    Some(head) if !whole.body.is_empty() => {
+                        running.failed(head.status, &refusal.message);
+                        Ok(respond(&head, None).map(|()| Body::whole(whole.body.freeze())))
+                    }
+                    _ => Err(failed(&running, &refusal)),
+                };
+            }
+            None => return Err(failed(&running, &Refusal::from(&ClientError::Stopped))),
+        }
+    }
+}
+
+/// An answer that is not streamed.
+#[derive(Debug, Default)]
+struct Whole {
+    head: Option<ResponseHead>,
+    body: BytesMut,
+    is_gone: bool,
+}
+
+impl Whole {
+    fn settled(self, end: &End, running: &Running) -> Result<Response<Body>, Refusal> {
+        let complete = end.outcome == Outcome::COMPLETE;
+        running.end(end, complete);
+        let Some(head) = self.head.filter(|head| head.content != Content::GONE && !self.is_gone) else {
+            return Err(gone().with_request(end.request_id));
+        };
+        if !complete {
+            return Err(Refusal::incomplete(end.outcome, &end.message, end.cost).with_request(end.request_id));
+        }
+        Ok(respond(&head, Some(end)).map(|()| Body::whole(self.body.freeze())))
+    }
+}
+
+fn failed(running: &Running, refusal: &Refusal) -> Refusal {
+    running.failed(refusal.status.as_u16(), &refusal.message);
+    refusal.clone().with_request(running.live.asked.id)
+}
+
+/// The provider's status and headers, and what the relay says of the request.
+fn respond(head: &ResponseHead, end: Option<&End>) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let headers = response.headers_mut();
+    for (name, value) in &head.headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
+            headers.append(name, value);
+        }
+    }
+    let mut say = |name: &'static str, value: String| {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    };
+    say("belay-request-id", head.request_id.to_string());
+    say("belay-provider", head.provider.clone());
+    say("belay-model", head.model.clone());
+    if let Some(end) = end {
+        say("belay-cost", end.cost.to_string());
+        say("belay-balance", end.balance.to_string());
+    }
+    if head.stream {
+        headers.entry(http::header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
+    }
+    response
+}
+
+/// The head of a stream whose provider has not answered yet.
+fn early(events: Events) -> Response<Body> {
+    let mut response = Response::new(Body::Events(Box::new(events)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+/// The whole body of a request. Errors: it is too large, or does not come.
+async fn read(mut body: Incoming, headers: &HeaderMap, max: usize) -> Result<Bytes, Refusal> {
+    let too_large = || {
+        let message = format!("the request body is above {max} bytes");
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "limit", message)
+    };
+    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > max) {
+        return Err(too_large());
+    }
+    let mut first: Option<Bytes> = None;
+    let mut rest = BytesMut::new();
+    loop {
+        let frame = timeout(BODY_PAUSE, poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)));
+        let frame = frame.await.map_err(|_| {
+            let message = format!("nothing came of the request body for {} s", BODY_PAUSE.as_secs());
+            Refusal::new(StatusCode::REQUEST_TIMEOUT, "timed_out", message)
+        })?;
+        let data = match frame {
+            None => break,
+            Some(Err(error)) => return Err(Refusal::bad_request(format!("the request body did not arrive: {error}"))),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => data,
+                Err(_) => continue,
+            },
+        };
+        if first.as_ref().map_or(0, Bytes::len) + rest.len() + data.remaining() > max {
+            return Err(too_large());
+        }
+        // Most bodies come in one piece, which is not copied.
+        match &first {
+            None => first = Some(data),
+            Some(_) => rest.put(data),
+        }
+    }
+    let first = first.unwrap_or_default();
+    if rest.is_empty() {
+        return Ok(first);
+    }
+    let mut whole = BytesMut::with_capacity(first.len() + rest.len());
+    whole.put(first);
+    whole.put(rest);
+    Ok(whole.freeze())
+}
+
+fn header_text(headers: &HeaderMap, name: &HeaderName) -> String {
+    let text = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    text.chars().take(120).collect()
+}
+
+impl Shared {
+    /// The request that a key of a caller stands for, for ever: of this device, since others may choose the
+    /// same one.
+    fn named(&self, key: &str) -> RequestId {
+        let identity = self.client.identity();
+        let name = format!("idempotency\n{}\n{}\n{key}", identity.tenant, identity.device);
+        let mut id = [0; 16];
+        id.copy_from_slice(&sha256(name.as_bytes())[..16]);
+        RequestId(id)
+    }
+}

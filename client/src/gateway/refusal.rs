@@ -1,0 +1,265 @@
+//! The gateway's own errors, in the words and with the status that a caller's SDK expects.
+
+use super::api::Api;
+use super::body::Body;
+use crate::error::ClientError;
+use belay_protocol::message::{Dialect, Failed, FailureCode, Outcome};
+use belay_protocol::money::NanoUsd;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+/// Why there is no answer, or no more of it.
+#[derive(Debug, Clone)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    /// A stable name, for programs.
+    pub(super) code: &'static str,
+    /// What was wrong and what to do, for people.
+    pub(super) message: String,
+    pub(super) retry_after_ms: Option<u64>,
+    pub(super) missing: Option<NanoUsd>,
+    /// The request, as the relay knows it.
+    pub(super) request_id: Option<String>,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), retry_after_ms: None, missing: None, request_id: None }
+    }
+
+    pub(super) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, FailureCode::INVALID_REQUEST.name(), message)
+    }
+
+    /// Nothing more of the answer is kept.
+    pub(super) fn content_gone(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::GONE, "content_gone", message)
+    }
+
+    /// An answer that was settled without being complete.
+    pub(super) fn incomplete(outcome: Outcome, message: &str, cost: NanoUsd) -> Self {
+        let status = match outcome {
+            Outcome::TIMED_OUT => StatusCode::GATEWAY_TIMEOUT,
+            Outcome::REVOKED => StatusCode::FORBIDDEN,
+            Outcome::DRAINED | Outcome::RELAY_DIED => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::BAD_GATEWAY,
+        };
+        let why = if message.is_empty() { outcome.name() } else { message };
+        Self::new(
+            status,
+            outcome.name(),
+            format!("the answer is not complete: {why}; {cost} was charged for what came"),
+        )
+    }
+
+    pub(super) fn with_request(mut self, id: impl std::fmt::Display) -> Self {
+        self.request_id.get_or_insert_with(|| id.to_string());
+        self
+    }
+
+    /// The kind of error that a caller's SDK knows.
+    fn kind(&self, api: Api) -> &'static str {
+        match (api, self.status) {
+            (_, StatusCode::UNAUTHORIZED) => "authentication_error",
+            (_, StatusCode::FORBIDDEN) => "permission_error",
+            (Api::OpenAi, StatusCode::PAYMENT_REQUIRED) => "insufficient_quota",
+            (Api::Anthropic, StatusCode::PAYMENT_REQUIRED) => "billing_error",
+            (Api::Anthropic, StatusCode::NOT_FOUND) => "not_found_error",
+            (Api::Anthropic, StatusCode::PAYLOAD_TOO_LARGE) => "request_too_large",
+            (_, StatusCode::TOO_MANY_REQUESTS) => "rate_limit_error",
+            (Api::Anthropic, StatusCode::GATEWAY_TIMEOUT) => "timeout_error",
+            (Api::Anthropic, StatusCode::SERVICE_UNAVAILABLE) => "overloaded_error",
+            (Api::OpenAi, status) if status.is_server_error() => "server_error",
+            (Api::Anthropic, status) if status.is_server_error() => "api_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    fn json(&self, api: Api) -> Value {
+        let belay = json!({
+            "code": self.code,
+            "missing_nano_usd": self.missing.map(|missing| missing.0),
+            "retry_after_ms": self.retry_after_ms,
+        });
+        let kind = self.kind(api);
+        match api {
+            Api::OpenAi => {
+                let code = match self.code {
+                    "unknown_model" => "model_not_found",
+                    "payment_required" => "insufficient_quota",
+                    "rate_limited" => "rate_limit_exceeded",
+                    code => code,
+                };
+                let param = (self.code == "unknown_model").then_some("model");
+                json!({ "error": { "message": self.message, "type": kind, "param": param, "code": code, "belay": belay } })
+            }
+            Api::Anthropic => json!({
+                "type": "error",
+                "error": { "type": kind, "message": self.message, "belay": belay },
+                "request_id": self.request_id,
+            }),
+        }
+    }
+
+    /// As an HTTP answer.
+    pub(super) fn answer(&self, api: Api) -> Response<Body> {
+        let mut response = Response::new(Body::whole(self.json(api).to_string()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(ms) = self.retry_after_ms {
+            headers.insert(RETRY_AFTER, ms.div_ceil(1000).into());
+            headers.insert(HeaderName::from_static("retry-after-ms"), ms.into());
+        }
+        if let Some(id) = self.request_id.as_deref().and_then(|id| HeaderValue::from_str(id).ok()) {
+            headers.insert(HeaderName::from_static("request-id"), id.clone());
+            headers.insert(HeaderName::from_static("x-request-id"), id);
+        }
+        response
+    }
+
+    /// As the last event of a stream. `sequence` is the number of events before it.
+    pub(super) fn event(&self, dialect: Dialect, sequence: u64) -> Vec<u8> {
+        match dialect {
+            Dialect::ANTHROPIC => format!("event: error\ndata: {}\n\n", self.json(Api::Anthropic)),
+            Dialect::OPENAI_RESPONSES => {
+                let mut event = self.json(Api::OpenAi);
+                event["type"] = "error".into();
+                event["code"] = self.code.into();
+                event["message"] = self.message.clone().into();
+                event["param"] = Value::Null;
+                event["sequence_number"] = sequence.into();
+                format!("event: error\ndata: {event}\n\n")
+            }
+            _ => format!("data: {}\n\n", self.json(Api::OpenAi)),
+        }
+        .into_bytes()
+    }
+}
+
+impl From<&Failed> for Refusal {
+    fn from(failed: &Failed) -> Self {
+        let status = match failed.code {
+            FailureCode::UNKNOWN_MODEL | FailureCode::UNKNOWN_REQUEST => StatusCode::NOT_FOUND,
+            FailureCode::PAYMENT_REQUIRED => StatusCode::PAYMENT_REQUIRED,
+            FailureCode::RATE_LIMITED => StatusCode::TOO_MANY_REQUESTS,
+            // Not 409: SDKs take that for a lock that will pass, and ask again.
+            FailureCode::CONFLICT => StatusCode::UNPROCESSABLE_ENTITY,
+            FailureCode::IN_PROGRESS => StatusCode::CONFLICT,
+            FailureCode::PROVIDER_UNAVAILABLE => StatusCode::BAD_GATEWAY,
+            FailureCode::TIMED_OUT => StatusCode::GATEWAY_TIMEOUT,
+            FailureCode::SUSPENDED | FailureCode::REVOKED => StatusCode::FORBIDDEN,
+            FailureCode::UNAUTHENTICATED => StatusCode::UNAUTHORIZED,
+            FailureCode::LIMIT if failed.retry_after_ms.is_some() => StatusCode::TOO_MANY_REQUESTS,
+            FailureCode::LIMIT => StatusCode::PAYLOAD_TOO_LARGE,
+            FailureCode::OVERLOADED | FailureCode::DRAINING | FailureCode::STORE_UNAVAILABLE => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            FailureCode::INTERNAL | FailureCode::PROVIDER_REFUSED | FailureCode::CANCELLED => StatusCode::BAD_GATEWAY,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        let words = match failed.remedy.as_str() {
+            "" => failed.message.clone(),
+            remedy => format!("{}; {remedy}", failed.message),
+        };
+        Self {
+            status,
+            code: failed.code.name(),
+            message: words,
+            retry_after_ms: failed.retry_after_ms,
+            missing: failed.missing,
+            request_id: failed.request_id.map(|id| id.to_string()),
+        }
+    }
+}
+
+impl From<&ClientError> for Refusal {
+    fn from(error: &ClientError) -> Self {
+        let (status, code) = match error {
+            ClientError::Failed(failed) => return Self::from(&**failed),
+            ClientError::Closed(_) => (StatusCode::FORBIDDEN, "refused"),
+            ClientError::Superseded => (StatusCode::CONFLICT, "superseded"),
+            ClientError::Unreachable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "relay_unreachable"),
+            ClientError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
+            ClientError::Lost(_) => (StatusCode::BAD_GATEWAY, "lost"),
+            _ => (StatusCode::BAD_GATEWAY, "internal"),
+        };
+        let mut message = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        let mut refusal = Self::new(status, code, message);
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            refusal.retry_after_ms = Some(1000);
+        }
+        refusal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(code: FailureCode) -> Refusal {
+        Refusal::from(&Failed {
+            code,
+            message: "no".into(),
+            remedy: "pay".into(),
+            request_id: None,
+            retry_after_ms: Some(1500),
+            missing: Some(NanoUsd(7)),
+        })
+        .with_request("abc")
+    }
+
+    #[test]
+    fn every_failure_has_a_status_and_a_kind_that_sdks_know() {
+        for code in FailureCode::ALL {
+            let refusal = failed(*code);
+            assert!(refusal.status.is_client_error() || refusal.status.is_server_error(), "{code}");
+            for api in [Api::OpenAi, Api::Anthropic] {
+                let json = refusal.json(api);
+                assert_eq!(json["error"]["message"], "no; pay");
+                assert_eq!(json["error"]["belay"]["code"], code.name());
+                let retries = refusal.status.is_server_error() || [408, 409, 429].contains(&refusal.status.as_u16());
+                let passes = json["error"]["type"].as_str().is_some_and(|kind| {
+                    ["rate_limit_error", "server_error", "api_error", "overloaded_error", "timeout_error"]
+                        .contains(&kind)
+                });
+                assert_eq!(retries && refusal.status != StatusCode::CONFLICT, passes, "{code}: {json}");
+            }
+        }
+    }
+
+    #[test]
+    fn money_that_is_missing_is_402_with_the_amount_and_the_times_are_in_the_headers() {
+        let answer = failed(FailureCode::PAYMENT_REQUIRED).answer(Api::OpenAi);
+        assert_eq!(answer.status(), 402);
+        let header = |name: &str| answer.headers()[name].to_str().expect("text").to_owned();
+        assert_eq!(
+            (header("retry-after"), header("retry-after-ms"), header("x-request-id")),
+            ("2".into(), "1500".into(), "abc".into())
+        );
+        let json = failed(FailureCode::PAYMENT_REQUIRED).json(Api::Anthropic);
+        assert_eq!(
+            (&json["error"]["type"], &json["error"]["belay"]["missing_nano_usd"]),
+            (&json!("billing_error"), &json!(7))
+        );
+        assert_eq!(json["request_id"], "abc");
+    }
+
+    #[test]
+    fn errors_in_a_stream_have_their_dialects_form() {
+        let refusal = failed(FailureCode::TIMED_OUT);
+        let event = |dialect| String::from_utf8(refusal.event(dialect, 4)).expect("text");
+        assert!(event(Dialect::OPENAI_CHAT).starts_with("data: {\"error\":{"));
+        assert!(event(Dialect::ANTHROPIC).starts_with("event: error\ndata: {\"error\":{"));
+        assert!(event(Dialect::OPENAI_RESPONSES).contains("\"sequence_number\":4,\"type\":\"error\"}"));
+        for dialect in [Dialect::OPENAI_CHAT, Dialect::ANTHROPIC, Dialect::OPENAI_RESPONSES] {
+            assert!(event(dialect).ends_with("}\n\n"));
+        }
+    }
+}
