@@ -74,7 +74,7 @@ impl Target {
         let relay = Belayd::start(CONFIG).unwrap();
         relay.run(&["tenant", "create", "acme", "--credit", "1000000"]).unwrap();
         let client = good_client(&invite(&relay)).await;
-        let bystander = Bystander::start(client);
+        let bystander = Bystander::start(Arc::new(client));
         soon("the first answers", bystander.answered(3)).await;
         let rss_before = relay.process().rss_bytes().unwrap();
         Self { relay, bystander, rss_before, seed, since: Instant::now() }

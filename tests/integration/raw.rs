@@ -552,7 +552,7 @@ pub(crate) struct Bystander {
 
 impl Bystander {
     /// Starts to ask.
-    pub(crate) fn start(client: Client) -> Self {
+    pub(crate) fn start(client: Arc<Client>) -> Self {
         let stop = CancellationToken::new();
         let (count, answers) = watch::channel(0);
         let asking = tokio::spawn(ask_until(client, stop.clone(), count));
@@ -573,7 +573,7 @@ impl Bystander {
     }
 }
 
-async fn ask_until(client: Client, stop: CancellationToken, answers: watch::Sender<u64>) {
+async fn ask_until(client: Arc<Client>, stop: CancellationToken, answers: watch::Sender<u64>) {
     let mut first = None;
     while !stop.is_cancelled() {
         let answer = soon("the bystander's answer", ask(&client, "Why is the sky blue?")).await;

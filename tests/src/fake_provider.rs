@@ -254,6 +254,13 @@ async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respon
             (Asked::default(), Script { status, body: Some(body), ..Script::default() })
         }
     };
+    let mut script = script;
+    if script.refusals > 0 {
+        let same = lock(&shared.received).iter().filter(|one| one.body == body).count() as u64;
+        if same <= script.refusals {
+            script = Script::refusal(503, Some(0));
+        }
+    }
     if script.die {
         guard.finish();
         return Err(Died);

@@ -13,6 +13,7 @@ use belay_relay::{Config, Overrides, Relay};
 use belay_transport::env::Env;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -155,7 +156,7 @@ impl TestRelay {
 #[derive(Debug)]
 pub struct TestClient {
     /// The client.
-    pub client: Client,
+    pub client: Arc<Client>,
     /// Its state directory.
     pub state: StateDir,
     _home: TempDir,
@@ -164,7 +165,7 @@ pub struct TestClient {
 impl TestClient {
     async fn start(state: StateDir, home: TempDir, options: Options) -> Self {
         let (identity, key) = state.load().unwrap();
-        let client = Client::start(Env::system(), identity, &key, options).unwrap();
+        let client = Arc::new(Client::start(Env::system(), identity, &key, options).unwrap());
         client.tunnel(PATIENCE).await.unwrap();
         Self { client, state, _home: home }
     }

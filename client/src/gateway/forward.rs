@@ -10,7 +10,7 @@ use crate::error::ClientError;
 use crate::escalation::{Answer, Escalation, EscalationRequest, Reading};
 use belay_certs::sha256;
 use belay_protocol::id::RequestId;
-use belay_protocol::message::{Content, End, Outcome, ResponseHead};
+use belay_protocol::message::{Content, End, FailureCode, Outcome, ResponseHead};
 use belay_protocol::money::NanoUsd;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
@@ -176,11 +176,11 @@ async fn answer(
                 whole.is_gone |= missed > 0 || content == Content::GONE;
             }
             Some(Answer::End(end)) => return whole.settled(&end, &running),
-            Some(Answer::Failed(refusal)) => {
-                let refusal = Refusal::from(&refusal);
+            Some(Answer::Failed(failure)) => {
+                let refusal = Refusal::from(&failure);
                 return match whole.head {
-                    // The provider refused it, and says so itself.
-                    Some(head) if !whole.body.is_empty() => {
+                    // In its own words, if it has any.
+                    Some(head) if failure.code == FailureCode::PROVIDER_REFUSED => {
                         running.failed(head.status, &refusal.message);
                         Ok(respond(&head, None).map(|()| Body::whole(whole.body.freeze())))
                     }

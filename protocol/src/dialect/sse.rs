@@ -38,6 +38,9 @@ enum Scan {
     LineStart,
     /// After a CR that ended a line with content: an LF may still belong to it.
     Cr,
+    /// After the CR of the blank line, where lines end in CR LF: its LF is to come. Readers that look for
+    /// the bytes CR LF CR LF would miss the end without it.
+    BlankCr,
 }
 
 impl SseSplitter {
@@ -84,7 +87,7 @@ impl SseSplitter {
             if self.partial.len() + len > self.max {
                 return Err(EventTooLarge { max: self.max });
             }
-            self.after_cr = self.chunk[len - 1] == b'\r';
+            self.after_cr = len > 0 && self.chunk[len - 1] == b'\r';
             let tail = self.chunk.split_to(len);
             let event = if self.partial.is_empty() {
                 tail
@@ -135,6 +138,11 @@ impl SseSplitter {
                     self.state = if bytes[at] == b'\r' { Scan::Cr } else { Scan::LineStart };
                 }
                 (Scan::Cr, b'\n') => self.state = Scan::LineStart,
+                (Scan::BlankCr, next) => {
+                    self.state = Scan::LineStart;
+                    return Some(usize::from(next == b'\n'));
+                }
+                (Scan::LineStart, b'\r') if at + 1 == bytes.len() => self.state = Scan::BlankCr,
                 (Scan::LineStart | Scan::Cr, b'\r') | (Scan::LineStart, b'\n') => {
                     self.state = Scan::LineStart;
                     // A CR LF in the same chunk ends the event together.
@@ -262,7 +270,10 @@ mod tests {
             cuts.sort_unstable();
             let chunks = cuts.windows(2).map(|pair| bytes[pair[0]..pair[1]].to_vec());
             let expected: Vec<Vec<u8>> = payloads.iter().map(|p| p.as_bytes().to_vec()).collect();
-            prop_assert_eq!(datas(&split_all(chunks)), expected);
+            let events = split_all(chunks);
+            prop_assert_eq!(datas(&events), expected);
+            // A lone CR is the end of a blank line at once, whatever follows; all else keeps its bytes.
+            prop_assert_eq!(events.concat(), bytes);
         }
 
         #[test]

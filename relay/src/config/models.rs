@@ -86,9 +86,11 @@ impl Config {
         self.any(name).map(|model| vec![Arc::new(model)]).ok_or_else(|| {
             let open = self.providers.iter().filter(|(_, provider)| provider.any_model);
             let open = open.map(|(provider, _)| format!("{provider}/MODEL"));
-            let known = self.aliases.keys().chain(self.models.keys()).cloned().chain(open);
+            let named = self.aliases.keys().chain(self.models.keys());
             let shown: String = name.chars().take(80).collect();
-            format!("there is no model {shown:?} on this relay; it has {}", known.collect::<Vec<_>>().join(", "))
+            let unknown = unknown("model", &shown, named.clone());
+            let known: Vec<String> = named.cloned().chain(open).collect();
+            format!("{unknown} on this relay; it has {}", known.join(", "))
         })
     }
 

@@ -183,10 +183,12 @@ impl Writer {
             }
             Api::Responses => answer = responses::whole(self, text, tokens, capped),
             Api::Embeddings => {
+                // Two floats, little endian, for those who ask for them so.
+                let embedding = if self.asked.base64 { json!("AACAPgAAAL8=") } else { json!([0.25, -0.5]) };
                 let input = self.script.usage.input;
                 answer = json!({
                     "object": "list", "model": self.asked.model,
-                    "data": [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}],
+                    "data": [{"object": "embedding", "index": 0, "embedding": embedding}],
                     "usage": {"prompt_tokens": input, "total_tokens": input},
                 });
             }

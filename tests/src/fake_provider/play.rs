@@ -139,6 +139,15 @@ struct Stage {
 impl Stage {
     async fn stream(mut self) -> Result<(), Stop> {
         let script = self.writer.script.clone();
+        if !script.events.is_empty() {
+            for (number, event) in (0..).zip(script.events) {
+                if number > 0 && script.pace_ms > 0 {
+                    sleep(Duration::from_millis(script.pace_ms)).await;
+                }
+                self.event(event).await?;
+            }
+            return self.interfere().await;
+        }
         for event in self.writer.opening() {
             self.event(event).await?;
         }

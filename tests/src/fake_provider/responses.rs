@@ -53,11 +53,13 @@ pub(super) fn closing(writer: &Writer, tokens: u64, capped: bool) -> Vec<String>
         ("response.completed", response(writer, "completed"))
     };
     let mut last = last;
+    let text = if writer.script.stamp { String::new() } else { writer.script.whole_text(tokens) };
+    last["output"] = json!([message(writer, &text)]);
     if !writer.script.no_usage {
         last["usage"] = usage(writer, tokens);
     }
     vec![
-        event("response.output_item.done", json!({"output_index": 0, "item": {"id": item(writer), "type": "message"}})),
+        event("response.output_item.done", json!({"output_index": 0, "item": message(writer, &text)})),
         event(kind, json!({"response": last})),
     ]
 }
@@ -71,14 +73,16 @@ pub(super) fn error(writer: &Writer) -> String {
 
 pub(super) fn whole(writer: &Writer, text: &str, tokens: u64, capped: bool) -> Value {
     let mut answer = response(writer, if capped { "incomplete" } else { "completed" });
-    let part = json!({"type": "output_text", "text": text, "annotations": []});
-    answer["output"] = json!([{
-        "id": item(writer), "type": "message", "status": "completed", "role": "assistant", "content": [part],
-    }]);
+    answer["output"] = json!([message(writer, text)]);
     if !writer.script.no_usage {
         answer["usage"] = usage(writer, tokens);
     }
     answer
+}
+
+fn message(writer: &Writer, text: &str) -> Value {
+    let part = json!({"type": "output_text", "text": text, "annotations": []});
+    json!({"id": item(writer), "type": "message", "status": "completed", "role": "assistant", "content": [part]})
 }
 
 /// Cached input is counted inside.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// What happens to one request. Every field has a default that makes a well-behaved provider; a
-/// request may carry its own in its last user message, among any other words, as an object such as
+/// request may carry its own in its last user message, or tool's answer, among any other words, as an object such as
 /// `{"fake":{"tokens":50,"pace_ms":2}}`.
 ///
 /// *Events* are counted as they stand on the wire, the opening one (role chunk, `message_start`)
@@ -46,9 +46,14 @@ pub struct Script {
     pub status: u16,
     /// Headers beside, or instead of, the usual ones.
     pub headers: BTreeMap<String, String>,
+    /// A streamed answer's events, as they stand, instead of the dialect's own.
+    pub events: Vec<String>,
     /// The body instead of the dialect's own for `status`; with status 200 it is a whole answer.
     pub body: Option<String>,
 
+    /// The first so many requests with this body are refused with 503, as by a provider that has no room
+    /// for a moment.
+    pub refusals: u64,
     /// Close the connection before any answer.
     pub die: bool,
     /// Never answer at all.
@@ -110,7 +115,9 @@ impl Default for Script {
             drip_ms: None,
             status: 200,
             headers: BTreeMap::new(),
+            events: vec![],
             body: None,
+            refusals: 0,
             die: false,
             hang: false,
             cut_after: None,
@@ -181,6 +188,8 @@ pub(super) struct Asked {
     pub(super) stream: bool,
     pub(super) include_usage: bool,
     pub(super) cap: Option<u64>,
+    /// Embeddings are wanted in base64.
+    pub(super) base64: bool,
     pub(super) script: Option<Script>,
 }
 
@@ -196,6 +205,7 @@ pub(super) fn read_body(body: &Bytes) -> Result<Asked, String> {
         stream: flag("/stream"),
         include_usage: flag("/stream_options/include_usage"),
         cap,
+        base64: value.get("encoding_format").is_some_and(|format| format == "base64"),
         script: script_in(&last_user_text(&value))?,
     })
 }
@@ -206,8 +216,13 @@ fn last_user_text(body: &Value) -> String {
         return text.clone();
     }
     let messages = list.and_then(Value::as_array);
-    let last = messages.into_iter().flatten().rev().find(|message| message.get("role").is_some_and(|r| r == "user"));
-    match last.and_then(|message| message.get("content")) {
+    // What a tool has answered is the caller's last word too.
+    let is_theirs = |message: &&Value| {
+        message.get("role").is_some_and(|role| role == "user" || role == "tool")
+            || message.get("type").is_some_and(|kind| kind == "function_call_output")
+    };
+    let last = messages.into_iter().flatten().rev().find(is_theirs);
+    match last.and_then(|message| message.get("content").or_else(|| message.get("output"))) {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(parts)) => {
             parts.iter().filter_map(|part| part.get("text")?.as_str()).collect::<Vec<_>>().join("\n")

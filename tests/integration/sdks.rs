@@ -1,0 +1,72 @@
+//! The official SDKs, unmodified, against a gateway.
+
+use crate::gateway::relay_for;
+use belay_tests::fake_provider::FakeProvider;
+use belay_tests::gateway::TestGateway;
+use belay_tests::relay::{PATIENCE, eventually};
+use belay_tests::{node, python};
+use std::path::{Path, PathBuf};
+use tokio::process::Command;
+
+/// Runs a program of checks against a gateway; all must hold, and so must the book.
+async fn all_hold(mut command: Command, least: usize) {
+    let provider = FakeProvider::start().await.unwrap();
+    let relay = relay_for(&provider, "").await;
+    let client = relay.client().await;
+    let gateway = TestGateway::start(&client).await;
+    command.arg(&gateway.url).env("NO_PROXY", "127.0.0.1").env_remove("HTTP_PROXY").env_remove("http_proxy");
+    let output = command.kill_on_drop(true).output();
+    let output = tokio::time::timeout(PATIENCE * 4, output).await.expect("in time").unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let seen: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    let checks = seen["checks"].as_object().expect("checks");
+    let failed: Vec<_> = checks.iter().filter(|(_, held)| *held != true).map(|(name, _)| name).collect();
+    assert!(failed.is_empty(), "{failed:?}\n{errors}");
+    assert!(checks.len() >= least, "{} checks", checks.len());
+    // Callers' own keys go nowhere.
+    for received in provider.received() {
+        assert!(!format!("{:?}", received.headers).contains("callers-own-key"), "{received:?}");
+    }
+    // Each answer was charged once, and no refusal; counting tokens costs nothing and is settled too.
+    eventually("all requests are settled", async || {
+        let usage = gateway.get("/belay/usage?period=all").await;
+        usage["total"]["requests"].as_u64() >= seen["charged"].as_u64()
+    })
+    .await;
+    let balance = gateway.get("/belay/balance").await;
+    assert_eq!(balance["open_holds"], 0);
+    let usage = gateway.get("/belay/usage?period=all").await;
+    let counted = provider.received().iter().filter(|one| one.path.ends_with("count_tokens")).count() as u64;
+    assert_eq!(usage["total"]["requests"].as_u64(), seen["charged"].as_u64().map(|charged| charged + counted));
+    gateway.stop().await;
+    relay.verify().await;
+    relay.stop().await;
+}
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("sdk").join(name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_sdks_work_unchanged() {
+    let requirements = folder("python").join("requirements.txt");
+    let made = tokio::task::spawn_blocking(move || python::environment("sdks", &requirements)).await.unwrap();
+    let Some(interpreter) = made else { return };
+    let mut command = Command::new(interpreter);
+    command.arg(folder("python").join("check.py"));
+    all_hold(command, 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_sdks_work_unchanged() {
+    let package = folder("node").join("package.json");
+    let made = tokio::task::spawn_blocking(move || node::environment("sdks", &package)).await.unwrap();
+    let Some(installed) = made else { return };
+    // A module finds packages beside itself, so it runs from where they are.
+    let program = installed.join("check.mjs");
+    std::fs::copy(folder("node").join("check.mjs"), &program).unwrap();
+    let mut command = Command::new("node");
+    command.arg(program);
+    all_hold(command, 25).await;
+}
