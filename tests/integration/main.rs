@@ -19,6 +19,7 @@ mod house;
 mod keys;
 mod limits;
 mod money;
+mod page;
 mod paths;
 mod pipes;
 mod prices;
