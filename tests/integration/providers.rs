@@ -273,8 +273,13 @@ async fn what_cannot_be_served_is_refused_with_what_to_do() {
     };
     let body = r#"{"max_tokens":5,"messages":[]}"#;
     assert_eq!(refused("gtp", Dialect::OPENAI_CHAT, body).await, FailureCode::UNKNOWN_MODEL);
-    assert_eq!(refused("claude", Dialect::OPENAI_CHAT, body).await, FailureCode::UNSUPPORTED);
-    assert_eq!(refused("gpt", Dialect::ANTHROPIC, body).await, FailureCode::UNSUPPORTED);
+    let seeded = r#"{"max_tokens":5,"messages":[],"seed":1}"#;
+    assert_eq!(refused("claude", Dialect::OPENAI_CHAT, seeded).await, FailureCode::INVALID_REQUEST);
+    let ranked = r#"{"max_tokens":5,"messages":[],"top_k":1}"#;
+    assert_eq!(refused("gpt", Dialect::ANTHROPIC, ranked).await, FailureCode::INVALID_REQUEST);
+    let mut count = EscalationRequest::new(client.client.request_id(), Dialect::ANTHROPIC, "gpt", body);
+    count.operation = Operation::COUNT_TOKENS;
+    assert_eq!(client.send(count).await.failed.expect("refused").code, FailureCode::UNSUPPORTED);
     assert_eq!(refused("gpt", Dialect::OPENAI_CHAT, "not json").await, FailureCode::INVALID_REQUEST);
     assert_eq!(refused("gpt", Dialect::OPENAI_CHAT, r#"{"max_tokens":0}"#).await, FailureCode::INVALID_REQUEST);
     assert_eq!(

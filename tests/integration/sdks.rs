@@ -55,7 +55,7 @@ async fn the_python_sdks_work_unchanged() {
     let Some(interpreter) = made else { return };
     let mut command = Command::new(interpreter);
     command.arg(folder("python").join("check.py"));
-    all_hold(command, 40).await;
+    all_hold(command, 65).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use belay_protocol::dialect::usage::EventMeaning;
 use belay_protocol::error::ProtocolError;
 use belay_protocol::frame::{FrameType, MAX_CHUNK};
 use belay_protocol::message::{Content, Outcome, ResponseHead};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 impl Held {
@@ -39,7 +39,7 @@ impl Flight<'_> {
                 .chain(self.held.remaining_headers())
                 .chain(self.offers.header())
                 .collect(),
-            dialect: self.candidate().dialect,
+            dialect: self.plan.shown(self.candidate()),
             stream: streams,
             provider: self.candidate().model.provider.clone(),
             model: self.candidate().model.name.clone(),
@@ -63,6 +63,11 @@ impl Flight<'_> {
                 Err(error) => return Err(Ending::After(Outcome::PROVIDER_FAILED, error.to_string())),
             };
             let meaning = self.meter.event(&event);
+            if let Some(answers) = &mut self.answers {
+                for event in answers.event(&event) {
+                    self.emit(FrameType::Event, event)?;
+                }
+            } else
             // Usage that the relay asked for on its own account is not the caller's event.
             if meaning != EventMeaning::UsageOnly || self.plan.wants_usage_event {
                 self.emit(FrameType::Event, event)?;
@@ -81,7 +86,8 @@ impl Flight<'_> {
             return Err(Ending::After(Outcome::LIMIT, format!("the answer is above {limit} bytes")));
         }
         self.whole.extend_from_slice(&chunk);
-        self.emit_bytes(chunk)
+        // What is carried over is so once it is whole.
+        if self.answers.is_some() { Ok(()) } else { self.emit_bytes(chunk) }
     }
 
     fn emit_bytes(&mut self, mut chunk: Bytes) -> Result<(), Ending> {
@@ -115,6 +121,14 @@ impl Flight<'_> {
     pub(super) fn provider_ended(&mut self, streams: bool) -> Ending {
         if !streams {
             self.meter.body(&self.whole);
+            if let Some(answers) = &mut self.answers {
+                let carried = answers.whole(&self.whole);
+                return match carried.map(|whole| self.emit_bytes(whole)) {
+                    Ok(Ok(())) => Ending::Complete,
+                    Ok(Err(ending)) => ending,
+                    Err(why) => Ending::After(Outcome::PROVIDER_FAILED, why),
+                };
+            }
             return Ending::Complete;
         }
         self.meter.catch_up();
@@ -138,12 +152,21 @@ impl Flight<'_> {
         let deadline = Instant::now() + self.escalator.config.timeouts.between_events;
         let limit = 1 << 20;
         let mut size = 0;
+        let mut words = BytesMut::new();
         while let Ok(Some(Ok(chunk))) = tokio::time::timeout_at(deadline, answer.chunk()).await {
             size += chunk.len();
-            if size > limit || self.emit_bytes(chunk).is_err() {
+            if size > limit {
+                break;
+            }
+            if self.answers.is_some() {
+                words.extend_from_slice(&chunk);
+            } else if self.emit_bytes(chunk).is_err() {
                 break;
             }
         }
+        let carried = self.answers.as_ref().map(|answers| answers.refusal(status, &words));
+        // What does not fit any more is missing from words that nobody waits for.
+        let _ = carried.map(|words| self.emit_bytes(words));
         Ending::RefusedByProvider(status)
     }
 }

@@ -240,6 +240,10 @@ impl Escalator {
         let _count = Defer(|| {
             running.fetch_sub(1, Ordering::Relaxed);
         });
+        let body = match plan::meant(&request, body) {
+            Ok(body) => body,
+            Err(failure) => return refuse(&mut stream, &failure, span).await,
+        };
         let begun = self.begin(caller, &request, &body).instrument(span.clone()).await;
         drop(body);
         match begun {
@@ -310,7 +314,7 @@ impl Escalator {
             HoldOutcome::Finished { end, provider, model } => {
                 guard.disarm();
                 let served = plan.candidates.iter().find(|candidate| candidate.model.provider == provider);
-                let dialect = served.unwrap_or(&plan.candidates[0]).dialect;
+                let dialect = plan.shown(served.unwrap_or(&plan.candidates[0]));
                 Ok(Beginning::Settled(Recorded { dialect, end, provider, model }))
             }
             HoldOutcome::Refused(refusal) => {

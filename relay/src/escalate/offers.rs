@@ -120,6 +120,7 @@ impl Flight<'_> {
         self.offers.failed.push(failed);
         self.offers.at += 1;
         self.meter = self.plan.meter(self.candidate());
+        self.answers = self.plan.answers(self.candidate(), self.escalator.env.clock.now_ms());
         let usable = &self.offers.usable[self.offers.at];
         Some(self.escalator.prepare(&self.held.tenant.id, &self.plan, usable, &sent, self.held.output_cap))
     }

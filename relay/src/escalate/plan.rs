@@ -10,6 +10,7 @@ use belay_certs::sha256;
 use belay_protocol::dialect::body::{BodyFacts, inspect};
 use belay_protocol::dialect::edit::{self, Edits};
 use belay_protocol::dialect::prompt::Prompt;
+use belay_protocol::dialect::translate::{self, Answers, Asked, Sending};
 use belay_protocol::dialect::usage::UsageMeter;
 use belay_protocol::message::{Dialect, EscalateRequest, Failed, FailureCode, Operation};
 use bytes::Bytes;
@@ -25,6 +26,8 @@ pub(crate) struct Plan {
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) stream: bool,
     pub(crate) operation: Operation,
+    /// The caller's.
+    dialect: Dialect,
     /// The caller wants to see the usage event of its own accord.
     pub(crate) wants_usage_event: bool,
     source: Source,
@@ -35,7 +38,10 @@ pub(crate) struct Plan {
 #[derive(Debug)]
 pub(crate) struct Candidate {
     pub(crate) model: Arc<Model>,
+    /// The provider's, in which it is asked and answers.
     pub(crate) dialect: Dialect,
+    /// The request, if its caller speaks another one.
+    translated: Option<Asked>,
     pub(crate) price: PriceSnapshot,
     keyless: bool,
 }
@@ -44,6 +50,19 @@ pub(crate) struct Candidate {
 enum Source {
     Prompt(Prompt),
     Body(BodyFacts),
+}
+
+/// The body that is meant: some programs send one of the Responses API where one of Chat Completions
+/// belongs, and want to be answered so.
+pub(crate) fn meant(request: &EscalateRequest, body: Bytes) -> Result<Bytes, Failed> {
+    let is_chat = (request.operation, request.dialect) == (Operation::CHAT, Dialect::OPENAI_CHAT);
+    if !is_chat || !translate::is_responses_body(&body) {
+        return Ok(body);
+    }
+    translate::responses_as_chat(&request.model, &body).map_err(|error| {
+        let message = format!("a body of the Responses API on the path of Chat Completions: {error}");
+        failed(request.request_id, FailureCode::INVALID_REQUEST, message, "leave it out, or ask for /v1/responses")
+    })
 }
 
 /// Decides what a request would be. Errors: `UNKNOWN_MODEL`, `NO_PRICE`, `UNSUPPORTED`, `INVALID_REQUEST`.
@@ -56,7 +75,7 @@ pub(crate) fn plan(
 ) -> Result<Plan, Failed> {
     let id = request.request_id;
     let fail = |code, message: String, remedy: &str| failed(id, code, message, remedy);
-    let candidates = candidates(config, price_version, request, now_ms)
+    let candidates = candidates(config, price_version, request, body, now_ms)
         .map_err(|(code, message, remedy)| fail(code, message, remedy))?;
     if request.max_output_tokens == Some(0) {
         let message = "max_output_tokens must be at least 1".to_owned();
@@ -84,7 +103,7 @@ pub(crate) fn plan(
     let operation = request.operation;
     // Such an answer has nothing that a cap could bound.
     let asked_output = if has_output(operation) { asked_output } else { Some(0) };
-    Ok(Plan { candidates, stream, operation, wants_usage_event, source, asked_output })
+    Ok(Plan { candidates, stream, operation, dialect: request.dialect, wants_usage_event, source, asked_output })
 }
 
 /// The models that the request's name stands for, as far as they have a price and speak its dialect.
@@ -92,6 +111,7 @@ fn candidates(
     config: &Config,
     price_version: i64,
     request: &EscalateRequest,
+    body: &Bytes,
     now_ms: u64,
 ) -> Result<Vec<Candidate>, (FailureCode, String, &'static str)> {
     let models = config
@@ -100,12 +120,26 @@ fn candidates(
     let (mut found, mut reason) = (vec![], None);
     for model in models {
         let kind = config.providers[&model.provider].kind;
-        let dialect = kind.dialect();
-        if let Err(message) = check_operation(request, kind) {
-            let remedy = "choose a model of that API, or the API of that model";
-            reason.get_or_insert((FailureCode::UNSUPPORTED, message, remedy));
-            continue;
-        }
+        let dialect = match check_operation(request, kind) {
+            Ok(dialect) => dialect,
+            Err(message) => {
+                let remedy = "choose a model of that API, or the API of that model";
+                reason.get_or_insert((FailureCode::UNSUPPORTED, message, remedy));
+                continue;
+            }
+        };
+        let translated = if dialect == request.dialect || request.dialect == Dialect::PROMPT {
+            None
+        } else {
+            match translate::request(request.dialect, dialect, body) {
+                Ok(asked) => Some(asked),
+                Err(error) => {
+                    let remedy = "leave it out, or choose a model of your own API";
+                    reason.get_or_insert((FailureCode::INVALID_REQUEST, error.to_string(), remedy));
+                    continue;
+                }
+            }
+        };
         let prices = model.prices.as_ref().and_then(|list| list.at(now_ms));
         let covers = |prices: &&PriceSet| prices.is_complete() || !has_output(request.operation);
         let Some(prices) = prices.filter(covers) else {
@@ -127,7 +161,8 @@ fn candidates(
                 lines,
                 tiers,
             },
-            dialect: if request.dialect == Dialect::PROMPT { dialect } else { request.dialect },
+            dialect,
+            translated,
             keyless: kind == ProviderKind::Demo,
             model,
         });
@@ -143,20 +178,23 @@ fn has_output(operation: Operation) -> bool {
     !matches!(operation, Operation::EMBEDDINGS | Operation::COUNT_TOKENS)
 }
 
-fn check_operation(request: &EscalateRequest, kind: ProviderKind) -> Result<(), String> {
+/// The dialect in which a provider of that kind is asked. Errors: it does not have the operation.
+fn check_operation(request: &EscalateRequest, kind: ProviderKind) -> Result<Dialect, String> {
     let dialect = kind.dialect();
-    let fits = match request.operation {
-        Operation::RESPONSES => request.dialect == Dialect::OPENAI_RESPONSES && kind == ProviderKind::OpenAi,
-        Operation::EMBEDDINGS => request.dialect == Dialect::OPENAI_CHAT && kind == ProviderKind::OpenAi,
-        Operation::COUNT_TOKENS => request.dialect == Dialect::ANTHROPIC && kind == ProviderKind::Anthropic,
-        Operation::CHAT => {
-            matches!(request.dialect, Dialect::PROMPT) || request.dialect == dialect && dialect == Dialect::OPENAI_CHAT
+    let fits = match (request.operation, request.dialect) {
+        // What one API does not have is carried over to the other.
+        (Operation::RESPONSES, Dialect::OPENAI_RESPONSES) if kind == ProviderKind::OpenAi => {
+            return Ok(Dialect::OPENAI_RESPONSES);
         }
-        Operation::MESSAGES => request.dialect == dialect && dialect == Dialect::ANTHROPIC,
+        (Operation::RESPONSES, wanted) => wanted == Dialect::OPENAI_RESPONSES,
+        (Operation::EMBEDDINGS, wanted) => wanted == Dialect::OPENAI_CHAT && kind == ProviderKind::OpenAi,
+        (Operation::COUNT_TOKENS, wanted) => wanted == Dialect::ANTHROPIC && kind == ProviderKind::Anthropic,
+        (Operation::CHAT, wanted) => matches!(wanted, Dialect::PROMPT | Dialect::OPENAI_CHAT),
+        (Operation::MESSAGES, wanted) => wanted == Dialect::ANTHROPIC,
         _ => return Err(format!("the operation {} is not served", request.operation)),
     };
     if fits {
-        return Ok(());
+        return Ok(dialect);
     }
     Err(format!(
         "operation {} with a body of dialect {} cannot go to model {:?}, whose provider speaks {dialect}",
@@ -230,6 +268,18 @@ impl Plan {
         meter
     }
 
+    /// Carries an answer of a candidate over to its caller, if the two speak different dialects.
+    pub(super) fn answers(&self, candidate: &Candidate, now_ms: u64) -> Option<Answers> {
+        candidate.translated.as_ref()?;
+        let (caller, model) = (self.dialect, candidate.model.name.as_str());
+        Some(Answers::new(candidate.dialect, caller, model, now_ms / 1000, self.wants_usage_event))
+    }
+
+    /// The dialect in which the caller is answered by a candidate.
+    pub(super) fn shown(&self, candidate: &Candidate) -> Dialect {
+        if candidate.translated.is_some() { self.dialect } else { candidate.dialect }
+    }
+
     fn default_output(&self, escalator: &Escalator) -> u32 {
         let ceilings = self.candidates.iter().map(|candidate| candidate.model.max_output_tokens);
         ceilings.fold(escalator.config.billing.default_max_output, u32::min)
@@ -246,6 +296,9 @@ impl Plan {
         match &self.source {
             Source::Prompt(prompt) => {
                 Bytes::from(prompt.render(candidate.dialect, model, output_cap, cap_field, self.stream))
+            }
+            Source::Body(_) if let Some(asked) = &candidate.translated => {
+                translate::write(asked, candidate.dialect, &Sending { model, cap: Some(output_cap), cap_field })
             }
             Source::Body(facts) => {
                 let cap_field = match candidate.dialect {

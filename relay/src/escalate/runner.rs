@@ -17,6 +17,7 @@ use crate::ops::memory::BodyPermit;
 use crate::providers::{Answer, CallFuture, ProviderError};
 use crate::store::journal::Progress;
 use belay_protocol::dialect::sse::SseSplitter;
+use belay_protocol::dialect::translate::Answers;
 use belay_protocol::dialect::usage::UsageMeter;
 use belay_protocol::frame::MAX_CHUNK;
 use belay_protocol::message::{EscalateRequest, Outcome, ResponseHead};
@@ -55,6 +56,8 @@ pub(super) struct Flight<'a> {
     pub(super) span: &'a Span,
     pub(super) log: EventLog,
     pub(super) meter: UsageMeter,
+    /// Carries the answer over to a caller of another dialect.
+    pub(super) answers: Option<Answers>,
     pub(super) first_event: Option<Instant>,
     revoked: Pin<Box<WaitForCancellationFutureOwned>>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -83,6 +86,7 @@ impl Escalator {
         let flight = Flight {
             log: EventLog::new(self.config.limits.unread_events, Arc::clone(&self.flights.budget)),
             meter: plan.meter(offers.candidate(&plan)),
+            answers: plan.answers(offers.candidate(&plan), self.env.clock.now_ms()),
             first_event: None,
             revoked: Box::pin(registration.revoked.clone().cancelled_owned()),
             stop: Box::pin(self.stop.clone().cancelled_owned()),

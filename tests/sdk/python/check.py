@@ -301,6 +301,179 @@ def anthropic_errors(client):
     answered()
 
 
+CLAUDES_CALL = [
+    {
+        "type": "message_start",
+        "message": {
+            "id": "msg_1", "type": "message", "role": "assistant", "model": "claude", "content": [],
+            "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 9, "output_tokens": 1},
+        },
+    },
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Let me look."}},
+    {"type": "content_block_stop", "index": 0},
+    {
+        "type": "content_block_start", "index": 1,
+        "content_block": {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {}},
+    },
+    {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": '{"city":'}},
+    {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": ' "Wien"}'}},
+    {"type": "content_block_stop", "index": 1},
+    {
+        "type": "message_delta", "delta": {"stop_reason": "tool_use", "stop_sequence": None},
+        "usage": {"output_tokens": 30},
+    },
+    {"type": "message_stop"},
+]
+
+
+def across_to_claude(client):
+    """OpenAI's SDK, a model of Anthropic's API."""
+    whole = client.chat.completions.create(
+        model="claude",
+        max_tokens=50,
+        stop=["END"],
+        messages=[{"role": "system", "content": "be short"}] + user(script(tokens=7, usage={"input": 3, "cache_read": 10})),
+    )
+    answered()
+    usage = whole.usage
+    check("across: chat", whole.choices[0].message.content.startswith("belay0 ") and whole.choices[0].finish_reason == "stop")
+    check("across: chat usage", (usage.prompt_tokens, usage.completion_tokens, usage.prompt_tokens_details.cached_tokens) == (13, 7, 10))
+    text, usage = "", None
+    options = {"include_usage": True}
+    for chunk in client.chat.completions.create(
+        model="claude", messages=user(script(tokens=40, ping_every=7, split=3)), stream=True, stream_options=options
+    ):
+        usage = chunk.usage or usage
+        text += "".join(choice.delta.content or "" for choice in chunk.choices)
+    answered()
+    check("across: chat stream", text.startswith("belay0 ") and usage.completion_tokens == 40)
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": TOOL}}]
+    asked = user(script(events=[event(one, one["type"]) for one in CLAUDES_CALL]))
+    stream = client.chat.completions.stream(model="claude", messages=asked, tools=tools)
+    with stream as events:
+        for _ in events:
+            pass
+        first = events.get_final_completion().choices[0]
+    answered()
+    call = first.message.tool_calls[0]
+    check("across: chat tool call", json.loads(call.function.arguments) == {"city": "Wien"} and first.finish_reason == "tool_calls")
+    check("across: chat tool text", first.message.content == "Let me look.")
+    called = {"id": call.id, "type": "function", "function": {"name": "weather", "arguments": call.function.arguments}}
+    asked.append({"role": "assistant", "content": first.message.content, "tool_calls": [called]})
+    asked.append({"role": "tool", "tool_call_id": call.id, "content": "sunny"})
+    asked += user(script(tokens=3))
+    second = client.chat.completions.create(model="claude", messages=asked, tools=tools)
+    answered()
+    check("across: chat tool result", second.usage.completion_tokens == 3)
+    parts = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64," + PICTURE}}]
+    seen = client.chat.completions.create(model="claude", messages=user(parts), max_tokens=20)
+    answered()
+    check("across: chat image", seen.choices[0].message.content)
+    for field, value in [("logprobs", True), ("seed", 7), ("n", 2), ("response_format", {"type": "json_object"})]:
+        try:
+            client.chat.completions.create(model="claude", messages=user("hi"), **{field: value})
+            check(f"across: {field}", False)
+        except openai.BadRequestError as error:
+            check(f"across: {field}", field in str(error) and "cannot be carried" in str(error))
+    try:
+        client.chat.completions.create(model="claude", messages=user(script(status=529)), max_tokens=20)
+        check("across: overloaded", False)
+    except openai.InternalServerError as error:
+        check("across: overloaded", error.status_code == 529 and error.type == "overloaded_error")
+    whole = client.responses.create(model="claude", instructions="be short", input=script(tokens=6), max_output_tokens=50)
+    answered()
+    check("across: responses", whole.output_text.startswith("belay0 ") and whole.usage.output_tokens == 6)
+    with client.responses.stream(model="claude", input=asked[0]["content"], tools=[{"type": "function", **tools[0]["function"]}]) as stream:
+        kinds = [part.type for part in stream]
+        final = stream.get_final_response()
+    answered()
+    check("across: responses stream", final.output_text == "Let me look." and final.usage.output_tokens == 30)
+    check("across: responses call", json.loads(final.output[1].arguments) == {"city": "Wien"} and "response.completed" in kinds)
+
+
+def across_to_gpt(client):
+    """Anthropic's SDK, a model of OpenAI's API."""
+    whole = client.messages.create(
+        model="gpt", max_tokens=50, system="be short", stop_sequences=["END"], messages=user(script(tokens=7, usage={"input": 3, "cache_read": 10}))
+    )
+    answered()
+    check("across: messages", whole.content[0].text.startswith("belay0 ") and whole.stop_reason == "end_turn")
+    check("across: messages usage", (whole.usage.input_tokens, whole.usage.cache_read_input_tokens, whole.usage.output_tokens) == (3, 10, 7))
+    with client.messages.stream(model="gpt", max_tokens=90, messages=user(script(tokens=40, split=3))) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    answered()
+    check("across: messages stream", final.content[0].text == text and final.usage.output_tokens == 40)
+    cut = client.messages.create(model="gpt", max_tokens=5, messages=user(script(tokens=40)))
+    answered()
+    check("across: messages length", cut.stop_reason == "max_tokens")
+
+    def chunk(delta, finish=None, **more):
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return event({"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "gpt", "choices": [choice], **more})
+
+    def call(index, **fields):
+        return {"tool_calls": [{"index": index, **fields}]}
+
+    events = [
+        chunk({"role": "assistant", "content": "Let me look."}),
+        chunk(call(0, id="call_1", type="function", function={"name": "weather", "arguments": '{"city":'})),
+        chunk(call(0, function={"arguments": ' "Wien"}'})),
+        chunk(call(1, id="call_2", type="function", function={"name": "weather", "arguments": '{"city": "Graz"}'})),
+        chunk({}, "tool_calls", usage={"prompt_tokens": 9, "completion_tokens": 30, "total_tokens": 39}),
+        "data: [DONE]\n\n",
+    ]
+    tools = [{"name": "weather", "description": "says it", "input_schema": TOOL}]
+    asked = user(script(events=events))
+    with client.messages.stream(model="gpt", max_tokens=90, messages=asked, tools=tools) as stream:
+        final = stream.get_final_message()
+    answered()
+    cities = [block.input["city"] for block in final.content if block.type == "tool_use"]
+    check("across: messages tool calls", cities == ["Wien", "Graz"] and final.stop_reason == "tool_use" and final.usage.output_tokens == 30)
+    asked.append({"role": "assistant", "content": [block.model_dump(exclude_none=True) for block in final.content]})
+    results = [{"type": "tool_result", "tool_use_id": f"call_{number}", "content": "sunny", "is_error": number == 2} for number in (1, 2)]
+    asked.append({"role": "user", "content": results + [{"type": "text", "text": script(tokens=3)}]})
+    second = client.messages.create(model="gpt", max_tokens=50, messages=asked, tools=tools)
+    answered()
+    check("across: messages tool results", second.usage.output_tokens == 3)
+    source = {"type": "base64", "media_type": "image/png", "data": PICTURE}
+    seen = client.messages.create(model="gpt", max_tokens=20, messages=user([{"type": "image", "source": source}]))
+    answered()
+    check("across: messages image", seen.content[0].text)
+    try:
+        client.messages.create(model="gpt", max_tokens=20, messages=user("hi"), extra_body={"top_k": 5})
+        check("across: top_k", False)
+    except anthropic.BadRequestError as error:
+        check("across: top_k", "top_k cannot be carried" in str(error))
+    try:
+        client.messages.create(model="gpt", max_tokens=20, messages=user(script(status=429, headers={"retry-after": "2"})))
+        check("across: rate limit", False)
+    except anthropic.RateLimitError as error:
+        check("across: rate limit", error.response.headers["retry-after"] == "2" and error.body["error"]["type"] == "rate_limit_error")
+    try:
+        with client.messages.stream(model="gpt", max_tokens=50, messages=user(script(cut_after=5))) as stream:
+            "".join(stream.text_stream)
+        check("across: cut stream", False)
+    except anthropic.APIError as error:
+        check("across: cut stream", "not complete" in str(error))
+    answered()
+
+
+def editors(client):
+    """Some send a body of the Responses API to the path of Chat Completions, and want chunks of chat."""
+    body = {
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": script(tokens=9)}]}],
+        "tools": [{"type": "function", "name": "weather", "parameters": TOOL}],
+    }
+    for model in ("gpt", "claude"):
+        text = ""
+        for chunk in client.chat.completions.create(model=model, messages=openai.omit, extra_body=body, stream=True):
+            text += "".join(choice.delta.content or "" for choice in chunk.choices)
+        answered()
+        check(f"editors' bodies to {model}", text.startswith("belay0 "))
+
+
 def models(openai_client, anthropic_client):
     names = {model.id for model in openai_client.models.list()}
     check("models", {"auto", "gpt", "claude"} <= names)
@@ -339,6 +512,9 @@ cancellation(with_version)
 messages(claude)
 messages_tools(claude)
 anthropic_errors(claude)
+across_to_claude(with_version)
+across_to_gpt(claude)
+editors(with_version)
 models(with_version, claude)
 many_at_once(with_version)
 print(json.dumps({"checks": checks, "charged": charged}))
