@@ -7,12 +7,14 @@ mod check;
 mod limits;
 mod models;
 mod raw;
+mod routes;
 mod template;
 mod upstream;
 
 pub use billing::Billing;
 pub use check::{Config, ConfigError, Model, ProviderConfig, ProviderKind};
-pub use limits::{Limits, Timeouts};
+pub use limits::{Limits, Retries, Timeouts};
+pub use routes::{Prefer, Route, Target};
 pub use template::TEMPLATE;
 
 use check::Keys;

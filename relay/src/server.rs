@@ -6,7 +6,7 @@ use crate::admission::Strangers;
 use crate::config::{Config, Limits};
 use crate::connection::Shared;
 use crate::enrolment::Enrolment;
-use crate::escalate::{Escalator, Flights, Unresolved};
+use crate::escalate::{Escalator, Flights, Health, Unresolved};
 use crate::listener::{Gate, Listener};
 use crate::ops::memory::{BodyBudget, Memory};
 use crate::providers::{self, Providers};
@@ -146,6 +146,7 @@ impl Relay {
             store: store.clone(),
             tenants: Arc::clone(&tenants),
             providers,
+            health: Health::default(),
             sealer: KeySealer::new(&master)?,
             price_version,
             stop: CancellationToken::new(),

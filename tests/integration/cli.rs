@@ -136,7 +136,7 @@ fn every_command_prints_one_json_value() {
 
     assert_eq!(operator(&["config", "init", "other.toml"])["written"], "other.toml");
     let config = operator(&["config", "check"]);
-    assert_eq!((&config["valid"], &config["aliases"]["auto"]), (&true.into(), &json!(["demo"])));
+    assert_eq!((&config["valid"], &config["aliases"]["auto"]["targets"][0]["model"]), (&true.into(), &json!("demo")));
     assert_eq!(operator(&["prices", "list"])[0]["name"], "demo");
     assert_eq!(operator(&["prices", "show", "auto"])[0]["source"], "config");
     assert_eq!(operator(&["prices", "check"]), json!([]));

@@ -30,6 +30,7 @@ mod reconcile;
 mod recorded;
 mod resume;
 mod retries;
+mod routes;
 mod scripted;
 mod sdks;
 mod secrets;

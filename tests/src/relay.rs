@@ -34,6 +34,8 @@ pub fn config_text(state: &Path, extra: &str) -> String {
     table("[state]", &format!("dir = {:?}", state.display().to_string()));
     table("[limits]", "requests_per_minute = 100000\nrequests_at_once = 1000\nhandshakes_per_second = 10000\n");
     table("[timeouts]", "drain_ms = 3000");
+    // Tests say themselves when they want a provider to be asked again.
+    table("[retries]", "rounds = 0");
     table("[providers.demo]", "kind = \"demo\"\npace_ms = 1");
     table(
         "[models.demo]",

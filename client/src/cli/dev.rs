@@ -254,7 +254,7 @@ mod tests {
         // Keys are looked up when the text is checked; here only its form counts.
         let text: String =
             text.lines().filter(|line| !line.starts_with("key_env")).map(|line| format!("{line}\n")).collect();
-        Config::parse(&text, "dev").expect("valid").aliases["auto"][0].clone()
+        Config::parse(&text, "dev").expect("valid").aliases["auto"].targets[0].model.clone()
     }
 
     #[test]

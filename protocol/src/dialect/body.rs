@@ -71,6 +71,8 @@ pub struct BodyFacts {
     pub extra_output_tokens: u64,
     /// There is content whose tokens its bytes do not bound (images, documents, references).
     pub non_text: bool,
+    /// Tools are offered to the model.
+    pub tools: bool,
     /// It refers to something that the provider keeps, by this field: whose it is, only the key says.
     pub refers: Option<&'static str>,
     /// Length of the body in bytes: an upper bound of its text's tokens.
@@ -113,6 +115,7 @@ pub fn inspect(dialect: Dialect, body: &[u8]) -> Result<BodyFacts, BodyError> {
                 facts.include_usage = include_usage(raw)?;
             }
             "prediction" => facts.extra_output_tokens = raw.get().len() as u64,
+            "tools" | "functions" => facts.tools = !matches!(raw.get(), "null" | "[]"),
             "messages" | "system" | "input" => {
                 let seen = scan(raw)?;
                 facts.non_text |= seen.non_text;

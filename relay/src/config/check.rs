@@ -1,9 +1,10 @@
 //! The rules, and the checked configuration that the rest of the relay sees.
 
 use super::billing::{Billing, billing};
-use super::limits::{Limits, Timeouts, limits, timeouts};
+use super::limits::{Limits, Retries, Timeouts, limits, retries, timeouts};
 use super::models::{Prices, model};
-use super::raw::{Raw, Targets, nearest};
+use super::raw::{Raw, nearest};
+use super::routes::{Route, route};
 use super::upstream::provider;
 use crate::ops::log::LogFormat;
 use crate::pricing::{Catalogue, PriceList, Source};
@@ -87,8 +88,10 @@ pub struct Config {
     pub providers: BTreeMap<String, ProviderConfig>,
     /// Models by the name that callers use.
     pub models: BTreeMap<String, Arc<Model>>,
-    /// Aliases to models; of several, the first that answers serves.
-    pub aliases: BTreeMap<String, Vec<String>>,
+    /// Names that stand for models; of several, the first that answers serves.
+    pub aliases: BTreeMap<String, Route>,
+    /// When a provider is asked again.
+    pub retries: Retries,
     /// In place of the catalogue of prices that comes with the relay.
     pub(super) own_catalogue: Option<Arc<Catalogue>>,
 }
@@ -155,14 +158,15 @@ pub struct Model {
     pub max_output_tokens: u32,
     /// The field of the request body that caps the output.
     pub cap_field: String,
+    /// It sees images.
+    pub images: bool,
+    /// It calls tools.
+    pub tools: bool,
     /// Its prices; `None`: nobody knows them, and it is refused.
     pub prices: Option<PriceList>,
     /// Who says so.
     pub priced_by: Option<Source>,
 }
-
-/// The most models of an alias: its offers are numbered in a byte, and all of them are priced for a hold.
-const MOST_TARGETS: usize = 8;
 
 /// Whether provider keys are looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -227,19 +231,10 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
     let mut aliases = BTreeMap::new();
     for (alias, targets) in raw.aliases {
         let key = format!("aliases.{alias}");
-        let targets = match targets {
-            Targets::One(target) => vec![target],
-            Targets::Several(targets) => targets,
-        };
         if models.contains_key(&alias) {
             return Err(wrong(&key, "is the name of a model as well; choose another alias".into()));
         }
-        if !(1..=MOST_TARGETS).contains(&targets.len()) {
-            return Err(wrong(&key, format!("must stand for 1 to {MOST_TARGETS} models")));
-        }
-        if let Some(target) = targets.iter().find(|target| !models.contains_key(*target)) {
-            return Err(wrong(&key, unknown("model", target, models.keys())));
-        }
+        let targets = route(targets, &models).map_err(|why| wrong(&key, why))?;
         aliases.insert(alias, targets);
     }
     let limits = limits(&raw.limits).map_err(|(key, why)| wrong(key, why))?;
@@ -261,6 +256,7 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
         providers,
         models,
         aliases,
+        retries: retries(&raw.retries).map_err(|(key, why)| wrong(key, why))?,
         own_catalogue,
     })
 }
@@ -280,6 +276,7 @@ mod tests {
     use belay_protocol::message::UnitKind;
 
     const DIR: &str = "[state]\ndir = \"x\"\n";
+    const DEMO: &str = "[providers.d]\nkind = \"demo\"\n[models.demo]\nprovider = \"d\"\n";
     const ONE: &str = "price = { input = \"3\", output = \"15\" }\n";
 
     /// A model whose price changes on that day.
@@ -366,7 +363,20 @@ mod tests {
             ),
             ("[state]\ndir = \"x\"\n[aliases]\nauto = \"nothing\"\n", "there is no model"),
             (&format!("{DIR}[aliases]\nauto = []\n"), "1 to 8 models"),
-            (&format!("{DIR}[aliases]\nauto = 5\n"), "a model's name, or a list of them"),
+            (&format!("{DIR}[aliases]\nauto = 5\n"), "a model's name, a list of them, or a table"),
+            (&format!("{DIR}{DEMO}[aliases]\nauto = [{{ model = \"demo\", weight = 0 }}]\n"), "weight 0 is not from 1"),
+            (
+                &format!("{DIR}{DEMO}[aliases.auto]\nmodels = [\"demo\"]\nprefer = \"best\"\n"),
+                "neither order nor cheapest",
+            ),
+            (&format!("{DIR}{DEMO}[aliases.auto]\nmodels = [\"demo\"]\nmax_input = \"-1\"\n"), "below zero"),
+            (
+                &format!(
+                    "{DIR}{DEMO}[aliases.auto]\nmodels = [{{ model = \"demo\", weight = 1 }}]\nprefer = \"cheapest\"\n"
+                ),
+                "weights mean nothing",
+            ),
+            (&format!("{DIR}[retries]\nrounds = 11\n"), "is not from 0 to 10"),
             (&format!("{DIR}[billing]\nprices_file = \"/no/such.json\"\n"), "/no/such.json"),
             (&format!("{DIR}[billing]\ntopup_url = \"http://x\"\n"), "no https address"),
             (&format!("{DIR}[recorded.local]\nprice = {{ input = \"-1\", output = \"0\" }}\n"), "below zero"),

@@ -1,7 +1,7 @@
 //! Sizes, counts and times.
 
 use super::check::Wrong;
-use super::raw::{RawLimits, RawTimeouts};
+use super::raw::{RawLimits, RawRetries, RawTimeouts};
 use belay_transport::params;
 use std::time::Duration;
 
@@ -63,6 +63,26 @@ pub struct Timeouts {
     pub drain: Duration,
     /// How long a tunnel outlives its certificate.
     pub expired_grace: Duration,
+}
+
+/// When the providers of a request are asked again, before the first byte of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retries {
+    /// So often, once all that may serve it have failed for a reason that may pass.
+    pub rounds: u32,
+    /// Not where a provider wants more time than this.
+    pub longest_wait: Duration,
+}
+
+pub(super) fn retries(raw: &RawRetries) -> Result<Retries, Wrong> {
+    let (rounds, wait) = (raw.rounds.unwrap_or(1), raw.longest_wait_ms.unwrap_or(5_000));
+    if rounds > 10 {
+        return Err(("retries.rounds", format!("{rounds} is not from 0 to 10")));
+    }
+    if wait > 600_000 {
+        return Err(("retries.longest_wait_ms", format!("{wait} is not from 0 to 600000 milliseconds")));
+    }
+    Ok(Retries { rounds, longest_wait: Duration::from_millis(wait) })
 }
 
 pub(super) fn limits(raw: &RawLimits) -> Result<Limits, Wrong> {

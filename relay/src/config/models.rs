@@ -3,6 +3,7 @@
 use super::Config;
 use super::check::{Model, ProviderConfig, unknown};
 use super::raw::{RawModel, RawPrice, RawTier};
+use super::routes::Route;
 use crate::pricing::{Catalogue, PriceLine, PriceList, PriceSet, PriceTier, Source};
 use belay_protocol::calendar;
 use belay_protocol::message::{ModelOffer, UnitKind};
@@ -40,6 +41,8 @@ pub(super) fn model(
     let name = raw.name.as_deref().unwrap_or(key);
     let mut model = unlisted(&raw.provider, provider, name, prices);
     model.context_tokens = raw.context_tokens.unwrap_or(model.context_tokens);
+    model.images = raw.images.unwrap_or(true);
+    model.tools = raw.tools.unwrap_or(true);
     model.max_output_tokens = raw.max_output_tokens.unwrap_or(model.context_tokens);
     if let Some(field) = &raw.cap_field {
         model.cap_field.clone_from(field);
@@ -66,6 +69,8 @@ fn unlisted(provider_name: &str, provider: &ProviderConfig, name: &str, prices: 
         context_tokens,
         max_output_tokens: context_tokens,
         cap_field: if newer { "max_completion_tokens" } else { "max_tokens" }.to_owned(),
+        images: true,
+        tools: true,
         prices,
         priced_by,
     }
@@ -76,8 +81,8 @@ impl Config {
     /// of a model, or any model of a provider that offers all of its own. Errors: there is none; what there is.
     pub fn resolve(&self, name: &str) -> Result<Vec<Arc<Model>>, String> {
         let name = if name.is_empty() { "auto" } else { name };
-        if let Some(targets) = self.aliases.get(name) {
-            return Ok(targets.iter().filter_map(|target| self.models.get(target).cloned()).collect());
+        if let Some(route) = self.aliases.get(name) {
+            return Ok(route.targets.iter().filter_map(|target| self.models.get(&target.model).cloned()).collect());
         }
         let own = self.models.get(name).or_else(|| self.models.values().find(|model| model.name == name));
         if let Some(model) = own {
@@ -92,6 +97,12 @@ impl Config {
             let known: Vec<String> = named.cloned().chain(open).collect();
             format!("{unknown} on this relay; it has {}", known.join(", "))
         })
+    }
+
+    /// What an alias stands for; `None` for any other name.
+    #[must_use]
+    pub fn route(&self, name: &str) -> Option<&Route> {
+        self.aliases.get(if name.is_empty() { "auto" } else { name })
     }
 
     /// What can be asked, aliases first: each name with the model that is asked first for it, and its prices
@@ -221,12 +232,15 @@ fn lines<'a>(named: impl IntoIterator<Item = Named<'a>>) -> Result<Vec<PriceLine
     named
         .into_iter()
         .filter_map(|(kind, text)| Some((kind, text?)))
-        .map(|(kind, text)| {
-            let amount: NanoUsd = text.parse().map_err(|error| format!("price of {kind}: {error}"))?;
-            if amount.is_negative() {
-                return Err(format!("price of {kind}: {text:?} is below zero"));
-            }
-            Ok(PriceLine { kind, nano_per_million: amount.0 })
-        })
+        .map(|(kind, text)| Ok(PriceLine { kind, nano_per_million: price_of(kind, text)?.0 }))
         .collect()
+}
+
+/// What a million units cost. Errors: it is no price.
+pub(super) fn price_of(kind: UnitKind, text: &str) -> Result<NanoUsd, String> {
+    let amount: NanoUsd = text.parse().map_err(|error| format!("price of {kind}: {error}"))?;
+    if amount.is_negative() {
+        return Err(format!("price of {kind}: {text:?} is below zero"));
+    }
+    Ok(amount)
 }

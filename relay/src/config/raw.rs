@@ -20,6 +20,14 @@ pub(super) struct Raw {
     pub(super) models: BTreeMap<String, RawModel>,
     pub(super) aliases: BTreeMap<String, Targets>,
     pub(super) recorded: RawRecorded,
+    pub(super) retries: RawRetries,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRetries {
+    pub(super) rounds: Option<u32>,
+    pub(super) longest_wait_ms: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -137,6 +145,8 @@ pub(super) struct RawModel {
     pub(super) context_tokens: Option<u32>,
     pub(super) max_output_tokens: Option<u32>,
     pub(super) cap_field: Option<String>,
+    pub(super) images: Option<bool>,
+    pub(super) tools: Option<bool>,
     pub(super) price: Option<RawPrice>,
     /// By the day from which on it holds.
     #[serde(default)]
@@ -145,10 +155,30 @@ pub(super) struct RawModel {
 
 /// What an alias stands for: a model, or several of which the first that answers serves.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a model's name, or a list of them")]
+#[serde(
+    untagged,
+    expecting = "a model's name, a list of them, or a table with models, prefer, max_input and max_output"
+)]
 pub(super) enum Targets {
     One(String),
-    Several(Vec<String>),
+    Several(Vec<RawTarget>),
+    Rules(RawRoute),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRoute {
+    pub(super) models: Vec<RawTarget>,
+    pub(super) prefer: Option<String>,
+    pub(super) max_input: Option<String>,
+    pub(super) max_output: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a model's name, or a table with model and weight")]
+pub(super) enum RawTarget {
+    Name(String),
+    Weighted { model: String, weight: u32 },
 }
 
 /// Dollars per million tokens, as text, so that no decimal is lost.

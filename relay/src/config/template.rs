@@ -152,6 +152,8 @@ price = { input = "0.50", output = "1.50" }
 # [models.gpt-5]
 # provider = "openai"
 # max_output_tokens = 128000
+# images = true
+# tools = true
 
 # What is charged for usage that a tenant's computers record: inference on their own (local, free unless a
 # price is named here) and indexing, embedding and search of knowledge (knowledge, refused without one).
@@ -163,10 +165,25 @@ price = { input = "0.50", output = "1.50" }
 # nomic-embed-text = { input = "0.02", output = "0" }
 
 # Other names for models. "auto" is what a client asks for when its user names nothing. Of several models
-# the first that answers serves; money is set aside for the dearest.
+# the first that fits the request (its length, images, tools) and answers serves; money is set aside for the
+# dearest. Models with weights share the requests; the others come after them.
 [aliases]
 auto = "demo"
 # claude = "claude-sonnet-4-5"
 # gpt = "gpt-5"
 # best = ["claude-sonnet-4-5", "gpt-5"]
+# shared = [{ model = "gpt-5", weight = 3 }, { model = "claude-sonnet-4-5", weight = 1 }, "demo"]
+# By rules: "order" (as they stand) or "cheapest" for the request at hand, and none whose million tokens
+# cost more than so many dollars.
+# [aliases.frugal]
+# models = ["claude-sonnet-4-5", "gpt-5"]
+# prefer = "cheapest"
+# max_input = "3"
+# max_output = "15"
+
+# When all that may serve a request have failed for a reason that may pass (429, 5xx, unreachable), they are
+# asked again so often, before the first byte of an answer, and not where a provider wants a longer wait.
+[retries]
+rounds = 1
+longest_wait_ms = 5000
 "#;

@@ -38,6 +38,7 @@ impl Flight<'_> {
                 .cloned()
                 .chain(self.held.remaining_headers())
                 .chain(self.offers.header())
+                .chain(self.plan.header())
                 .collect(),
             dialect: self.plan.shown(self.candidate()),
             stream: streams,

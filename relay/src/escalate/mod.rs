@@ -14,6 +14,7 @@ mod delivery;
 mod finish;
 mod flights;
 mod guard;
+mod health;
 mod intake;
 mod log;
 mod offers;
@@ -25,6 +26,7 @@ mod reader;
 mod record;
 mod refusal;
 mod resume;
+mod route;
 mod runner;
 mod suspend;
 mod sweeper;
@@ -35,9 +37,11 @@ pub use sweeper::Unresolved;
 
 use flights::{Entered, Registration};
 use guard::HoldGuard;
+pub(crate) use health::Health;
 use offers::{Offers, Sent};
 pub(crate) use refusal::failed;
 use refusal::{refused, store_failed};
+use route::Chooser;
 
 use crate::config::Config;
 use crate::ops::memory::{self, BodyPermit, Charge, Memory};
@@ -113,6 +117,8 @@ pub struct Escalator {
     pub(crate) store: Store,
     pub(crate) tenants: Arc<Tenants>,
     pub(crate) providers: Providers,
+    /// How they have been of late.
+    pub(crate) health: Health,
     /// Opens the keys of tenants that pay with their own.
     pub(crate) sealer: KeySealer,
     /// Version of the price list in central.
@@ -264,7 +270,12 @@ impl Escalator {
     /// Plans the request and sets its money aside.
     async fn begin(&self, caller: &Caller, request: &EscalateRequest, body: &Bytes) -> Result<Beginning, Failed> {
         let id = request.request_id;
-        let plan = plan::plan(&self.config, self.price_version, request, body, self.env.clock.now_ms())?;
+        let chooser = Chooser {
+            health: &self.health,
+            random: &|| u64::from_le_bytes(self.env.random.bytes()),
+            now_ms: self.env.clock.now_ms(),
+        };
+        let plan = plan::plan(&self.config, self.price_version, request, body, &chooser)?;
         let tenant = self.tenants.handle(&caller.tenant).await.map_err(|error| store_failed(id, &error))?;
         let hold_request = plan.hold_request(self, caller, request, body, &tenant.rates);
         let input_bytes = hold_request.input_bytes;
@@ -306,7 +317,7 @@ impl Escalator {
                 } else {
                     self.prepare(&caller.tenant, &plan, &usable[0], &sent, output_cap)
                 };
-                let offers = Offers::new(usable, sent);
+                let offers = Offers::new(usable, sent, self.config.retries);
                 let model = &offers.candidate(&plan).model;
                 debug!(held = %amount, output_cap, provider = %model.provider, model = %model.name, "money held");
                 Ok(Beginning::Begun(Box::new(Begun { plan, held, registration, offers, call })))

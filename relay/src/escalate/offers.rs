@@ -1,4 +1,5 @@
-//! Who serves a request: the first of its offers, or the next where that one does not answer.
+//! Who serves a request: the first of its offers, or the next where that one does not answer; after the
+//! last, those are asked again that said when, or whose fault may pass.
 //!
 //! Another is asked only before the head of an answer has gone out; the tenant pays for the one that
 //! serves. What a provider may have begun on and never answered is the relay's own cost.
@@ -7,13 +8,18 @@ use super::Escalator;
 use super::finish::Ending;
 use super::plan::{Candidate, Plan};
 use super::runner::Flight;
+use crate::config::Retries;
 use crate::providers::{Answer, Call, CallFuture};
 use crate::store::ledger::hold::Usable;
 use belay_protocol::id::TenantId;
 use belay_protocol::message::{FailureCode, Outcome};
 use bytes::Bytes;
+use std::time::Duration;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
+
+/// Before the first time that all are asked again.
+const FIRST_WAIT: Duration = Duration::from_millis(300);
 
 /// What a caller sent, for the providers.
 #[derive(Debug, Clone)]
@@ -28,20 +34,25 @@ pub(super) struct Offers {
     usable: Vec<Usable>,
     /// Which of them is asked.
     at: usize,
-    /// Kept while there is another that could be asked.
+    /// Kept while another call may be made.
     sent: Option<Sent>,
     /// Those that did not answer, and why.
     failed: Vec<String>,
+    /// Of each offer that failed for a reason that may pass: when it may be asked again.
+    again: Vec<(usize, Instant)>,
+    /// So often they may all be asked again.
+    rounds: u32,
+    retries: Retries,
 }
 
 impl Offers {
     /// `usable` is not empty.
-    pub(super) fn new(usable: Vec<Usable>, sent: Sent) -> Self {
-        let sent = (usable.len() > 1).then_some(sent);
-        Self { usable, at: 0, sent, failed: vec![] }
+    pub(super) fn new(usable: Vec<Usable>, sent: Sent, retries: Retries) -> Self {
+        let sent = (usable.len() > 1 || retries.rounds > 0).then_some(sent);
+        Self { usable, at: 0, sent, failed: vec![], again: vec![], rounds: retries.rounds, retries }
     }
 
-    /// No other will be asked: what it would be sent is let go.
+    /// No other call will be made: what would be sent is let go.
     pub(super) fn settle_on(&mut self) {
         self.sent = None;
     }
@@ -60,6 +71,34 @@ impl Offers {
     pub(super) fn header(&self) -> Option<(String, String)> {
         (!self.failed.is_empty()).then(|| ("belay-fell-back-from".to_owned(), self.failed.join(", ")))
     }
+
+    /// Turns to the next offer; after the last, to the one that may be asked again the soonest. Returns when.
+    fn turn(&mut self, failure: &Failure, now: Instant) -> Option<Instant> {
+        if failure.passes {
+            // Twice as long each round where nobody says how long.
+            let round = self.retries.rounds - self.rounds.min(self.retries.rounds);
+            let wait = failure.retry_after_ms.map_or(FIRST_WAIT * (1 << round.min(6)), Duration::from_millis);
+            self.again.push((self.at, now + wait));
+        }
+        if self.at + 1 < self.usable.len() {
+            self.at += 1;
+            return Some(now);
+        }
+        self.rounds = self.rounds.checked_sub(1)?;
+        let (at, when) = std::mem::take(&mut self.again).into_iter().min_by_key(|(_, when)| *when)?;
+        self.at = at;
+        (when <= now + self.retries.longest_wait).then_some(when)
+    }
+}
+
+/// Why a provider did not answer.
+#[derive(Debug)]
+struct Failure {
+    why: String,
+    /// It may answer the same request a moment later.
+    passes: bool,
+    /// It said when.
+    retry_after_ms: Option<u64>,
 }
 
 /// Statuses of which another provider may know better: the fault is not the request's.
@@ -67,15 +106,34 @@ fn is_their_fault(status: u16) -> bool {
     matches!(status, 401..=404 | 408 | 429 | 500..=599)
 }
 
-/// Why a provider did not answer, if another may.
-fn why_not(answer: &Result<Answer, Ending>) -> Option<String> {
+/// Statuses that may be others a moment later.
+fn may_pass(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500 | 502..=504 | 529)
+}
+
+/// Why a provider did not answer, if another may, or it may itself later.
+fn why_not(answer: &Result<Answer, Ending>) -> Option<Failure> {
+    let failure = |why: &str, passes| Some(Failure { why: why.into(), passes, retry_after_ms: None });
     match answer {
-        Ok(answer) => is_their_fault(answer.status).then(|| format!("status {}", answer.status)),
-        Err(Ending::NotDispatched(FailureCode::PROVIDER_UNAVAILABLE, _)) => Some("unreachable".into()),
-        Err(Ending::After(Outcome::PROVIDER_FAILED, _)) => Some("failed".into()),
-        Err(Ending::After(Outcome::TIMED_OUT, _)) => Some("silent".into()),
+        Ok(answer) if is_their_fault(answer.status) => Some(Failure {
+            why: format!("status {}", answer.status),
+            passes: may_pass(answer.status),
+            retry_after_ms: retry_after_ms(&answer.headers),
+        }),
+        Ok(_) => None,
+        Err(Ending::NotDispatched(FailureCode::PROVIDER_UNAVAILABLE, _)) => failure("unreachable", true),
+        Err(Ending::After(Outcome::PROVIDER_FAILED, _)) => failure("failed", true),
+        Err(Ending::After(Outcome::TIMED_OUT, _)) => failure("silent", false),
         Err(_) => None,
     }
+}
+
+/// When a provider wants to be asked again: in milliseconds, or in seconds.
+fn retry_after_ms(headers: &[(String, String)]) -> Option<u64> {
+    let number = |name: &str| headers.iter().find(|(key, _)| key == name)?.1.trim().parse::<f64>().ok();
+    let ms = number("retry-after-ms").or_else(|| Some(number("retry-after")? * 1000.0))?;
+    // A day is as good as never.
+    (ms >= 0.0).then(|| ms.min(86_400_000.0) as u64)
 }
 
 impl Escalator {
@@ -107,28 +165,41 @@ impl Flight<'_> {
         self.offers.candidate(&self.plan)
     }
 
-    /// Turns to the next offer if this one has not answered. Returns the call to it.
-    pub(super) fn fall_back(&mut self, answer: &Result<Answer, Ending>) -> Option<Result<CallFuture, String>> {
-        let why = why_not(answer).filter(|_| Instant::now() < self.deadline)?;
-        let sent = self.offers.sent.clone()?;
-        if self.offers.at + 1 >= self.offers.usable.len() {
+    /// Turns to the next offer if this one has not answered. Returns the call to it, and when it is to be
+    /// made.
+    pub(super) fn fall_back(
+        &mut self,
+        answer: &Result<Answer, Ending>,
+    ) -> Option<(Result<CallFuture, String>, Instant)> {
+        let (now, now_ms) = (Instant::now(), self.escalator.env.clock.now_ms());
+        let asked = &self.candidate().model;
+        let health = &self.escalator.health;
+        let Some(failure) = why_not(answer) else {
+            if answer.is_ok() && health.answered(&asked.provider, &asked.name) {
+                self.span.in_scope(|| info!(provider = %asked.provider, model = %asked.name, "it answers again"));
+            }
             return None;
+        };
+        if health.failed(&asked.provider, &asked.name, failure.retry_after_ms, now_ms) {
+            let (provider, model, why) = (&asked.provider, &asked.name, &failure.why);
+            self.span.in_scope(|| warn!(%provider, %model, %why, "others are asked before it for a while"));
         }
-        let from = &self.candidate().model.provider;
-        self.span.in_scope(|| warn!(provider = %from, %why, "falling back to the next offer"));
-        let failed = format!("{from} ({why})");
+        let failed = format!("{} ({})", asked.provider, failure.why);
+        let sent = self.offers.sent.clone()?;
+        let when = self.offers.turn(&failure, now).filter(|when| *when < self.deadline)?;
+        self.span.in_scope(|| warn!(%failed, wait_ms = (when - now).as_millis(), "asking another, or again"));
         self.offers.failed.push(failed);
-        self.offers.at += 1;
         self.meter = self.plan.meter(self.candidate());
-        self.answers = self.plan.answers(self.candidate(), self.escalator.env.clock.now_ms());
+        self.answers = self.plan.answers(self.candidate(), now_ms);
         let usable = &self.offers.usable[self.offers.at];
-        Some(self.escalator.prepare(&self.held.tenant.id, &self.plan, usable, &sent, self.held.output_cap))
+        let call = self.escalator.prepare(&self.held.tenant.id, &self.plan, usable, &sent, self.held.output_cap);
+        Some((call, when))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_their_fault;
+    use super::{is_their_fault, may_pass, retry_after_ms};
 
     #[test]
     fn a_request_that_is_wrong_is_wrong_everywhere() {
@@ -138,5 +209,25 @@ mod tests {
         for status in [401, 402, 403, 404, 408, 429, 500, 503, 529] {
             assert!(is_their_fault(status), "{status}");
         }
+        // None is asked again whose answer would be the same.
+        for status in 400..=599 {
+            assert!(!may_pass(status) || is_their_fault(status), "{status}");
+        }
+        assert!(!may_pass(401) && !may_pass(404) && may_pass(429) && may_pass(529));
+    }
+
+    #[test]
+    fn providers_say_when_to_come_back_in_two_ways() {
+        let said = |headers: &[(&str, &str)]| {
+            let headers: Vec<_> =
+                headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            retry_after_ms(&headers)
+        };
+        assert_eq!(said(&[("retry-after", "2")]), Some(2000));
+        assert_eq!(said(&[("retry-after", "0.5")]), Some(500));
+        assert_eq!(said(&[("retry-after", "9"), ("retry-after-ms", "20")]), Some(20));
+        assert_eq!(said(&[("retry-after", "Wed, 21 Oct 2026 07:28:00 GMT")]), None);
+        assert_eq!(said(&[("retry-after", "-1")]), None);
+        assert_eq!(said(&[("retry-after", "1e300")]), Some(86_400_000));
     }
 }

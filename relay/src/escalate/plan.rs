@@ -1,5 +1,6 @@
 //! What would be sent to which provider, and what it could cost. Pure: no I/O.
 
+use super::route::{Chooser, Chosen, Needs, choose};
 use super::{Caller, Escalator, failed};
 use crate::config::{Config, Model, ProviderKind};
 use crate::pricing::{BASIS_POINTS, PriceSet, PriceSnapshot};
@@ -32,6 +33,8 @@ pub(crate) struct Plan {
     pub(crate) wants_usage_event: bool,
     source: Source,
     asked_output: Option<u32>,
+    /// Which of several models was chosen, and why not the others, for the caller.
+    picked: Option<String>,
 }
 
 /// A model that may serve a request, and what it charges now.
@@ -71,12 +74,10 @@ pub(crate) fn plan(
     price_version: i64,
     request: &EscalateRequest,
     body: &Bytes,
-    now_ms: u64,
+    chooser: &Chooser<'_>,
 ) -> Result<Plan, Failed> {
     let id = request.request_id;
     let fail = |code, message: String, remedy: &str| failed(id, code, message, remedy);
-    let candidates = candidates(config, price_version, request, body, now_ms)
-        .map_err(|(code, message, remedy)| fail(code, message, remedy))?;
     if request.max_output_tokens == Some(0) {
         let message = "max_output_tokens must be at least 1".to_owned();
         return Err(fail(FailureCode::INVALID_REQUEST, message, "ask for at least one token, or leave the cap out"));
@@ -97,26 +98,72 @@ pub(crate) fn plan(
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     };
+    let (images, tools) = match &source {
+        Source::Prompt(_) => (false, false),
+        Source::Body(facts) => (facts.non_text, facts.tools),
+    };
+    let needs = Needs { bytes: body.len() as u64, output: asked_output, images, tools };
+    let (models, picked) =
+        models(config, request, &needs, chooser).map_err(|(code, message, remedy)| fail(code, message, remedy))?;
+    let candidates = candidates(config, price_version, request, body, models, chooser.now_ms)
+        .map_err(|(code, message, remedy)| fail(code, message, remedy))?;
     // No model gives more than its ceiling, so nothing is held for more.
     let ceiling = candidates.iter().map(|candidate| candidate.model.max_output_tokens).min();
     let asked_output = asked_output.map(|cap| ceiling.map_or(cap, |ceiling| cap.min(ceiling)));
     let operation = request.operation;
     // Such an answer has nothing that a cap could bound.
     let asked_output = if has_output(operation) { asked_output } else { Some(0) };
-    Ok(Plan { candidates, stream, operation, dialect: request.dialect, wants_usage_event, source, asked_output })
+    Ok(Plan {
+        candidates,
+        stream,
+        operation,
+        dialect: request.dialect,
+        wants_usage_event,
+        source,
+        asked_output,
+        picked,
+    })
 }
 
-/// The models that the request's name stands for, as far as they have a price and speak its dialect.
+type Refused = (FailureCode, String, &'static str);
+
+/// The models that may serve the request, in the order in which they are asked, and words about it where
+/// there was a choice.
+fn models(
+    config: &Config,
+    request: &EscalateRequest,
+    needs: &Needs,
+    chooser: &Chooser<'_>,
+) -> Result<(Vec<Arc<Model>>, Option<String>), Refused> {
+    let models = config
+        .resolve(&request.model)
+        .map_err(|message| (FailureCode::UNKNOWN_MODEL, message, "name one of the relay's models or aliases"))?;
+    let Some(route) = config.route(&request.model).filter(|_| models.len() > 1) else {
+        return Ok((models, None));
+    };
+    let Chosen { models, unfit } = choose(route, models, needs, chooser);
+    let others = unfit.join("; ");
+    let Some(first) = models.first() else {
+        let shown: String = request.model.chars().take(80).collect();
+        let message = format!("no model of {shown:?} fits this request: {others}");
+        return Err((FailureCode::INVALID_REQUEST, message, "ask for less, or for another model"));
+    };
+    let mut words = format!("{}/{}", first.provider, first.name);
+    if !others.is_empty() {
+        words = format!("{words} ({others})");
+    }
+    Ok((models, Some(words)))
+}
+
+/// Of those models, the ones that have a price and serve the request's operation.
 fn candidates(
     config: &Config,
     price_version: i64,
     request: &EscalateRequest,
     body: &Bytes,
+    models: Vec<Arc<Model>>,
     now_ms: u64,
-) -> Result<Vec<Candidate>, (FailureCode, String, &'static str)> {
-    let models = config
-        .resolve(&request.model)
-        .map_err(|message| (FailureCode::UNKNOWN_MODEL, message, "name one of the relay's models or aliases"))?;
+) -> Result<Vec<Candidate>, Refused> {
     let (mut found, mut reason) = (vec![], None);
     for model in models {
         let kind = config.providers[&model.provider].kind;
@@ -273,6 +320,11 @@ impl Plan {
         candidate.translated.as_ref()?;
         let (caller, model) = (self.dialect, candidate.model.name.as_str());
         Some(Answers::new(candidate.dialect, caller, model, now_ms / 1000, self.wants_usage_event))
+    }
+
+    /// Which of several models was chosen, as a header.
+    pub(super) fn header(&self) -> Option<(String, String)> {
+        Some(("belay-picked".to_owned(), self.picked.clone()?))
     }
 
     /// The dialect in which the caller is answered by a candidate.

@@ -115,9 +115,10 @@ impl Flight<'_> {
         let body_permit = self.body_permit.take();
         let answer = loop {
             let answer = self.dispatch(call).await;
-            match self.fall_back(&answer) {
-                Some(next) => call = next,
-                None => break answer,
+            let Some((next, when)) = self.fall_back(&answer) else { break answer };
+            call = next;
+            if let Err(ending) = self.wait_until(when).await {
+                break Err(ending);
             }
         };
         // The provider has the body, or will not get it; nobody else will be asked.
@@ -130,6 +131,19 @@ impl Flight<'_> {
         };
         let span = self.span.clone();
         self.end(ending).instrument(span).await;
+    }
+
+    /// Waits for the next attempt. Errors: the request ends before.
+    async fn wait_until(&mut self, when: Instant) -> Result<(), Ending> {
+        if when <= Instant::now() {
+            return Ok(());
+        }
+        let mut timer = pin!(sleep_until(when));
+        poll_fn(|cx| match self.poll_interruption(cx) {
+            Poll::Ready(ending) => Poll::Ready(Err(ending.before_the_call())),
+            Poll::Pending => timer.as_mut().poll(cx).map(Ok),
+        })
+        .await
     }
 
     /// Notes that a provider is called, and calls it.
