@@ -88,10 +88,8 @@ pub fn record(connection: &Connection, record: &Record) -> Result<RecordOutcome,
     let cost = record.offer.price.cost(&record.usage)?;
     let budgets = budget::of(connection, &record.device, record.key.as_deref())?;
     let room = budget::room(connection, &budgets, record.now_ms)?.map_or(NanoUsd(i64::MAX), |room| room.left);
-    // What costs nothing is recorded whatever there is.
-    if cost > NanoUsd::ZERO
-        && let Some(missing) = standing.missing(cost).max((cost > room).then(|| cost - room))
-    {
+    // What costs nothing is covered by whatever there is.
+    if let Some(missing) = standing.missing(cost).max((cost > room).then(|| cost - room)) {
         return Ok(RecordOutcome::Short { missing });
     }
     let bounds = limits(&budgets, record.per_minute);

@@ -221,3 +221,114 @@ fn a_voided_request_is_not_taken_for_a_settled_one() {
     }
     assert_eq!(changed(2), Vec::<String>::new());
 }
+
+#[test]
+fn a_record_may_use_a_budget_up() {
+    let book = book(5_000_000);
+    budget::set(&book.connection, &Scope::Tenant, Measure::SpendDay, Some(7_000)).expect("set");
+    assert!(matches!(record(&book.connection, &recorded(1, 7, NOW)).expect("works"), RecordOutcome::Recorded(_)));
+    let short = record(&book.connection, &recorded(2, 1, NOW)).expect("works");
+    assert_eq!(short, RecordOutcome::Short { missing: NanoUsd(1_000) });
+}
+
+#[test]
+fn rates_that_are_in_use_are_not_forgotten_and_idle_ones_are() {
+    let rates = Rates::default();
+    let bound = |n: u64| Bound { scope: Scope::Key(format!("k{n}")), measure: Measure::RequestsMinute, count: 1 };
+    for number in 0..80 {
+        rates.take(&[bound(number)], 0, NOW).expect("its first one");
+    }
+    for number in 0..80 {
+        assert!(rates.take(&[bound(number)], 0, NOW).is_err(), "{number} was forgotten");
+    }
+    rates.take(&[bound(80)], 0, NOW + 600_000).expect("its first one");
+    assert_eq!(rates.remembered(), 1);
+}
+
+#[test]
+fn what_verify_finds_beside_the_entries_is_named_each_by_itself() {
+    let book = book(50_000_000);
+    super::super::credits::grant(&book.connection, NanoUsd(40_000), "one", None, NOW + DAY_MS, NOW).expect("granted");
+    for number in 1..=2 {
+        held(&book, &HoldRequest { at_once: 10, ..request(number) });
+        settle(&book.connection, &settlement(number, 10, 10)).expect("settled");
+        held(&book, &HoldRequest { at_once: 10, ..request(number + 2) });
+        void(&book.connection, id(number + 2), NOW).expect("voided");
+        held(&book, &HoldRequest { at_once: 10, ..request(number + 4) });
+    }
+    let report = verify(&book.connection);
+    assert_eq!((report.settled, report.voided, report.open), (2, 2, 2));
+    clean(&book);
+    book.connection.execute_batch("PRAGMA foreign_keys = OFF").expect("set");
+    let shows = |change: &str, back: &str, words: &str| {
+        assert!(book.connection.execute(change, []).expect("changed") > 0, "{change}");
+        let problems = verify(&book.connection).problems;
+        assert!(problems.iter().any(|problem| problem.contains(words)), "{words}: {problems:?}");
+        book.connection.execute_batch(back).expect("put back");
+        clean(&book);
+    };
+    shows(
+        "UPDATE account SET last_transfer = last_transfer - 1 WHERE name = 'tenant:prepaid'",
+        "UPDATE account SET last_transfer = last_transfer + 1 WHERE name = 'tenant:prepaid'",
+        "account tenant:prepaid knows nothing of entry",
+    );
+    shows(
+        "INSERT INTO draw (request, credit_grant, nano) SELECT id, 1, 1 FROM request WHERE request_id = x'01010101010101010101010101010101'",
+        "DELETE FROM draw WHERE nano = 1",
+        "1 draws belong to no open request and to no estimate",
+    );
+    shows(
+        "UPDATE request SET terms = terms + 99 WHERE id = 1",
+        "UPDATE request SET terms = terms - 99 WHERE id = 1",
+        "1 requests refer to terms that are missing",
+    );
+    book.connection.execute_batch("CREATE TEMP TABLE kept AS SELECT id, end, cost_nano FROM request").expect("kept");
+    let back = "UPDATE request SET (end, cost_nano) = (SELECT end, cost_nano FROM kept WHERE kept.id = request.id)";
+    shows(
+        "UPDATE request SET end = (SELECT end FROM kept WHERE end IS NOT NULL ORDER BY id DESC LIMIT 1) WHERE id = 1",
+        back,
+        "its End is that of 02020202020202020202020202020202",
+    );
+    shows(
+        "UPDATE request SET cost_nano = cost_nano + 1 WHERE id = 1",
+        back,
+        "charged 20001 nano-USD, its End says 20000",
+    );
+    shows("UPDATE request SET end = NULL WHERE id = 1", back, "settled without an End");
+    shows("UPDATE request SET end = x'00' WHERE id = 1", back, "its End does not decode");
+}
+
+#[test]
+fn each_checkpoint_that_is_missing_is_named() {
+    use crate::store::ledger::seal::{EVERY, SealKey, seal};
+    let book = book(0);
+    book.connection.execute_batch("BEGIN").expect("begun");
+    for number in 0..3 * EVERY {
+        credit(&book.connection, 1, &format!("gift {number}"));
+    }
+    book.connection.execute_batch("COMMIT").expect("committed");
+    let (tenant, key) = ("acme".parse().expect("name"), SealKey::new(&[7; 32]));
+    assert_eq!(seal(&book.connection, &tenant, &key).expect("sealed"), 3 * EVERY);
+    let missing = |gone: &[i64]| {
+        book.connection.execute_batch("BEGIN").expect("begun");
+        for entry in gone {
+            book.connection.execute("DELETE FROM checkpoint WHERE transfer_id = ?1", [entry]).expect("deleted");
+        }
+        let report = super::super::verify::verify(&book.connection, Some((&tenant, &key)), 3 * EVERY).expect("checked");
+        book.connection.execute_batch("ROLLBACK").expect("put back");
+        assert!(report.problems.iter().all(|problem| problem.ends_with("is missing")), "{report:?}");
+        let entry = |problem: &String| problem.split(' ').find_map(|word| word.parse::<i64>().ok());
+        report.problems.iter().filter_map(entry).collect::<Vec<_>>()
+    };
+    for gone in [
+        vec![],
+        vec![EVERY],
+        vec![2 * EVERY],
+        vec![3 * EVERY],
+        vec![EVERY, 2 * EVERY],
+        vec![EVERY, 3 * EVERY],
+        vec![EVERY, 2 * EVERY, 3 * EVERY],
+    ] {
+        assert_eq!(missing(&gone), gone);
+    }
+}
