@@ -49,6 +49,9 @@ pub struct Options {
 pub struct Client {
     env: Env,
     identity: Identity,
+    dialer: Dialer,
+    addresses: Vec<String>,
+    state: Option<StateDir>,
     tunnels: Arc<Tunnels>,
     pending: Option<Pending>,
     resume_window: Duration,
@@ -66,21 +69,42 @@ impl Client {
             prewarm_model: options.prewarm_model,
             prewarm: Notify::new(),
         };
+        let dialer = Dialer::enrolled(&env, &identity, key)?;
+        let resume_window = options.resume_window.unwrap_or(RESUME_WINDOW);
+        Ok(Self::run(env, identity, dialer, addresses, options.state, resume_window, signs))
+    }
+
+    /// Another client of the same device, with a tunnel of its own: a tunnel carries so many streams at the
+    /// most. It says nothing of the computer.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        let (env, identity, dialer) = (self.env.clone(), self.identity.clone(), self.dialer.clone());
+        let (addresses, state) = (self.addresses.clone(), self.state.clone());
+        Self::run(env, identity, dialer, addresses, state, self.resume_window, Signs::default())
+    }
+
+    fn run(
+        env: Env,
+        identity: Identity,
+        dialer: Dialer,
+        addresses: Vec<String>,
+        state: Option<StateDir>,
+        resume_window: Duration,
+        signs: Signs,
+    ) -> Self {
         let tunnels = Tunnels::new(env.clock.now_ms(), addresses.join(", "), signs);
         let network = Arc::new(Notify::new());
-        let dialer = Dialer::enrolled(&env, &identity, key)?;
         let keeper = Keeper::new(
             env.clone(),
-            dialer,
-            addresses,
-            options.state.clone(),
+            dialer.clone(),
+            addresses.clone(),
+            state.clone(),
             Arc::clone(&tunnels),
             Arc::clone(&network),
         );
         let task = Mutex::new(Some(tokio::spawn(keeper.run())));
-        let resume_window = options.resume_window.unwrap_or(RESUME_WINDOW);
-        let pending = options.state.map(|state| state.pending());
-        Ok(Self { env, identity, tunnels, pending, resume_window, network, task })
+        let pending = state.as_ref().map(StateDir::pending);
+        Self { env, identity, dialer, addresses, state, tunnels, pending, resume_window, network, task }
     }
 
     /// The tunnel's state, to follow.

@@ -11,6 +11,7 @@ mod api;
 mod body;
 mod forward;
 mod guard;
+mod lanes;
 mod models;
 mod own;
 mod recent;
@@ -25,6 +26,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use lanes::Lanes;
 use recent::Recent;
 use refusal::Refusal;
 use std::convert::Infallible;
@@ -40,8 +42,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-/// How long a caller may take to send a request's headers.
-const HEADERS: Duration = Duration::from_secs(15);
 /// Bytes of headers at the most.
 const HEADER_BYTES: usize = 64 << 10;
 /// How long running answers may go on once the gateway is to end.
@@ -89,6 +89,8 @@ pub struct Settings {
     pub connections: usize,
     /// How long a request waits for the tunnel.
     pub wait: Duration,
+    /// How long a caller may take to send a request's headers, and its connection be idle.
+    pub header_timeout: Duration,
     /// After so long without a word, a caller that streams gets a sign of life.
     pub keep_alive: Duration,
     /// Remember the beginning of what is asked, for the page.
@@ -104,6 +106,7 @@ impl Default for Settings {
             max_body: 32 << 20,
             connections: 1024,
             wait: Duration::from_secs(15),
+            header_timeout: Duration::from_secs(60),
             keep_alive: Duration::from_secs(15),
             show_prompts: false,
         }
@@ -114,6 +117,7 @@ impl Default for Settings {
 #[derive(Debug)]
 struct Shared {
     client: Arc<Client>,
+    lanes: Lanes,
     settings: Settings,
     recent: Arc<Recent>,
     local: SocketAddr,
@@ -132,7 +136,8 @@ impl Gateway {
     pub fn new(client: Arc<Client>, settings: Settings, listener: TcpListener) -> std::io::Result<Self> {
         let local = listener.local_addr()?;
         let since_ms = client.now_ms();
-        let shared = Arc::new(Shared { client, settings, recent: Recent::new(), local, since_ms });
+        let lanes = Lanes::new(Arc::clone(&client));
+        let shared = Arc::new(Shared { client, lanes, settings, recent: Recent::new(), local, since_ms });
         Ok(Self { shared, listener })
     }
 
@@ -172,6 +177,9 @@ impl Gateway {
             end.cancel();
             tasks.wait().await;
         }
+        for client in shared.lanes.others() {
+            client.close().await;
+        }
     }
 }
 
@@ -197,13 +205,14 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, stop: CancellationToken, 
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "cannot send small pieces at once");
     }
+    let header_timeout = shared.settings.header_timeout;
     let service = service_fn(move |request| {
         let shared = Arc::clone(&shared);
         async move { Ok::<_, Infallible>(handle(&shared, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS)
+        .header_read_timeout(header_timeout)
         .max_buf_size(HEADER_BYTES.max(8192))
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
@@ -240,6 +249,9 @@ async fn tell_progress(shared: Arc<Shared>, stop: CancellationToken) {
                 shared.recent.tell("status", &now);
             }
             _ = tick.tick() => {
+                for client in shared.lanes.idle() {
+                    client.close().await;
+                }
                 if shared.recent.has_readers() {
                     shared.recent.tell_progress();
                 }

@@ -45,18 +45,26 @@ impl Http {
     pub(crate) async fn connect(address: SocketAddr, lanes: usize) -> anyhow::Result<Self> {
         let mut open = vec![];
         for _ in 0..lanes {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            open.push(Mutex::new(sender));
+            open.push(Mutex::new(Self::lane(address).await?));
         }
         Ok(Self { address, lanes: open })
+    }
+
+    async fn lane(address: SocketAddr) -> anyhow::Result<SendRequest<Full<Bytes>>> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(sender)
     }
 
     /// Sends a request and reads its answer to the end.
     pub(crate) async fn stream(&self, lane: usize, body: Bytes) -> anyhow::Result<Streamed> {
         let mut sender = self.lanes[lane].lock().await;
+        // One that was idle for long may have been closed.
+        if sender.is_closed() {
+            *sender = Self::lane(self.address).await?;
+        }
         sender.ready().await?;
         let request = Request::post("/v1/chat/completions")
             .header(HOST, self.address.to_string())

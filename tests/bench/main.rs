@@ -13,6 +13,7 @@
 mod echo;
 mod first_token;
 mod gaps;
+mod gateway;
 mod http;
 mod ledger;
 mod lossy;
@@ -70,7 +71,7 @@ fn run(args: Args) -> anyhow::Result<Verdict> {
             return roles::play(role).await.map(|()| Verdict::Holds);
         }
         let (only, json) = (args.only.clone(), args.json);
-        let most = Duration::from_secs(if args.quick { 180 } else { 900 });
+        let most = Duration::from_secs(if args.quick { 240 } else { 1500 });
         // On a worker thread, like everything that is measured.
         let measured = tokio::spawn(async move {
             let mut report = Report::default();
@@ -111,6 +112,14 @@ async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
             travel::Size { rounds: 6, rounds_of_one: 80, tokens_of_one: 15, tokens_of_many: 150, rounds_of_crowd: 4 }
         };
         travel::measure(&scene, &size, &basis, report).await?;
+    }
+    if wanted(&gateway::NAMES) {
+        let size = if args.quick {
+            gateway::Size { first_tokens: 100, rounds: 2, tokens: 100, crowd_tokens: 250, requests: 640 }
+        } else {
+            gateway::Size { first_tokens: 600, rounds: 5, tokens: 150, crowd_tokens: 3000, requests: 3200 }
+        };
+        gateway::measure(&scene, &size, &basis, report).await?;
     }
     if wanted(&gaps::NAMES) {
         gaps::measure(&scene, if args.quick { 5 } else { 30 }, report).await?;

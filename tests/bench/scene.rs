@@ -12,11 +12,12 @@ use belay_client::{Answer, Client, Identity, Options, enrol};
 use belay_protocol::message::{Dialect, Outcome};
 use belay_tests::clock;
 use belay_tests::fake_provider::Script;
-use belay_tests::procs::{Belayd, Listening};
+use belay_tests::procs::{Belayd, Listening, binary};
 use belay_transport::env::Env;
 use bytes::Bytes;
 use rusqlite::Connection;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,9 +36,12 @@ pub(crate) enum Way {
     Direct,
     Proxy,
     Belay,
+    /// The same through the local gateway.
+    Gateway,
 }
 
 impl Way {
+    /// Those without a local gateway.
     pub(crate) const ALL: [Self; 3] = [Self::Direct, Self::Proxy, Self::Belay];
 
     pub(crate) fn name(self) -> &'static str {
@@ -45,6 +49,7 @@ impl Way {
             Self::Direct => "direct",
             Self::Proxy => "proxy",
             Self::Belay => "belay",
+            Self::Gateway => "gateway",
         }
     }
 }
@@ -58,8 +63,11 @@ pub(crate) struct Scene {
     pub(crate) dialer: Dialer,
     pub(crate) raw: Raw,
     _provider: Listening,
+    /// `belay up`.
+    pub(crate) gateway: Listening,
     direct: Http,
     proxied: Http,
+    by_gateway: Http,
     identity: Identity,
     key: DeviceKey,
     /// More than one: a tunnel has so many streams at the most.
@@ -78,6 +86,10 @@ impl Scene {
         let echo = roles::spawn(&["echo".as_ref(), authority.as_os_str()])?;
         let dialer = Dialer::new(&authority, echo.address()?)?;
         let (identity, key) = join(&belayd, None).await?;
+        let home = belayd.dir().join("client");
+        let mut up = Command::new(binary("belay"));
+        up.arg("--home").arg(home).args(["--json", "up", "--listen", "127.0.0.1:0"]);
+        let gateway = Listening::spawn(&mut up).context("belay up did not start")?;
         let mut clients = vec![];
         for _ in 0..CROWD.div_ceil(MOST) {
             let client = Client::start(Env::system(), identity.clone(), &key, Options::default())?;
@@ -88,6 +100,8 @@ impl Scene {
             raw: dialer.dial().await?,
             direct: Http::connect(upstream, CROWD).await?,
             proxied: Http::connect(proxy.address()?, CROWD).await?,
+            by_gateway: Http::connect(gateway.address()?, CROWD).await?,
+            gateway,
             book: Arc::new(Mutex::new(open_book(&belayd)?)),
             belayd,
             proxy,
@@ -127,6 +141,7 @@ impl Scene {
         let seen = match way {
             Way::Direct => self.direct.stream(lane, body).await,
             Way::Proxy => self.proxied.stream(lane, body).await,
+            Way::Gateway => self.by_gateway.stream(lane, body).await,
             Way::Belay => escalate(&self.clients[lane / MOST], body).await,
         };
         let seen = seen.with_context(|| format!("the {} way", way.name()))?;

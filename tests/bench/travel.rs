@@ -127,7 +127,7 @@ fn cpu_ns(scene: &Scene, way: Way) -> anyhow::Result<u64> {
     match way {
         Way::Direct => Ok(0),
         Way::Proxy => scene.proxy.cpu_ns(),
-        Way::Belay => scene.belayd.process().cpu_ns(),
+        Way::Belay | Way::Gateway => scene.belayd.process().cpu_ns(),
     }
 }
 
@@ -143,7 +143,7 @@ async fn round_trips(scene: &Scene, count: u64) -> anyhow::Result<Vec<u64>> {
 }
 
 /// So many streams at once; the travel times of all their tokens.
-async fn streams(scene: &Arc<Scene>, way: Way, count: usize, tokens: u64) -> anyhow::Result<Vec<u64>> {
+pub(crate) async fn streams(scene: &Arc<Scene>, way: Way, count: usize, tokens: u64) -> anyhow::Result<Vec<u64>> {
     let mut running = JoinSet::new();
     for lane in 0..count {
         // Spread over the time between two tokens: real streams do not tick together.

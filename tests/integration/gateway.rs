@@ -261,6 +261,7 @@ async fn strangers_on_loopback_get_nothing() {
         token: Some("s3cret".into()),
         origins: vec!["app://notes".into()],
         connections: 8,
+        header_timeout: Duration::from_secs(3),
         ..Settings::default()
     };
     let scene = Scene::with(settings, "").await;
@@ -300,5 +301,28 @@ async fn strangers_on_loopback_get_nothing() {
     assert_eq!(text_of(gateway.http.get(format!("{}/", gateway.url))).await.0, 200);
     let closed = tokio::time::timeout(PATIENCE, slow.read_to_end(&mut said)).await;
     assert!(closed.is_ok(), "a caller that does not go on is let go");
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_streams_at_once_are_whole() {
+    let scene = Scene::with(Settings::default(), "").await;
+    let script = Script { tokens: 100, pace_ms: 20, ..Script::default() };
+    let body = chat(&script.as_message(), true);
+    let asked: Vec<_> =
+        (0..256).map(|_| tokio::spawn(text_of(scene.gateway.post("/v1/chat/completions", body.clone())))).collect();
+    scene.provider.wait_until("all run at once", PATIENCE, |counts| counts.running == 256).await;
+    assert_eq!(scene.gateway.get("/belay/status").await["gateway"]["tunnels"], 3);
+    // More than there is room for wait, and are told so at last.
+    let mut answers = vec![];
+    for asked in asked {
+        let (status, answer) = asked.await.unwrap();
+        assert_eq!(status, 200, "{answer}");
+        let ids = answer.replace(|digit: char| digit.is_ascii_digit(), "");
+        assert!(answer.matches("chat.completion.chunk").count() >= 102 && answer.ends_with("data: [DONE]\n\n"));
+        answers.push(ids);
+    }
+    answers.dedup();
+    assert_eq!(answers.len(), 1, "all the same");
     scene.stop().await;
 }

@@ -154,7 +154,7 @@ async fn serve(
 
 fn announce(global: &Global, gateway: SocketAddr, config: &Path, home: &Path, relay: &Relay) {
     if global.json {
-        println!("{}", serde_json::json!({ "listen": gateway.to_string() }));
+        println!("{}", serde_json::json!({ "listening": gateway.to_string() }));
         return;
     }
     println!();

@@ -105,7 +105,7 @@ pub(super) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
 /// What a person needs to use it.
 fn announce(global: &Global, local: SocketAddr) {
     if global.json {
-        println!("{}", serde_json::json!({ "listen": local.to_string() }));
+        println!("{}", serde_json::json!({ "listening": local.to_string() }));
         return;
     }
     println!("The gateway listens on http://{local}; its page shows what runs and what it costs.");

@@ -114,7 +114,7 @@ pub(super) async fn forward(
         prompt: shared.settings.show_prompts.then(|| shown(&body)),
         at_ms: shared.client.now_ms(),
     };
-    let running = shared.recent.begin(asked, again);
+    let mut running = shared.recent.begin(asked, again);
     let request = EscalationRequest {
         operation: forward.operation,
         stream,
@@ -128,8 +128,10 @@ pub(super) async fn forward(
             .collect(),
         ..EscalationRequest::new(id, forward.dialect, model, body)
     };
-    let begun = shared.client.escalate(request, shared.settings.wait).await;
+    let place = shared.lanes.place(shared.settings.wait).await.map_err(|refusal| failed(&running, &refusal))?;
+    let begun = place.client.escalate(request, shared.settings.wait).await;
     let escalation = begun.map_err(|error| failed(&running, &Refusal::from(&error)))?;
+    running.takes(place);
     answer(shared, forward, Box::new(escalation), running, stream).await
 }
 

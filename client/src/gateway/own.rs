@@ -58,6 +58,7 @@ pub(super) fn status(shared: &Shared) -> Value {
             "listen": shared.local.to_string(),
             "since_ms": shared.since_ms,
             "running": shared.recent.running(),
+            "tunnels": shared.lanes.count(),
             "process": std::process::id(),
         },
     })

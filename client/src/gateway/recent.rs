@@ -4,6 +4,7 @@
 //! changes a few times in its life, under a lock.
 
 use super::api::Forward;
+use super::lanes::Place;
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{End, ResponseHead, UnitKind};
 use bytes::Bytes;
@@ -132,7 +133,7 @@ impl Recent {
         requests.push_back(Arc::clone(&live));
         drop(requests);
         self.publish(&live);
-        Running { live, recent: Arc::clone(self), keeps }
+        Running { live, recent: Arc::clone(self), keeps, place: None }
     }
 
     /// All of them, the newest first.
@@ -244,9 +245,16 @@ pub(super) struct Running {
     recent: Arc<Recent>,
     /// Its caller may come back.
     keeps: bool,
+    /// Where it runs.
+    place: Option<Place>,
 }
 
 impl Running {
+    /// It has a place, until it is over.
+    pub(super) fn takes(&mut self, place: Place) {
+        self.place = Some(place);
+    }
+
     fn change(&self, change: impl FnOnce(&mut Told)) {
         {
             let mut told = self.live.told();
