@@ -6,6 +6,7 @@
 
 mod answer;
 mod line;
+mod reading;
 mod request;
 mod watched;
 
@@ -22,16 +23,14 @@ use belay_protocol::error::{ProtocolError, StreamCode};
 use belay_protocol::frame::{Frame, FrameType, raw};
 use belay_protocol::id::RequestId;
 use belay_protocol::kind::StreamKind;
-use belay_protocol::message::{Ack, Cancel, Content, Dialect, End, Failed, FailureCode, ResponseHead, Resume};
+use belay_protocol::message::{Cancel, Content, Dialect, End, Failed, FailureCode, ResponseHead, Resume};
 use belay_protocol::stream::StreamError;
 use line::{Broken, Heard, Interruption, Line, Open, out_of_order};
 use request::queue_whole;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
-use tracing::warn;
 use watched::Watched;
 
 /// So many bytes, or events, of answer are acknowledged together.
@@ -157,12 +156,6 @@ impl Escalation {
         }
         self.line = Line::Open(Box::new(Open::new(writer, reader, tunnel.silent(), resuming)));
         Ok(())
-    }
-
-    /// The event from which on another stream reads: asking for one acknowledges those before it, so what
-    /// is to be kept is read over.
-    fn wanted(&self) -> u64 {
-        if self.keeps { self.acknowledged } else { self.next }
     }
 
     /// The request's id.
@@ -341,31 +334,6 @@ impl Escalation {
         Ok(Some(Answer::Failed(failed)))
     }
 
-    /// Everything that was returned has been read: notes it, and tells the relay now and then.
-    fn acknowledge(&mut self) -> Result<(), ClientError> {
-        if let Some(record) = &mut self.record
-            && let Err(error) = record.note(self.next)
-        {
-            // The answer goes on; a restarted client would read a part of it again.
-            warn!(%error, "cannot note how far an answer was read");
-            self.record = None;
-        }
-        if self.keeps && self.unacknowledged < KEPT_BYTES {
-            return Ok(());
-        }
-        // Too long to be kept: from here on it is read once.
-        self.keeps = false;
-        if let Line::Open(open) = &mut self.line
-            && (self.next - self.acknowledged >= ACK_EVERY_EVENTS || self.unacknowledged >= ACK_EVERY_BYTES)
-        {
-            self.acknowledged = self.next;
-            self.unacknowledged = 0;
-            // It leaves while the next frame is waited for.
-            open.writer.queue(&Ack { next: self.next, end: false })?;
-        }
-        Ok(())
-    }
-
     /// Asks the relay to stop; `End` still comes, with what was produced until then.
     pub async fn cancel(&mut self, reason: &str) -> Result<(), ClientError> {
         self.cancelled = Some(reason.to_owned());
@@ -392,43 +360,8 @@ impl Escalation {
         Collected::of(self).await
     }
 
-    /// The last answer has come.
-    fn finish(&mut self, settled: bool) {
-        if settled && self.keeps {
-            self.detach();
-        } else if let Line::Open(open) = &mut self.line {
-            // The relay may have ended its side already; then nobody needs the acknowledgement.
-            if settled && open.writer.queue(&Ack { next: self.next, end: true }).is_ok() {
-                // It is small: it fits, or the tunnel is in no state to take anything.
-                let _ = open.writer.poll_flush(&mut Context::from_waker(Waker::noop()));
-            }
-            open.writer.finish();
-            open.reader.stop(StreamCode::NO_ERROR);
-        }
-        if let Some(record) = self.record.take() {
-            record.forget();
-        }
-        self.over();
-    }
-
-    /// Leaves the answer to those who ask for it again.
-    fn detach(&mut self) {
-        if let Line::Open(open) = &mut self.line {
-            open.reader.stop(StreamCode::DETACHED);
-            open.writer.reset(StreamCode::DETACHED);
-        }
-    }
-
     fn over(&mut self) {
         self.line = Line::Over;
         self.watched = Watched::Over;
-    }
-}
-
-impl Drop for Escalation {
-    fn drop(&mut self) {
-        if self.keeps {
-            self.detach();
-        }
     }
 }

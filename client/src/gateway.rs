@@ -79,6 +79,8 @@ impl std::fmt::Debug for Token {
 pub struct Settings {
     /// Callers have to show it. `None`: whoever reaches the address may ask.
     pub token: Option<Token>,
+    /// Whoever shows it may end the gateway. `None`: nobody may.
+    pub secret: Option<Token>,
     /// Names beside `localhost` and the address itself that callers may call this computer by.
     pub hosts: Vec<String>,
     /// Origins whose pages may ask, such as `app://obsidian.md`.
@@ -101,6 +103,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             token: None,
+            secret: None,
             hosts: vec![],
             origins: vec![],
             max_body: 32 << 20,
@@ -122,6 +125,8 @@ struct Shared {
     recent: Arc<Recent>,
     local: SocketAddr,
     since_ms: u64,
+    /// Cancelled when it is to end.
+    stop: CancellationToken,
 }
 
 /// A gateway that can be run.
@@ -137,7 +142,15 @@ impl Gateway {
         let local = listener.local_addr()?;
         let since_ms = client.now_ms();
         let lanes = Lanes::new(Arc::clone(&client));
-        let shared = Arc::new(Shared { client, lanes, settings, recent: Recent::new(), local, since_ms });
+        let shared = Arc::new(Shared {
+            client,
+            lanes,
+            settings,
+            recent: Recent::new(),
+            local,
+            since_ms,
+            stop: CancellationToken::new(),
+        });
         Ok(Self { shared, listener })
     }
 
@@ -147,9 +160,16 @@ impl Gateway {
         self.shared.local
     }
 
-    /// Serves until `stop`; then takes no more requests and gives running answers a few seconds.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Cancelled, it ends the gateway, as somebody with the secret may.
+    #[must_use]
+    pub fn stopper(&self) -> CancellationToken {
+        self.shared.stop.clone()
+    }
+
+    /// Serves until it is stopped; then takes no more requests and gives running answers a few seconds.
+    pub async fn run(self) {
         let Self { shared, listener } = self;
+        let stop = shared.stop.clone();
         let tasks = TaskTracker::new();
         let end = CancellationToken::new();
         tasks.spawn(tell_progress(Arc::clone(&shared), stop.clone()));
@@ -310,7 +330,7 @@ async fn answer(
         Endpoint::Forward(forward) => forward::forward(shared, forward, head, body).await,
         Endpoint::Models(None) => models::list(shared, api).await,
         Endpoint::Models(Some(name)) => models::one(shared, api, &name).await,
-        Endpoint::Own(own) => own::answer(shared, own, head.uri.query().unwrap_or_default()).await,
+        Endpoint::Own(own) => own::answer(shared, own, head.uri.query().unwrap_or_default(), &head.headers).await,
     }
 }
 

@@ -4,7 +4,8 @@
 //! connection, `reconnect` keeps one alive, `fallback` decides between QUIC and TCP, [`status`] is
 //! what it tells of it, [`escalation`] is one LLM request as a stream of answers that survives a lost
 //! tunnel, [`pending`] what a restarted client needs to go on with it, [`vitals`] how this computer is.
-//! [`Client`] puts them together; [`gateway`] lets other programs use it over HTTP.
+//! [`Client`] puts them together; [`gateway`] lets other programs use it over HTTP, [`running`] finds the one
+//! that runs in the background.
 #![warn(missing_docs)]
 
 pub mod billing;
@@ -18,6 +19,7 @@ mod fallback;
 pub mod gateway;
 pub mod pending;
 mod reconnect;
+pub mod running;
 pub mod state;
 pub mod status;
 pub mod tunnel;

@@ -241,7 +241,7 @@ impl Maker {
         let path = PATHS[number % PATHS.len()];
         let may_stream = !path.ends_with("embeddings") && !path.ends_with("count_tokens");
         let stream = may_stream && self.0.random::<bool>();
-        let exact = number % 3 != 0;
+        let exact = !number.is_multiple_of(3);
         Case { path, body: self.body(path, stream, exact), exact, script: self.script(path, stream) }
     }
 }
@@ -309,7 +309,7 @@ fn without_usage(body: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_pass_through_as_they_are() {
     let seed: u64 = std::env::var("BELAY_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
-    println!("seed {seed}; repeat with BELAY_SEED={seed}");
+    eprintln!("seed {seed}; repeat with BELAY_SEED={seed}");
     let provider = FakeProvider::start().await.unwrap();
     let relay = relay_for(&provider, "").await;
     let client = relay.client().await;

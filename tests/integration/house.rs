@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Files above the limit, each with its reason. One that shrinks must leave this list.
-const LONG_FILES: [(&str, &str); 4] = [
+const LONG_FILES: [(&str, &str); 5] = [
+    ("protocol/src/frame.rs", "every wire number and size in one place"),
     ("protocol/src/message.rs", "every message in one place, so that the wire can be read in one go"),
     ("protocol/src/dialect/body.rs", "one subject; its unit tests are what passes the limit"),
     ("protocol/src/dialect/usage.rs", "one subject; its unit tests are what passes the limit"),
@@ -175,7 +176,7 @@ fn crates_depend_on_what_they_may_know() {
             ],
         ),
         ("relay", &["belay-client", "belay-tests", "bincode"]),
-        ("client", &["belay-tests", "bincode", "rusqlite", "reqwest", "hyper", "axum"]),
+        ("client", &["belay-tests", "bincode", "rusqlite", "reqwest", "axum"]),
     ];
     let mut offences = Vec::new();
     for (name, names) in forbidden {

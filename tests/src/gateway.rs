@@ -29,14 +29,13 @@ impl TestGateway {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let gateway = Gateway::new(Arc::clone(&client.client), settings, listener).unwrap();
         let url = format!("http://{}", gateway.local_addr());
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(gateway.run(stop.clone()));
+        let stop = gateway.stopper();
+        let task = tokio::spawn(gateway.run());
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { url, http, stop, task }
     }
 
     /// A POST of a body.
-    #[must_use]
     pub fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
         self.http.post(format!("{}{path}", self.url)).header("content-type", "application/json").body(body)
     }

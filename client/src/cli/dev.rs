@@ -145,8 +145,8 @@ async fn serve(
     let listener = listener.with_context(|| format!("cannot listen on {listen}"))?;
     let gateway = Gateway::new(Arc::clone(client), args.gateway.settings(global)?, listener)?;
     announce(gateway.local_addr());
-    let stop = CancellationToken::new();
-    let serving = tokio::spawn(gateway.run(stop.clone()));
+    let stop = gateway.stopper();
+    let serving = tokio::spawn(gateway.run());
     signals.any().await;
     stop.cancel();
     serving.await.context("the gateway failed")

@@ -4,6 +4,7 @@
 mod account;
 mod answer;
 mod ask;
+mod background;
 #[cfg(all(feature = "dev", unix))]
 mod dev;
 mod exit;
@@ -69,6 +70,9 @@ enum Command {
     Join(join::JoinArgs),
     /// Hold the tunnel and serve programs of this computer, with the APIs of OpenAI and Anthropic
     Up(up::UpArgs),
+    /// End what `belay up` holds
+    #[command(after_help = "Example:\n  belay down")]
+    Down,
     /// Show the models that can be asked, and their prices
     #[command(after_help = "Example:\n  belay models --json")]
     Models,
@@ -154,6 +158,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Join(args) => runtime()?.block_on(join::join(&global, &args)),
         Command::Ask(args) => runtime()?.block_on(ask::run(&global, *args)),
+        Command::Up(args) if args.background => background::start(&global),
+        Command::Down => background::down(&global),
         Command::Up(args) => runtime()?.block_on(up::run(&global, args)),
         Command::Models => runtime()?.block_on(models::models(&global)),
         Command::Balance => runtime()?.block_on(account::balance(&global)),

@@ -36,11 +36,18 @@ impl Signals {
     }
 
     pub(super) async fn any(&mut self) {
-        tokio::select! {
-            biased;
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
+        self.end_of_program(false).await;
+    }
+
+    /// The same; what was let go of by its terminal does not end with it.
+    pub(super) async fn end_of_program(&mut self, detached: bool) {
+        loop {
+            tokio::select! {
+                biased;
+                _ = self.interrupt.recv() => return,
+                _ = self.terminate.recv() => return,
+                _ = self.hangup.recv() => if !detached { return },
+            }
         }
     }
 }
@@ -52,7 +59,7 @@ impl Signals {
         Ok(Self { interrupt: ctrl_c()?, close: ctrl_close()?, shutdown: ctrl_shutdown()? })
     }
 
-    pub(super) async fn any(&mut self) {
+    pub(super) async fn end_of_program(&mut self, _detached: bool) {
         tokio::select! {
             biased;
             _ = self.interrupt.recv() => {}

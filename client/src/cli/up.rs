@@ -3,17 +3,18 @@
 use super::Global;
 use super::exit::Usage;
 use super::signals::Signals;
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use belay_client::gateway::{Gateway, Settings, Token};
+use belay_client::running::Told;
 use belay_client::vitals::Computer;
 use belay_client::{Client, Phase, TunnelStatus};
+use belay_transport::env::Env;
 use clap::Args;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 /// Where the gateway listens unless it is told otherwise.
 pub(super) const LISTEN: &str = "127.0.0.1:4141";
@@ -49,6 +50,12 @@ pub(super) struct GatewayArgs {
 pub(super) struct UpArgs {
     #[command(flatten)]
     gateway: GatewayArgs,
+    /// Run in the background; belay down ends it
+    #[arg(long)]
+    pub(super) background: bool,
+    /// What --background starts
+    #[arg(long, hide = true, conflicts_with = "background")]
+    detached: bool,
     /// A model that this computer has loaded itself; the relay is told, for its operator to see
     #[arg(long, value_name = "NAME")]
     loaded_model: Option<String>,
@@ -78,7 +85,20 @@ impl GatewayArgs {
 
 pub(super) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
     let mut signals = Signals::listen().context("cannot listen to signals")?;
-    let settings = args.gateway.settings(global)?;
+    let mut settings = args.gateway.settings(global)?;
+    let state = global.state()?;
+    let held = state.hold()?.ok_or_else(|| match state.running() {
+        Ok(Some(told)) => {
+            anyhow!(
+                "process {} runs already, its gateway on http://{}; to end it: belay down",
+                told.process,
+                told.listen
+            )
+        }
+        _ => anyhow!("another belay up is just starting"),
+    })?;
+    let secret = Env::system().random.bytes::<16>().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    settings.secret = Some(Token::from(secret.as_str()));
     let mut options = global.options()?;
     options.sensors = Some(Arc::new(Computer::watch()?));
     options.loaded_model = args.loaded_model;
@@ -88,12 +108,15 @@ pub(super) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
     })?;
     let client = Arc::new(global.client_with(options)?);
     let gateway = Gateway::new(Arc::clone(&client), settings, listener)?;
-    announce(global, gateway.local_addr());
-    let stop = CancellationToken::new();
-    let serving = tokio::spawn(gateway.run(stop.clone()));
+    let listen = gateway.local_addr();
+    held.tell(&Told { process: std::process::id(), listen, secret })?;
+    announce(global, listen);
+    let stop = gateway.stopper();
+    let serving = tokio::spawn(gateway.run());
     let ended = tokio::select! {
         biased;
-        () = signals.any() => Ok(()),
+        () = signals.end_of_program(args.detached) => Ok(()),
+        () = stop.cancelled() => Ok(()),
         ended = follow(global, &client) => ended,
     };
     stop.cancel();

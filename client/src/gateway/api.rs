@@ -40,6 +40,8 @@ pub(super) enum Own {
     Usage,
     Requests(Option<String>),
     Events,
+    /// The end of the program, for those who can read its state.
+    Stop,
 }
 
 /// All that there is, for those who ask for something else.
@@ -61,6 +63,7 @@ impl Endpoint {
             "/belay/usage" => Some(Own::Usage),
             "/belay/requests" => Some(Own::Requests(None)),
             "/belay/events" => Some(Own::Events),
+            "/belay/stop" => Some(Own::Stop),
             _ => path.strip_prefix("/belay/requests/").map(|id| Own::Requests(Some(id.to_owned()))),
         };
         if let Some(own) = own {
@@ -90,7 +93,7 @@ impl Endpoint {
     /// The method that it is asked with.
     pub(super) fn method(&self) -> Method {
         match self {
-            Self::Forward(_) => Method::POST,
+            Self::Forward(_) | Self::Own(Own::Stop) => Method::POST,
             Self::Models(_) | Self::Own(_) => Method::GET,
         }
     }

@@ -71,7 +71,8 @@ pub(super) fn cors(settings: &Settings, headers: &HeaderMap) -> Vec<(HeaderName,
 
 /// The page itself says nothing of anybody.
 fn needs_token(endpoint: Option<&Endpoint>) -> bool {
-    !matches!(endpoint, Some(Endpoint::Own(Own::Page | Own::Script | Own::Style | Own::Icon)))
+    // What ends the program has a secret of its own.
+    !matches!(endpoint, Some(Endpoint::Own(Own::Page | Own::Script | Own::Style | Own::Icon | Own::Stop)))
 }
 
 fn has(token: &Token, headers: &HeaderMap) -> bool {

@@ -7,7 +7,7 @@ use super::refusal::Refusal;
 use super::{Shared, json, typed};
 use crate::billing::{Span, balance_json, usage_json};
 use belay_protocol::message::{UsageBy, UsagePeriod};
-use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -15,7 +15,12 @@ use serde_json::{Value, json};
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-pub(super) async fn answer(shared: &Shared, own: Own, query: &str) -> Result<Response<Body>, Refusal> {
+pub(super) async fn answer(
+    shared: &Shared,
+    own: Own,
+    query: &str,
+    headers: &HeaderMap,
+) -> Result<Response<Body>, Refusal> {
     match own {
         Own::Page => {
             let mut page = typed("text/html; charset=utf-8", include_str!("page/page.html"));
@@ -40,6 +45,15 @@ pub(super) async fn answer(shared: &Shared, own: Own, query: &str) -> Result<Res
             }
         },
         Own::Events => Ok(events(shared)),
+        Own::Stop => {
+            let given = headers.get("belay-secret").and_then(|secret| secret.to_str().ok()).unwrap_or_default();
+            if !shared.settings.secret.as_ref().is_some_and(|secret| secret.is(given)) {
+                let message = "only who can read this computer's state may end it; run: belay down";
+                return Err(Refusal::new(StatusCode::FORBIDDEN, "forbidden", message));
+            }
+            shared.stop.cancel();
+            Ok(json(&json!({ "ends": true })))
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Between the APIs: a caller of one reaches a model of another.
 //!
 //! A request is read into what it means ([`Asked`]) and written anew in the provider's dialect; an
-//! answer is read into what it says, piece by piece ([`Delta`]), and written in the caller's. What one
+//! answer is read into what it says, piece by piece (`Delta`), and written in the caller's. What one
 //! side can say and the other cannot is an error that names it ([`Untranslatable`]), never left out in
 //! silence; docs/GATEWAY.md has the table.
 

@@ -55,11 +55,9 @@ use crate::store::ledger::Boot;
 use crate::store::ledger::hold::{self, HoldOutcome, HoldRefusal, PerMinute, Usable};
 use crate::store::ledger::rates::Remaining;
 use crate::tenants::{TenantHandle, Tenants};
-use belay_protocol::codec::Message;
 use belay_protocol::error::StreamCode;
-use belay_protocol::frame::{FrameType, frame};
-use belay_protocol::id::{DeviceId, RequestId, TenantId};
-use belay_protocol::message::{Content, Dialect, EscalateRequest, Failed, FailureCode, ResponseHead};
+use belay_protocol::id::{DeviceId, TenantId};
+use belay_protocol::message::{Dialect, EscalateRequest, Failed, FailureCode};
 use belay_protocol::money::NanoUsd;
 use belay_protocol::stream::{FrameReader, FrameWriter};
 use belay_protocol::vitals::RelayState;
@@ -73,7 +71,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, Span, debug, info, warn};
+use tracing::{Instrument, Span, debug, info};
 
 /// How long a client may take to take the last bytes of a refusal or a repetition.
 const LAST_WRITE: Duration = Duration::from_secs(10);
@@ -253,8 +251,11 @@ impl Escalator {
         let begun = self.begin(caller, &request, &body).instrument(span.clone()).await;
         drop(body);
         match begun {
-            Ok(Beginning::Begun(begun)) => self.run_held(&request, *begun, body_permit, stream, span).await,
-            Ok(Beginning::Settled(recorded)) => repeat_end(&mut stream, request.request_id, recorded).await,
+            Ok(Beginning::Begun(begun)) => {
+                // On the heap: the task of a request that waits to begin need not have room for it.
+                Box::pin(self.run_held(&request, *begun, body_permit, stream, span)).await;
+            }
+            Ok(Beginning::Settled(recorded)) => resume::repeat_end(&mut stream, request.request_id, recorded).await,
             Ok(Beginning::Known) => self.join(caller, request.request_id, 0, stream).instrument(span.clone()).await,
             Ok(Beginning::Refused(refusal)) => {
                 refuse(&mut stream, &refused(request.request_id, &refusal), span).await;
@@ -267,15 +268,19 @@ impl Escalator {
         }
     }
 
-    /// Plans the request and sets its money aside.
-    async fn begin(&self, caller: &Caller, request: &EscalateRequest, body: &Bytes) -> Result<Beginning, Failed> {
-        let id = request.request_id;
+    fn plan(&self, request: &EscalateRequest, body: &Bytes) -> Result<plan::Plan, Failed> {
         let chooser = Chooser {
             health: &self.health,
             random: &|| u64::from_le_bytes(self.env.random.bytes()),
             now_ms: self.env.clock.now_ms(),
         };
-        let plan = plan::plan(&self.config, self.price_version, request, body, &chooser)?;
+        plan::plan(&self.config, self.price_version, request, body, &chooser)
+    }
+
+    /// Plans the request and sets its money aside.
+    async fn begin(&self, caller: &Caller, request: &EscalateRequest, body: &Bytes) -> Result<Beginning, Failed> {
+        let id = request.request_id;
+        let plan = self.plan(request, body)?;
         let tenant = self.tenants.handle(&caller.tenant).await.map_err(|error| store_failed(id, &error))?;
         let hold_request = plan.hold_request(self, caller, request, body, &tenant.rates);
         let input_bytes = hold_request.input_bytes;
@@ -363,32 +368,6 @@ pub(crate) async fn finish_stream(stream: &mut ClientStream, code: StreamCode) {
             debug!("the client did not take the end of its answer in time");
             stream.writer.reset(StreamCode::TIMEOUT);
         }
-    }
-}
-
-/// The recorded `End`, byte for byte; the content is gone.
-async fn repeat_end(stream: &mut ClientStream, request_id: RequestId, recorded: Recorded) {
-    let head = ResponseHead {
-        request_id,
-        status: 200,
-        headers: vec![],
-        dialect: recorded.dialect,
-        stream: false,
-        provider: recorded.provider,
-        model: recorded.model,
-        max_output_tokens: 0,
-        held: NanoUsd::ZERO,
-        content: Content::GONE,
-        first_event: 0,
-    };
-    let frames = head.to_frame().and_then(|head| Ok((head, frame(FrameType::End, &recorded.end)?)));
-    match frames {
-        Ok((head, end)) => {
-            stream.writer.queue_raw(head);
-            stream.writer.queue_raw(end);
-            finish_stream(stream, StreamCode::NO_ERROR).await;
-        }
-        Err(error) => warn!(%error, "cannot repeat an End"),
     }
 }
 

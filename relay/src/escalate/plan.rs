@@ -316,10 +316,10 @@ impl Plan {
     }
 
     /// Carries an answer of a candidate over to its caller, if the two speak different dialects.
-    pub(super) fn answers(&self, candidate: &Candidate, now_ms: u64) -> Option<Answers> {
+    pub(super) fn answers(&self, candidate: &Candidate, now_ms: u64) -> Option<Box<Answers>> {
         candidate.translated.as_ref()?;
         let (caller, model) = (self.dialect, candidate.model.name.as_str());
-        Some(Answers::new(candidate.dialect, caller, model, now_ms / 1000, self.wants_usage_event))
+        Some(Box::new(Answers::new(candidate.dialect, caller, model, now_ms / 1000, self.wants_usage_event)))
     }
 
     /// Which of several models was chosen, as a header.

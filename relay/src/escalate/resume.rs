@@ -1,13 +1,17 @@
 //! A reader that comes back to its request.
 
 use super::flights::{Attach, NotAttached, ask_again};
-use super::{Caller, ClientStream, Escalator, Recorded, failed, refused, repeat_end, send_failed, store_failed};
+use super::{Caller, ClientStream, Escalator, Recorded, failed, finish_stream, refused, send_failed, store_failed};
 use crate::store::executor::Db;
 use crate::store::ledger::find::{Found, find};
 use crate::store::ledger::hold::HoldRefusal;
+use belay_protocol::codec::Message;
+use belay_protocol::error::StreamCode;
+use belay_protocol::frame::{FrameType, frame};
 use belay_protocol::id::RequestId;
-use belay_protocol::message::{Dialect, Failed, FailureCode, Resume};
-use tracing::info;
+use belay_protocol::message::{Content, Dialect, Failed, FailureCode, ResponseHead, Resume};
+use belay_protocol::money::NanoUsd;
+use tracing::{info, warn};
 
 impl Escalator {
     /// Lets a stream read on: from the request's own task if it runs or its answer waits, else from
@@ -55,4 +59,30 @@ impl Escalator {
 fn unknown(id: RequestId) -> Failed {
     let message = "there is nothing to resume: the request never came, or nothing of it was charged";
     failed(id, FailureCode::UNKNOWN_REQUEST, message, "send the whole request, with the same id")
+}
+
+/// The recorded `End`, byte for byte; the content is gone.
+pub(super) async fn repeat_end(stream: &mut ClientStream, request_id: RequestId, recorded: Recorded) {
+    let head = ResponseHead {
+        request_id,
+        status: 200,
+        headers: vec![],
+        dialect: recorded.dialect,
+        stream: false,
+        provider: recorded.provider,
+        model: recorded.model,
+        max_output_tokens: 0,
+        held: NanoUsd::ZERO,
+        content: Content::GONE,
+        first_event: 0,
+    };
+    let frames = head.to_frame().and_then(|head| Ok((head, frame(FrameType::End, &recorded.end)?)));
+    match frames {
+        Ok((head, end)) => {
+            stream.writer.queue_raw(head);
+            stream.writer.queue_raw(end);
+            finish_stream(stream, StreamCode::NO_ERROR).await;
+        }
+        Err(error) => warn!(%error, "cannot repeat an End"),
+    }
 }

@@ -57,7 +57,7 @@ pub(super) struct Flight<'a> {
     pub(super) log: EventLog,
     pub(super) meter: UsageMeter,
     /// Carries the answer over to a caller of another dialect.
-    pub(super) answers: Option<Answers>,
+    pub(super) answers: Option<Box<Answers>>,
     pub(super) first_event: Option<Instant>,
     revoked: Pin<Box<WaitForCancellationFutureOwned>>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -117,7 +117,8 @@ impl Flight<'_> {
             let answer = self.dispatch(call).await;
             let Some((next, when)) = self.fall_back(&answer) else { break answer };
             call = next;
-            if let Err(ending) = self.wait_until(when).await {
+            // Rare, and not to make every request's task larger.
+            if let Err(ending) = Box::pin(self.wait_until(when)).await {
                 break Err(ending);
             }
         };
