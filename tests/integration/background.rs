@@ -15,7 +15,7 @@ fn said(home: &Path, args: &[&str]) -> Value {
 }
 
 /// A request over loopback; the answer, head and all.
-fn ask(address: &str, request: &str, body: &str) -> String {
+pub(crate) fn ask(address: &str, request: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let length = body.len();

@@ -107,7 +107,7 @@ fn config(format: &str, url: &str) -> String {
         )
     };
     format!(
-        "[log]\nformat = \"{format}\"\nfilter = \"trace\"\n[timeouts]\nheartbeat_ms = 100\n\
+        "[log]\nformat = \"{format}\"\nfilter = \"trace\"\n[retries]\nrounds = 0\n[timeouts]\nheartbeat_ms = 100\n\
          [providers.openai]\nkind = \"openai\"\nurl = \"{url}/v1\"\nkey_env = \"CANARY_OPENAI\"\n\
          [providers.anthropic]\nkind = \"anthropic\"\nurl = \"{url}\"\nkey_env = \"CANARY_ANTHROPIC\"\n\
          {}{}[aliases]\nauto = \"gpt\"\n",

@@ -6,6 +6,7 @@
 //! one command into another: the join string and the device's id. `belayd serve` is put in the
 //! background. All of these must be on the page, or the test fails.
 
+use crate::background::ask;
 use crate::programs::{DEADLINE, Running, clean, exits, one_json, program, run};
 use belay_tests::procs::{Ran, binary};
 use serde_json::Value;
@@ -307,7 +308,13 @@ fn run_it_and_go_on_until_ctrl_c() {
     let serving = Running::start(&mut in_shell(&script, temp.path()), "");
     let shown = serving.wait_for("the hints", |text| text.contains("Ctrl-C ends it"));
     is_answer(shown.split("\ndemo-1 at demo:").next().unwrap());
-    let hints: Vec<&str> = shown.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+    // Programs find the gateway where it says.
+    let address = shown.split("OPENAI_BASE_URL=http://").nth(1).unwrap().split('/').next().unwrap();
+    let body = r#"{"messages":[{"role":"user","content":"hi"}]}"#;
+    let answer = ask(address, "POST /v1/chat/completions", body);
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("demo provider"), "{answer}");
+    let hints: Vec<&str> =
+        shown.lines().filter_map(|line| line.strip_prefix("  ")).filter(|hint| hint.starts_with("belay")).collect();
     assert_eq!(hints.len(), 3, "{shown}");
     // Each hint is a command that works as it stands.
     let ran: Vec<Ran> = hints.iter().map(|hint| run(&mut in_shell(hint, temp.path()))).collect();
