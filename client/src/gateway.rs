@@ -46,6 +46,8 @@ use tracing::{debug, warn};
 const HEADER_BYTES: usize = 64 << 10;
 /// How long running answers may go on once the gateway is to end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// And then, how long its caller may take to be told.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How often readers of the feed are told how far running requests are.
 const PROGRESS: Duration = Duration::from_millis(250);
 /// After a failure to accept a connection, such as too many open files.
@@ -127,6 +129,8 @@ struct Shared {
     since_ms: u64,
     /// Cancelled when it is to end.
     stop: CancellationToken,
+    /// Cancelled when it waits no longer for answers that run.
+    end: CancellationToken,
 }
 
 /// A gateway that can be run.
@@ -150,6 +154,7 @@ impl Gateway {
             local,
             since_ms,
             stop: CancellationToken::new(),
+            end: CancellationToken::new(),
         });
         Ok(Self { shared, listener })
     }
@@ -171,8 +176,7 @@ impl Gateway {
         let Self { shared, listener } = self;
         let stop = shared.stop.clone();
         let tasks = TaskTracker::new();
-        let end = CancellationToken::new();
-        tasks.spawn(tell_progress(Arc::clone(&shared), stop.clone()));
+        tasks.spawn(tell_progress(Arc::clone(&shared)));
         let places = Arc::new(Semaphore::new(shared.settings.connections));
         loop {
             let accepted = tokio::select! {
@@ -184,17 +188,17 @@ impl Gateway {
                 sleep(ACCEPT_AGAIN).await;
                 continue;
             };
-            let (shared, stop, end) = (Arc::clone(&shared), stop.clone(), end.clone());
+            let shared = Arc::clone(&shared);
             tasks.spawn(async move {
-                serve(shared, stream, stop, end).await;
+                serve(shared, stream).await;
                 drop(place);
             });
         }
         drop(listener);
         tasks.close();
         if timeout(LAST_WORDS, tasks.wait()).await.is_err() {
-            // What still runs is cancelled by being dropped.
-            end.cancel();
+            // What still runs is told so, and cancelled by being dropped.
+            shared.end.cancel();
             tasks.wait().await;
         }
         for client in shared.lanes.others() {
@@ -220,7 +224,8 @@ async fn accept(
 }
 
 /// One connection, until its caller closes it or the gateway ends.
-async fn serve(shared: Arc<Shared>, stream: TcpStream, stop: CancellationToken, end: CancellationToken) {
+async fn serve(shared: Arc<Shared>, stream: TcpStream) {
+    let (stop, end) = (shared.stop.clone(), shared.end.clone());
     // Tokens are small, and each is wanted at once.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "cannot send small pieces at once");
@@ -233,7 +238,7 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, stop: CancellationToken, 
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(header_timeout)
-        .max_buf_size(HEADER_BYTES.max(8192))
+        .max_buf_size(HEADER_BYTES)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
@@ -242,8 +247,12 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, stop: CancellationToken, 
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 biased;
-                () = end.cancelled() => return,
-                ended = connection => ended,
+                ended = connection.as_mut() => ended,
+                () = end.cancelled() => match timeout(FAREWELL, connection).await {
+                    Ok(ended) => ended,
+                    // Its caller does not read.
+                    Err(_) => return,
+                },
             }
         }
         ended = connection.as_mut() => ended,
@@ -254,13 +263,13 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, stop: CancellationToken, 
 }
 
 /// Tells readers of the feed how far running requests are, and how the tunnel is.
-async fn tell_progress(shared: Arc<Shared>, stop: CancellationToken) {
+async fn tell_progress(shared: Arc<Shared>) {
     let mut status = shared.client.status();
     let mut tick = interval(PROGRESS);
     loop {
         tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = shared.stop.cancelled() => return,
             changed = status.changed() => {
                 if changed.is_err() {
                     return;

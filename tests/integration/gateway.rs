@@ -6,7 +6,7 @@ use belay_tests::gateway::TestGateway;
 use belay_tests::link::{Direction, Link};
 use belay_tests::relay::{PATIENCE, TestRelay, eventually};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A relay with a provider of each API, and the models `gpt`, `claude` and `embed`.
@@ -282,6 +282,10 @@ async fn strangers_on_loopback_get_nothing() {
         asked.header("access-control-request-headers", "authorization").bearer_auth("s3cret")
     };
     assert_eq!(text_of(preflight("app://notes")).await.0, 204);
+    // A browser shows no token before it may.
+    let bare = gateway.http.request(reqwest::Method::OPTIONS, format!("{}/v1/models", gateway.url));
+    assert_eq!(text_of(bare.try_clone().unwrap().header("origin", "app://notes")).await.0, 204);
+    assert_eq!(text_of(bare).await.0, 401);
     assert_eq!(text_of(preflight("http://evil.example")).await.0, 403);
     // Half a request holds its place only for so long, and nobody else's.
     let address = gateway.url.strip_prefix("http://").unwrap();
@@ -325,4 +329,71 @@ async fn hundreds_of_streams_at_once_are_whole() {
     answers.dedup();
     assert_eq!(answers.len(), 1, "all the same");
     scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_before_its_head_says_so() {
+    let scene = Scene::start().await;
+    let slow = Script { head_ms: 20_000, ..Script::default() }.as_message();
+    for (path, body) in [("/v1/chat/completions", chat(&slow, false)), ("/v1/messages", messages(&slow, true))] {
+        let asked = scene.gateway.post(path, body).header("belay-deadline-ms", "300");
+        let (status, answer) = text_of(asked).await;
+        assert_eq!(status, 504, "{answer}");
+        assert!(answer.contains("was charged for what came"), "{answer}");
+        assert_eq!(scene.latest().await["state"], "incomplete");
+    }
+    let moved = Script { status: 302, ..Script::default() }.as_message();
+    assert_eq!(text_of(scene.gateway.post("/v1/chat/completions", chat(&moved, false))).await.0, 502);
+    let long = json!({ "model": "m".repeat(100_000), "messages": [] }).to_string();
+    assert_eq!(text_of(scene.gateway.post("/v1/chat/completions", long)).await.0, 404);
+    assert_eq!(scene.latest().await["asked_model"].as_str().unwrap().len(), 200);
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_a_closing_event_is_closed_when_it_is_carried_over() {
+    let scene = Scene::start().await;
+    let choices = json!([{ "index": 0, "delta": { "content": "hi" }, "finish_reason": "stop" }]);
+    let usage = json!({ "prompt_tokens": 3, "completion_tokens": 2 });
+    let chunk = json!({ "id": "c", "choices": choices, "usage": usage });
+    let script = Script { events: vec![format!("data: {chunk}\n\n")], ..Script::default() };
+    let body = messages(&script.as_message(), true).replace("\"claude\"", "\"gpt\"");
+    let (status, answer) = text_of(scene.gateway.post("/v1/messages", body)).await;
+    assert_eq!(status, 200);
+    assert!(answer.ends_with("event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"), "{answer}");
+    assert_eq!(scene.latest().await["state"], "complete");
+    // A refusal that is carried over is JSON, whatever the provider's was.
+    let headers = [("content-type".to_owned(), "text/html".to_owned())].into_iter().collect();
+    let script = Script { status: 502, body: Some("<html>".into()), headers, ..Script::default() };
+    let body = messages(&script.as_message(), false).replace("\"claude\"", "\"gpt\"");
+    let answer = scene.gateway.post("/v1/messages", body).send().await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["content-type"]),
+        (502, &"application/json".parse().unwrap())
+    );
+    scene.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateways_end_waits_for_answers_and_for_nobody_else() {
+    let scene = Scene::start().await;
+    // A page that is open does not hold it up.
+    let mut feed = scene.gateway.http.get(format!("{}/belay/events", scene.gateway.url)).send().await.unwrap();
+    feed.chunk().await.unwrap().unwrap();
+    let began = Instant::now();
+    scene.gateway.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    scene.relay.stop().await;
+    // An answer that goes on for longer than it waits is told.
+    let scene = Scene::start().await;
+    let endless = Script { endless: true, pace_ms: 20, ..Script::default() }.as_message();
+    let asked = tokio::spawn(text_of(scene.gateway.post("/v1/chat/completions", chat(&endless, true))));
+    scene.provider.wait_until("tokens flow", PATIENCE, |counts| counts.events > 10).await;
+    scene.gateway.stop().await;
+    let (_, answer) = asked.await.unwrap();
+    let last = answer.trim_end().rsplit("\n\n").next().unwrap();
+    assert!(last.starts_with("data: {\"error\":") && last.contains("\"code\":\"stopped\""), "{last}");
+    scene.provider.wait_until("the call ends", PATIENCE, |counts| counts.cancelled == 1).await;
+    scene.relay.verify().await;
+    scene.relay.stop().await;
 }

@@ -1,7 +1,7 @@
 //! Node programs with pinned packages, in folders below `target/`.
 
-use crate::python::{require_all, target_dir};
-use std::fs::{self, File};
+use crate::python::{once, require_all, run, target_dir};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -21,22 +21,10 @@ pub fn environment(name: &str, package: &Path) -> Option<PathBuf> {
 
 fn make(name: &str, package: &Path) -> Result<PathBuf, String> {
     let dir = target_dir().join("node").join(name);
-    fs::create_dir_all(&dir).map_err(|error| error.to_string())?;
-    // Test binaries of several runs may want it at once.
-    let lock = File::create(dir.join("lock")).map_err(|error| error.to_string())?;
-    lock.lock().map_err(|error| error.to_string())?;
-    let wanted = fs::read(package).map_err(|error| error.to_string())?;
-    let installed = dir.join("installed.json");
-    if fs::read(&installed).is_ok_and(|found| found == wanted) {
-        return Ok(dir);
-    }
-    fs::write(dir.join("package.json"), &wanted).map_err(|error| error.to_string())?;
-    let mut command = Command::new("npm");
-    command.args(["install", "--silent", "--no-audit", "--no-fund", "--no-package-lock"]).current_dir(&dir);
-    let output = command.output().map_err(|error| format!("npm: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("npm install: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)));
-    }
-    fs::write(&installed, wanted).map_err(|error| error.to_string())?;
+    once(&dir, package, || {
+        fs::copy(package, dir.join("package.json")).map_err(|error| error.to_string())?;
+        let mut npm = Command::new("npm");
+        run(npm.args(["install", "--silent", "--no-audit", "--no-fund", "--no-package-lock"]).current_dir(&dir))
+    })?;
     Ok(dir)
 }

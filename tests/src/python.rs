@@ -26,23 +26,32 @@ pub fn environment(name: &str, requirements: &Path) -> Option<PathBuf> {
 
 fn make(name: &str, requirements: &Path) -> Result<PathBuf, String> {
     let dir = target_dir().join("python").join(name);
-    fs::create_dir_all(&dir).map_err(|error| error.to_string())?;
-    // Test binaries of several runs may want it at once.
-    let lock = File::create(dir.join("lock")).map_err(|error| error.to_string())?;
-    lock.lock().map_err(|error| error.to_string())?;
     let python = dir.join("venv/bin/python");
-    let wanted = fs::read(requirements).map_err(|error| error.to_string())?;
-    let installed = dir.join("installed.txt");
-    if fs::read(&installed).is_ok_and(|found| found == wanted) && python.exists() {
-        return Ok(python);
-    }
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(dir.join("venv")))?;
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--no-deps", "-r"]).arg(requirements))?;
-    fs::write(&installed, wanted).map_err(|error| error.to_string())?;
+    once(&dir, requirements, || {
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(dir.join("venv")))?;
+        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--no-deps", "-r"]).arg(requirements))
+    })?;
     Ok(python)
 }
 
-fn run(command: &mut Command) -> Result<(), String> {
+/// Makes what a list of packages names in a folder, unless that very list was made there before.
+pub(crate) fn once(dir: &Path, list: &Path, make: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    let text = |error: std::io::Error| error.to_string();
+    fs::create_dir_all(dir).map_err(text)?;
+    // Test binaries of several runs may want it at once.
+    let lock = File::create(dir.join("lock")).map_err(text)?;
+    lock.lock().map_err(text)?;
+    let wanted = fs::read(list).map_err(text)?;
+    let made = dir.join("made");
+    if fs::read(&made).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    make()?;
+    fs::write(&made, wanted).map_err(text)
+}
+
+/// Runs a command to its end. Errors: it failed, and what it said.
+pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     if output.status.success() {
         return Ok(());

@@ -7,7 +7,7 @@ use super::up::{GatewayArgs, LISTEN};
 use super::{Global, print_json};
 use anyhow::Context;
 use belay_certs::invite::Invite;
-use belay_client::gateway::Gateway;
+use belay_client::gateway::{Gateway, Settings};
 use belay_client::state::StateDir;
 use belay_client::vitals::{Computer, Sensors};
 use belay_client::{Client, Options, enrol};
@@ -66,6 +66,8 @@ pub(super) struct DevArgs {
 
 pub(super) async fn run(global: &Global, args: DevArgs) -> anyhow::Result<()> {
     let mut signals = Signals::listen().context("cannot listen to signals")?;
+    // Before anything is asked and paid.
+    let settings = args.gateway.settings(global)?;
     let dir = tempfile::Builder::new().prefix("belay-dev-").tempdir().context("cannot make a throwaway directory")?;
     let config_path = dir.path().join("belayd.toml");
     let text = config_text(&args, dir.path(), |name| std::env::var(name).is_ok_and(|key| !key.is_empty()))?;
@@ -86,7 +88,7 @@ pub(super) async fn run(global: &Global, args: DevArgs) -> anyhow::Result<()> {
             let served = match args.once {
                 true => Ok(()),
                 false => {
-                    serve(global, &args, &client, &mut signals, |gateway| {
+                    serve(args.gateway.listen, settings, &client, &mut signals, |gateway| {
                         announce(global, gateway, &config_path, &home, &relay);
                     })
                     .await
@@ -129,13 +131,12 @@ async fn asked(global: &Global, args: &DevArgs, relay: &Relay, home: &Path) -> a
 
 /// Serves the gateway until a signal. Where its usual address is taken, any other will do.
 async fn serve(
-    global: &Global,
-    args: &DevArgs,
+    listen: SocketAddr,
+    settings: Settings,
     client: &Arc<Client>,
     signals: &mut Signals,
     announce: impl FnOnce(SocketAddr),
 ) -> anyhow::Result<()> {
-    let listen = args.gateway.listen;
     let listener = match TcpListener::bind(listen).await {
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && listen.to_string() == LISTEN => {
             TcpListener::bind((listen.ip(), 0)).await
@@ -143,7 +144,7 @@ async fn serve(
         bound => bound,
     };
     let listener = listener.with_context(|| format!("cannot listen on {listen}"))?;
-    let gateway = Gateway::new(Arc::clone(client), args.gateway.settings(global)?, listener)?;
+    let gateway = Gateway::new(Arc::clone(client), settings, listener)?;
     announce(gateway.local_addr());
     let stop = gateway.stopper();
     let serving = tokio::spawn(gateway.run());

@@ -87,6 +87,8 @@ pub(super) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
     let mut signals = Signals::listen().context("cannot listen to signals")?;
     let mut settings = args.gateway.settings(global)?;
     let state = global.state()?;
+    // Before anything is made or taken.
+    state.load()?;
     let held = state.hold()?.ok_or_else(|| match state.running() {
         Ok(Some(told)) => {
             anyhow!(

@@ -84,7 +84,8 @@ impl Endpoint {
             "/models" => return Some(Self::Models(None)),
             _ => {
                 let model = rest.strip_prefix("/models/").filter(|model| !model.is_empty())?;
-                return Some(Self::Models(Some(model.to_owned())));
+                let model = percent_encoding::percent_decode_str(model).decode_utf8().ok()?;
+                return Some(Self::Models(Some(model.into_owned())));
             }
         };
         Some(Self::Forward(Forward { operation, dialect }))
@@ -124,7 +125,9 @@ mod tests {
             assert_eq!(Endpoint::of(path).as_ref(), Some(&chat), "{path}");
         }
         assert_eq!(Endpoint::of("/v1/models"), Some(Endpoint::Models(None)));
-        assert_eq!(Endpoint::of("/models/open/gpt-x"), Some(Endpoint::Models(Some("open/gpt-x".into()))));
+        for path in ["/models/open/gpt-x", "/v1/models/open%2Fgpt%2dx"] {
+            assert_eq!(Endpoint::of(path), Some(Endpoint::Models(Some("open/gpt-x".into()))));
+        }
         for path in ["/v1", "/v1chat/completions", "/v2/chat/completions", "/v1/models/extra/..", "/belay", "/v1/files"]
         {
             let found = Endpoint::of(path);

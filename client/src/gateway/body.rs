@@ -16,7 +16,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::{Instant, Sleep, sleep};
-use tokio_util::sync::ReusableBoxFuture;
+use tokio_util::sync::{CancellationToken, ReusableBoxFuture, WaitForCancellationFutureOwned};
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -78,6 +78,8 @@ pub(super) struct Events {
     /// The event before: it may have told of an error already.
     last: Bytes,
     state: State,
+    /// Ready when the gateway waits no longer.
+    end: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 #[derive(Debug)]
@@ -91,13 +93,14 @@ enum State {
 }
 
 impl Events {
-    /// `has_head`: the provider's head has come. `after`: nothing has come for so long already.
+    /// `has_head`: the provider's head has come. `end`: cancelled when the gateway waits no longer.
     pub(super) fn new(
         escalation: Box<Escalation>,
         forward: Forward,
         running: Running,
         keep_alive: Duration,
         has_head: bool,
+        end: CancellationToken,
     ) -> Self {
         // A caller that was answered early gets a sign of life at once.
         let first = if has_head { keep_alive } else { Duration::ZERO };
@@ -109,6 +112,7 @@ impl Events {
             heard: Instant::now(),
             quiet: Box::pin(sleep(first)),
             last: Bytes::new(),
+            end: Box::pin(end.cancelled_owned()),
             state: if has_head { State::Flowing } else { State::Headless },
         }
     }
@@ -119,6 +123,9 @@ impl Events {
                 return Poll::Ready(None);
             }
             let Poll::Ready((escalation, answer)) = self.next.poll(cx) else {
+                if self.end.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(self.fail(&Refusal::from(&ClientError::Stopped)));
+                }
                 return self.poll_quiet(cx).map(Some);
             };
             // Allocated only if the future has another size, which it never has.
@@ -253,6 +260,7 @@ pub(super) struct Feed {
     first: Option<Bytes>,
     next: ReusableBoxFuture<'static, (broadcast::Receiver<Bytes>, Result<Bytes, RecvError>)>,
     beat: Pin<Box<Sleep>>,
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 /// How often a feed without news says that it is there.
@@ -264,9 +272,14 @@ async fn news(mut receiver: broadcast::Receiver<Bytes>) -> (broadcast::Receiver<
 }
 
 impl Feed {
-    /// `first` is told at once.
-    pub(super) fn new(first: Bytes, receiver: broadcast::Receiver<Bytes>) -> Self {
-        Self { first: Some(first), next: ReusableBoxFuture::new(news(receiver)), beat: Box::pin(sleep(BEAT)) }
+    /// `first` is told at once; it ends with the gateway.
+    pub(super) fn new(first: Bytes, receiver: broadcast::Receiver<Bytes>, stop: CancellationToken) -> Self {
+        Self {
+            first: Some(first),
+            next: ReusableBoxFuture::new(news(receiver)),
+            beat: Box::pin(sleep(BEAT)),
+            stop: Box::pin(stop.cancelled_owned()),
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
@@ -281,6 +294,9 @@ impl Feed {
                 Err(RecvError::Lagged(_)) => Some(Bytes::from_static(b"event: missed\ndata: {}\n\n")),
                 Err(RecvError::Closed) => None,
             });
+        }
+        if self.stop.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
         }
         ready!(self.beat.as_mut().poll(cx));
         self.beat.as_mut().reset(Instant::now() + BEAT);

@@ -27,11 +27,14 @@ use tokio::time::{sleep, timeout};
 const PASSED_ON: [&str; 3] = ["anthropic-version", "anthropic-beta", "openai-beta"];
 /// How long a caller may pause in the middle of its body.
 const BODY_PAUSE: Duration = Duration::from_secs(30);
+/// So much of a model's name is remembered.
+const MODEL_SHOWN: usize = 200;
 /// So much of a body is shown where prompts are to be.
 const PROMPT_SHOWN: usize = 4096;
 
 /// What must be known of a body here; the relay reads the rest.
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "a JSON object")]
 struct Peek<'a> {
     #[serde(borrow, default)]
     model: Option<Cow<'a, str>>,
@@ -66,8 +69,9 @@ impl Wishes {
             wishes.idempotency_key = Some(key.to_owned());
         }
         if let Some(cap) = text("belay-cost-cap")? {
-            let dollars = cap.parse().map_err(|_| wrong("belay-cost-cap", cap, "an amount of dollars such as 0.05"))?;
-            wishes.cost_cap = Some(dollars);
+            let dollars = cap.parse().ok().filter(|dollars: &NanoUsd| *dollars >= NanoUsd::ZERO);
+            let wanted = "an amount of dollars such as 0.05";
+            wishes.cost_cap = Some(dollars.ok_or_else(|| wrong("belay-cost-cap", cap, wanted))?);
         }
         wishes.may_reduce = match text("belay-may-reduce")? {
             None | Some("false") => false,
@@ -90,8 +94,8 @@ pub(super) async fn forward(
     body: Incoming,
 ) -> Result<Response<Body>, Refusal> {
     let wishes = Wishes::read(&head.headers)?;
-    if let Some(encoding) = head.headers.get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
-        let shown = encoding.to_str().unwrap_or("?");
+    let encoding = head.headers.get(CONTENT_ENCODING).map(|encoding| encoding.to_str().unwrap_or("?"));
+    if let Some(shown) = encoding.filter(|encoding| !encoding.eq_ignore_ascii_case("identity")) {
         let message = format!("a body with content-encoding {shown:?} is not served; send it as it is");
         return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported", message));
     }
@@ -108,7 +112,7 @@ pub(super) async fn forward(
     let asked = Asked {
         id,
         forward,
-        model: model.clone(),
+        model: model.chars().take(MODEL_SHOWN).collect(),
         stream,
         caller: header_text(&head.headers, &USER_AGENT),
         prompt: shared.settings.show_prompts.then(|| shown(&body)),
@@ -152,8 +156,8 @@ async fn answer(
             next = escalation.next() => next,
             // Its caller hears something before it gives up; whatever comes is an event then.
             () = &mut patience, if stream && whole.head.is_none() => {
-                let events = Events::new(escalation, forward, running, keep_alive, false);
-                return Ok(early(events));
+                let id = running.live.asked.id;
+                return Ok(early(shared.events(escalation, forward, running, false), id));
             }
         };
         match next.map_err(|error| failed(&running, &Refusal::from(&error)))? {
@@ -161,7 +165,7 @@ async fn answer(
                 running.head(&head);
                 if head.stream {
                     let response = respond(&head, None);
-                    let events = Events::new(escalation, forward, running, keep_alive, true);
+                    let events = shared.events(escalation, forward, running, true);
                     return Ok(response.map(|()| Body::Events(Box::new(events))));
                 }
                 whole.head = Some(head);
@@ -206,13 +210,12 @@ impl Whole {
     fn settled(self, end: &End, running: &Running) -> Result<Response<Body>, Refusal> {
         let complete = end.outcome == Outcome::COMPLETE;
         running.end(end, complete);
-        let Some(head) = self.head.filter(|head| head.content != Content::GONE && !self.is_gone) else {
-            return Err(gone().with_request(end.request_id));
-        };
-        if !complete {
-            return Err(Refusal::incomplete(end.outcome, &end.message, end.cost).with_request(end.request_id));
+        let is_gone = self.is_gone || self.head.as_ref().is_some_and(|head| head.content == Content::GONE);
+        match self.head {
+            _ if is_gone => Err(gone().with_request(end.request_id)),
+            Some(head) if complete => Ok(respond(&head, Some(end)).map(|()| Body::whole(self.body.freeze()))),
+            _ => Err(Refusal::incomplete(end.outcome, &end.message, end.cost).with_request(end.request_id)),
         }
-        Ok(respond(&head, Some(end)).map(|()| Body::whole(self.body.freeze())))
     }
 }
 
@@ -224,7 +227,9 @@ fn failed(running: &Running, refusal: &Refusal) -> Refusal {
 /// The provider's status and headers, and what the relay says of the request.
 fn respond(head: &ResponseHead, end: Option<&End>) -> Response<()> {
     let mut response = Response::new(());
-    *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    // Where a provider wants to send its caller elsewhere, nobody can go.
+    let status = StatusCode::from_u16(head.status).ok().filter(|status| !status.is_redirection());
+    *response.status_mut() = status.unwrap_or(StatusCode::BAD_GATEWAY);
     let headers = response.headers_mut();
     for (name, value) in &head.headers {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
@@ -250,11 +255,14 @@ fn respond(head: &ResponseHead, end: Option<&End>) -> Response<()> {
 }
 
 /// The head of a stream whose provider has not answered yet.
-fn early(events: Events) -> Response<Body> {
+fn early(events: Events, id: RequestId) -> Response<Body> {
     let mut response = Response::new(Body::Events(Box::new(events)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
+        headers.insert(HeaderName::from_static("belay-request-id"), id);
+    }
     response
 }
 
@@ -309,6 +317,11 @@ fn header_text(headers: &HeaderMap, name: &HeaderName) -> String {
 }
 
 impl Shared {
+    /// A stream for its caller, until its end or the gateway's.
+    fn events(&self, escalation: Box<Escalation>, forward: Forward, running: Running, has_head: bool) -> Events {
+        Events::new(escalation, forward, running, self.settings.keep_alive, has_head, self.end.clone())
+    }
+
     /// The request that a key of a caller stands for, for ever: of this device, since others may choose the
     /// same one.
     fn named(&self, key: &str) -> RequestId {

@@ -6,7 +6,7 @@ use super::api::{Endpoint, Own};
 use super::refusal::Refusal;
 use super::{Settings, Token};
 use http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
-use http::{StatusCode, request};
+use http::{Method, StatusCode, request};
 use std::net::{IpAddr, SocketAddr};
 
 /// Whether a request comes from this computer's own programs. Errors: why not, and what to do.
@@ -28,6 +28,8 @@ pub(super) fn check(
             let message = format!("pages of {origin:?} may not ask; to let them, start with --allow-origin");
             return Err(forbidden(message));
         }
+        // A browser asks before it shows any token.
+        Some(_) if head.method == Method::OPTIONS => return Ok(()),
         Some(_) => {}
         None => {
             // A browser says so where it leaves the origin out. A link that somebody follows is no harm.

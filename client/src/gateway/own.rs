@@ -112,7 +112,7 @@ fn events(shared: &Shared) -> Response<Body> {
     // Subscribed first: what changes meanwhile is told twice, not never.
     let receiver = shared.recent.feed();
     let first = event_of("status", &status(shared));
-    let mut response = Response::new(Body::Feed(Box::new(Feed::new(first, receiver))));
+    let mut response = Response::new(Body::Feed(Box::new(Feed::new(first, receiver, shared.stop.clone()))));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));

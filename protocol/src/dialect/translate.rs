@@ -9,6 +9,7 @@ mod anthropic;
 mod asked;
 mod chat;
 mod fields;
+mod order;
 mod responses;
 mod said;
 
@@ -149,21 +150,38 @@ impl Answers {
     pub fn event(&mut self, event: &[u8]) -> Vec<Bytes> {
         let event = SseEvent::parse(event);
         if &*event.data == b"[DONE]" {
-            return self.writer.events(&[Delta::Done]);
+            return self.end();
         }
-        let Ok(data) = serde_json::from_slice::<Value>(&event.data) else { return vec![] };
-        let deltas = self.reader.event(&data);
-        self.writer.events(&deltas)
+        if event.data.is_empty() {
+            return vec![];
+        }
+        let deltas = match read_json(&event.data) {
+            Ok(data) => self.reader.event(&data),
+            Err(error) => {
+                let message = format!("the provider sent an event that is no JSON: {error}");
+                vec![Delta::Error { kind: "api_error".into(), message }]
+            }
+        };
+        self.writer.events(deltas)
     }
 
-    /// The caller's form of a whole answer. Errors: the provider's makes no sense.
+    /// The last events of a stream, unless they have come: some providers end without a closing one.
+    pub fn end(&mut self) -> Vec<Bytes> {
+        self.writer.events(vec![Delta::Done])
+    }
+
+    /// The caller's form of a whole answer. Errors: the provider's makes no sense, or is its word of failure.
     pub fn whole(&mut self, body: &[u8]) -> Result<Bytes, String> {
-        let value: Value = serde_json::from_slice(body).map_err(|error| format!("the answer is no JSON: {error}"))?;
+        let value = read_json(body).map_err(|error| format!("the answer is no JSON: {error}"))?;
+        if let Some(error) = value.get("error").filter(|error| !error.is_null()) {
+            let words = error.get("message").and_then(Value::as_str).map_or_else(|| error.to_string(), str::to_owned);
+            return Err(format!("the provider failed: {words}"));
+        }
         let deltas = match self.provider {
             Dialect::ANTHROPIC => anthropic::whole(&value),
             _ => chat::whole(&value),
         };
-        Ok(self.writer.whole(&deltas.map_err(str::to_owned)?).to_string().into())
+        Ok(self.writer.whole(deltas.map_err(str::to_owned)?).to_string().into())
     }
 
     /// The caller's form of a provider's refusal.
@@ -177,6 +195,41 @@ impl Answers {
             if message.trim().is_empty() { format!("the provider refused with status {status}") } else { message };
         error(self.caller, kind_of(status), &message).to_string().into()
     }
+}
+
+/// Reads JSON as forgivingly as providers write it: a character that was cut in half is shown as one that
+/// cannot be.
+fn read_json(bytes: &[u8]) -> Result<Value, serde_json::Error> {
+    serde_json::from_slice(bytes).or_else(|error| {
+        let mended = without_lone_surrogates(&String::from_utf8_lossy(bytes));
+        serde_json::from_str(&mended).map_err(|_| error)
+    })
+}
+
+/// Escapes of half a character, without its other half, as the escape of U+FFFD.
+fn without_lone_surrogates(text: &str) -> String {
+    let unit = |rest: &str| {
+        let digits = rest.strip_prefix("\\u")?.get(..4)?;
+        u16::from_str_radix(digits, 16).ok()
+    };
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let (taken, written) = match unit(rest) {
+            Some(0xd800..=0xdbff) if matches!(unit(&rest[6..]), Some(0xdc00..=0xdfff)) => (12, &rest[..12]),
+            Some(0xd800..=0xdfff) => (6, "\\ufffd"),
+            // An escape of one character, which may be a backslash itself.
+            _ => {
+                let len = 1 + rest[1..].chars().next().map_or(0, char::len_utf8);
+                (len, &rest[..len])
+            }
+        };
+        out.push_str(written);
+        rest = &rest[taken..];
+    }
+    out + rest
 }
 
 /// What both APIs call an error of that status.

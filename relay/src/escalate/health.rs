@@ -10,6 +10,8 @@ const FAILURES: u32 = 5;
 const FIRST_MS: u64 = 5_000;
 /// And at the most.
 const LONGEST_MS: u64 = 60_000;
+/// Offers that are remembered at the most.
+const MOST: usize = 1024;
 /// A request that tries it has so long; then the next may.
 const PROBE_MS: u64 = 30_000;
 
@@ -46,6 +48,13 @@ impl Health {
     /// It did not answer; `retry_after_ms`: it said when it will. True if it has become ill.
     pub(crate) fn failed(&self, provider: &str, model: &str, retry_after_ms: Option<u64>, now_ms: u64) -> bool {
         let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if states.len() >= MOST {
+            // Names that nobody has may be asked for without end.
+            states.retain(|_, state| state.ill_until_ms > now_ms);
+            if states.len() >= MOST {
+                return false;
+            }
+        }
         let state = states.entry((provider.to_owned(), model.to_owned())).or_default();
         state.failures += 1;
         let was_ill = state.ill_until_ms > 0;
@@ -102,5 +111,17 @@ mod tests {
             health.answered("q", "m");
             assert!(!health.failed("q", "m", None, 1));
         }
+    }
+
+    #[test]
+    fn names_without_end_are_not_all_remembered() {
+        let health = Health::default();
+        for number in 0..5_000 {
+            health.failed("p", &format!("m{number}"), Some(1_000), 1 + number);
+        }
+        let count = || health.0.lock().expect("sound").len();
+        assert!(count() <= MOST, "{}", count());
+        assert!(health.failed("p", "another", Some(1_000), 1_000_000), "there is room again");
+        assert_eq!(count(), 1);
     }
 }

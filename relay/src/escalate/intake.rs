@@ -36,6 +36,7 @@ impl Flight<'_> {
                 .headers
                 .iter()
                 .cloned()
+                .map(|header| self.as_carried(header, streams))
                 .chain(self.held.remaining_headers())
                 .chain(self.offers.header())
                 .chain(self.plan.header())
@@ -53,6 +54,12 @@ impl Flight<'_> {
         self.head = Some(head);
         self.queue(frame);
         Ok(())
+    }
+
+    /// A header of the provider's: what is carried over whole is JSON, whatever it was before.
+    fn as_carried(&self, (name, value): (String, String), streams: bool) -> (String, String) {
+        let is_ours = self.answers.is_some() && !streams && name == "content-type";
+        (name, if is_ours { "application/json".to_owned() } else { value })
     }
 
     pub(super) fn take_events(&mut self, splitter: &mut SseSplitter, chunk: Bytes) -> Result<(), Ending> {
@@ -138,10 +145,11 @@ impl Flight<'_> {
         }
         // Some servers send no closing event; told usage is as good.
         if self.meter.report(0).estimated {
-            Ending::After(Outcome::PROVIDER_FAILED, "the provider's stream was cut".into())
-        } else {
-            Ending::Complete
+            return Ending::After(Outcome::PROVIDER_FAILED, "the provider's stream was cut".into());
         }
+        let last = self.answers.as_mut().map(|answers| answers.end()).unwrap_or_default();
+        let sent = last.into_iter().try_for_each(|event| self.emit(FrameType::Event, event));
+        sent.err().unwrap_or(Ending::Complete)
     }
 
     /// Passes the provider's own refusal on, as it is: nothing was charged.

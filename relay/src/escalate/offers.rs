@@ -2,7 +2,7 @@
 //! last, those are asked again that said when, or whose fault may pass.
 //!
 //! Another is asked only before the head of an answer has gone out; the tenant pays for the one that
-//! serves. What a provider may have begun on and never answered is the relay's own cost.
+//! serves, or that is asked last. What those before it may have begun on is the relay's own cost.
 
 use super::Escalator;
 use super::finish::Ending;
@@ -72,22 +72,26 @@ impl Offers {
         (!self.failed.is_empty()).then(|| ("belay-fell-back-from".to_owned(), self.failed.join(", ")))
     }
 
-    /// Turns to the next offer; after the last, to the one that may be asked again the soonest. Returns when.
-    fn turn(&mut self, failure: &Failure, now: Instant) -> Option<Instant> {
+    /// Turns to the next offer; after the last, to the one that may be asked again the soonest. Returns when,
+    /// which is before `deadline`; where there is no other, all stays as it is.
+    fn turn(&mut self, failure: &Failure, now: Instant, deadline: Instant) -> Option<Instant> {
         if failure.passes {
             // Twice as long each round where nobody says how long.
-            let round = self.retries.rounds - self.rounds.min(self.retries.rounds);
+            let round = self.retries.rounds.saturating_sub(self.rounds);
             let wait = failure.retry_after_ms.map_or(FIRST_WAIT * (1 << round.min(6)), Duration::from_millis);
             self.again.push((self.at, now + wait));
         }
-        if self.at + 1 < self.usable.len() {
+        if self.at + 1 < self.usable.len() && now < deadline {
             self.at += 1;
             return Some(now);
         }
-        self.rounds = self.rounds.checked_sub(1)?;
-        let (at, when) = std::mem::take(&mut self.again).into_iter().min_by_key(|(_, when)| *when)?;
-        self.at = at;
-        (when <= now + self.retries.longest_wait).then_some(when)
+        let rounds = self.rounds.checked_sub(1)?;
+        let latest = deadline.min(now + self.retries.longest_wait);
+        let soonest = self.again.iter().copied().min_by_key(|(_, when)| *when);
+        let (at, when) = soonest.filter(|(_, when)| *when < latest)?;
+        (self.at, self.rounds) = (at, rounds);
+        self.again.clear();
+        Some(when)
     }
 }
 
@@ -180,13 +184,15 @@ impl Flight<'_> {
             }
             return None;
         };
-        if health.failed(&asked.provider, &asked.name, failure.retry_after_ms, now_ms) {
+        // What a tenant's own key meets says nothing of others.
+        let is_shared = self.offers.usable[self.offers.at].key.is_none();
+        if is_shared && health.failed(&asked.provider, &asked.name, failure.retry_after_ms, now_ms) {
             let (provider, model, why) = (&asked.provider, &asked.name, &failure.why);
             self.span.in_scope(|| warn!(%provider, %model, %why, "others are asked before it for a while"));
         }
         let failed = format!("{} ({})", asked.provider, failure.why);
         let sent = self.offers.sent.clone()?;
-        let when = self.offers.turn(&failure, now).filter(|when| *when < self.deadline)?;
+        let when = self.offers.turn(&failure, now, self.deadline)?;
         self.span.in_scope(|| warn!(%failed, wait_ms = (when - now).as_millis(), "asking another, or again"));
         self.offers.failed.push(failed);
         self.meter = self.plan.meter(self.candidate());
@@ -199,7 +205,7 @@ impl Flight<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_their_fault, may_pass, retry_after_ms};
+    use super::*;
 
     #[test]
     fn a_request_that_is_wrong_is_wrong_everywhere() {
@@ -214,6 +220,28 @@ mod tests {
             assert!(!may_pass(status) || is_their_fault(status), "{status}");
         }
         assert!(!may_pass(401) && !may_pass(404) && may_pass(429) && may_pass(529));
+    }
+
+    #[test]
+    fn where_no_other_is_asked_the_last_one_stays() {
+        let usable = (0..2).map(|place| Usable { place, key: None }).collect();
+        let sent = Sent { body: Bytes::new(), headers: vec![] };
+        let retries = Retries { rounds: 1, longest_wait: Duration::from_secs(5) };
+        let mut offers = Offers::new(usable, sent, retries);
+        let failure = |passes, retry_after_ms| Failure { why: "no".into(), passes, retry_after_ms };
+        let now = Instant::now();
+        let deadline = now + Duration::from_secs(60);
+        // The first wants more time than there is, the second fails for good.
+        assert_eq!(offers.turn(&failure(true, Some(30_000)), now, deadline), Some(now));
+        assert_eq!((offers.at, offers.turn(&failure(false, None), now, deadline)), (1, None));
+        assert_eq!((offers.at, offers.rounds), (1, 1));
+        // One that comes back soon enough is turned to, but not after the deadline.
+        let soon = failure(true, Some(2_000));
+        assert_eq!(offers.turn(&soon, now, now + Duration::from_secs(1)), None);
+        assert_eq!(offers.at, 1);
+        assert_eq!(offers.turn(&soon, now, deadline), Some(now + Duration::from_secs(2)));
+        assert_eq!((offers.at, offers.rounds), (1, 0));
+        assert_eq!(offers.turn(&soon, now, deadline), None, "no round is left");
     }
 
     #[test]

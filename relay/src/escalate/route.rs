@@ -65,7 +65,8 @@ pub(crate) fn choose(route: &Route, models: Vec<Arc<Model>>, needs: &Needs, choo
 
 /// Why a model cannot serve a request.
 fn unfit_for(route: &Route, model: &Model, needs: &Needs, now_ms: u64) -> Option<String> {
-    let input = needs.bytes / BYTES_PER_ESTIMATED_TOKEN;
+    // The bytes of an image say nothing of its tokens.
+    let input = if needs.images { 0 } else { needs.bytes / BYTES_PER_ESTIMATED_TOKEN };
     let wanted = input + u64::from(needs.output.unwrap_or(0).min(model.max_output_tokens));
     if wanted > u64::from(model.context_tokens) {
         return Some(format!("takes {} tokens, and about {wanted} are needed", model.context_tokens));

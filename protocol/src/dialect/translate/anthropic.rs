@@ -113,8 +113,8 @@ fn read_message(asked: &mut Asked, message: &Value, path: String, to: Dialect) -
     let parts = match fields.take("content") {
         Some(Value::String(text)) => vec![Part::Text(text.clone())],
         Some(Value::Array(blocks)) => {
-            let read = |(number, block)| read_block(block, format!("{path}.content[{number}]"), to);
-            blocks.iter().enumerate().map(read).collect::<Result<_, _>>()?
+            let read = |(number, block)| read_block(block, format!("{path}.content[{number}]"), to).transpose();
+            blocks.iter().enumerate().filter_map(read).collect::<Result<_, _>>()?
         }
         _ => return Err(fields.malformed("content", "a string or a list")),
     };
@@ -122,7 +122,12 @@ fn read_message(asked: &mut Asked, message: &Value, path: String, to: Dialect) -
     fields.end()
 }
 
-fn read_block(block: &Value, path: String, to: Dialect) -> Result<Part, Untranslatable> {
+fn read_block(block: &Value, path: String, to: Dialect) -> Result<Option<Part>, Untranslatable> {
+    // A thought that nobody has signed came from a model of the other API, which wants none back.
+    let unsigned = block.get("signature").is_none_or(|signature| signature == "");
+    if block.get("type").is_some_and(|kind| kind == "thinking") && unsigned {
+        return Ok(None);
+    }
     let mut fields = Fields::of(block, path.clone(), to)?;
     fields.pass(&["cache_control"]);
     let part = match fields.must_text("type")? {
@@ -165,7 +170,7 @@ fn read_block(block: &Value, path: String, to: Dialect) -> Result<Part, Untransl
         _ => return Err(fields.refused("type", "only text, images, tool calls and their results can be")),
     };
     fields.end()?;
-    Ok(part)
+    Ok(Some(part))
 }
 
 /// Writes a request.

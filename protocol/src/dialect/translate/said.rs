@@ -1,5 +1,6 @@
 //! What an answer says, piece by piece, and writing it in a caller's dialect.
 
+use super::order::Order;
 use super::{anthropic, chat, error, responses};
 use crate::message::Dialect;
 use bytes::Bytes;
@@ -13,12 +14,20 @@ pub(super) enum Delta {
     Text(String),
     /// Reasoning that the provider shows.
     Thought(String),
-    /// A tool is called; its arguments follow.
+    /// A tool is called; its arguments follow, under the same key.
     Call {
+        key: u64,
         id: String,
         name: String,
     },
-    Arguments(String),
+    Arguments {
+        key: u64,
+        more: String,
+    },
+    /// No more of them follow. Not every provider says so.
+    CallEnd {
+        key: u64,
+    },
     Stop(Stop),
     Usage(Usage),
     /// Nothing, but the provider is there.
@@ -85,10 +94,10 @@ impl Said {
             (Delta::Text(more), Some(Block::Text(text))) | (Delta::Thought(more), Some(Block::Thought(text))) => {
                 text.push_str(more);
             }
-            (Delta::Arguments(more), Some(Block::Call { arguments, .. })) => arguments.push_str(more),
+            (Delta::Arguments { more, .. }, Some(Block::Call { arguments, .. })) => arguments.push_str(more),
             (Delta::Text(text), _) => self.blocks.push(Block::Text(text.clone())),
             (Delta::Thought(text), _) => self.blocks.push(Block::Thought(text.clone())),
-            (Delta::Call { id, name }, _) => {
+            (Delta::Call { id, name, .. }, _) => {
                 self.blocks.push(Block::Call { id: id.clone(), name: name.clone(), arguments: String::new() });
             }
             (Delta::Begin(id), _) => self.id.clone_from(id),
@@ -108,6 +117,7 @@ pub(super) struct Writer {
     pub(super) created_s: u64,
     pub(super) wants_usage: bool,
     pub(super) said: Said,
+    order: Order,
     /// Events written, for those who number them.
     pub(super) sequence: u64,
     pub(super) begun: bool,
@@ -124,6 +134,7 @@ impl Writer {
             created_s,
             wants_usage,
             said: Said::default(),
+            order: Order::default(),
             sequence: 0,
             begun: false,
             open: false,
@@ -132,13 +143,13 @@ impl Writer {
     }
 
     /// The events of some pieces.
-    pub(super) fn events(&mut self, deltas: &[Delta]) -> Vec<Bytes> {
+    pub(super) fn events(&mut self, deltas: Vec<Delta>) -> Vec<Bytes> {
         let mut out = vec![];
-        for delta in deltas {
+        for delta in self.ordered(deltas) {
             if self.over {
                 break;
             }
-            match (self.caller, delta) {
+            match (self.caller, &delta) {
                 (caller, Delta::Error { kind, message }) => {
                     self.over = true;
                     out.push(self.error(caller, kind, message));
@@ -149,6 +160,12 @@ impl Writer {
             }
         }
         out
+    }
+
+    fn ordered(&mut self, deltas: Vec<Delta>) -> Vec<Delta> {
+        let mut ordered = Vec::with_capacity(deltas.len());
+        deltas.into_iter().for_each(|delta| self.order.take(delta, &mut ordered));
+        ordered
     }
 
     fn error(&mut self, caller: Dialect, kind: &str, message: &str) -> Bytes {
@@ -168,9 +185,9 @@ impl Writer {
     }
 
     /// All of an answer at once.
-    pub(super) fn whole(&mut self, deltas: &[Delta]) -> Value {
-        for delta in deltas {
-            self.said.add(delta);
+    pub(super) fn whole(&mut self, deltas: Vec<Delta>) -> Value {
+        for delta in self.ordered(deltas) {
+            self.said.add(&delta);
         }
         match self.caller {
             Dialect::ANTHROPIC => anthropic::write_whole(self),

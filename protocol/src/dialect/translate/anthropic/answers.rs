@@ -9,6 +9,8 @@ use serde_json::{Map, Value, json};
 #[derive(Debug, Default)]
 pub(in super::super) struct Reader {
     usage: Usage,
+    /// The blocks that are calls, by their index.
+    calls: Vec<u64>,
 }
 
 impl Reader {
@@ -19,16 +21,23 @@ impl Reader {
                 self.told(message.get("usage"));
                 vec![Delta::Begin(text(message, "/id"))]
             }
-            "content_block_start" => block_begins(data.get("content_block").unwrap_or(&Value::Null)),
+            "content_block_start" => {
+                let block = data.get("content_block").unwrap_or(&Value::Null);
+                if block.get("type").is_some_and(|kind| kind == "tool_use") {
+                    self.calls.push(index(data));
+                }
+                block_begins(index(data), block)
+            }
+            "content_block_stop" if self.calls.contains(&index(data)) => vec![Delta::CallEnd { key: index(data) }],
             "content_block_delta" => {
-                let piece = |pointer: &str, make: fn(String) -> Delta| {
+                let piece = |pointer: &str, make: fn(u64, String) -> Delta| {
                     let more = text(data, pointer);
-                    if more.is_empty() { vec![] } else { vec![make(more)] }
+                    if more.is_empty() { vec![] } else { vec![make(index(data), more)] }
                 };
                 match data.pointer("/delta/type").and_then(Value::as_str).unwrap_or_default() {
-                    "text_delta" => piece("/delta/text", Delta::Text),
-                    "input_json_delta" => piece("/delta/partial_json", Delta::Arguments),
-                    "thinking_delta" => piece("/delta/thinking", Delta::Thought),
+                    "text_delta" => piece("/delta/text", |_, text| Delta::Text(text)),
+                    "input_json_delta" => piece("/delta/partial_json", |key, more| Delta::Arguments { key, more }),
+                    "thinking_delta" => piece("/delta/thinking", |_, text| Delta::Thought(text)),
                     _ => vec![],
                 }
             }
@@ -57,14 +66,18 @@ impl Reader {
     }
 }
 
-fn block_begins(block: &Value) -> Vec<Delta> {
+fn index(data: &Value) -> u64 {
+    data.get("index").and_then(Value::as_u64).unwrap_or(0)
+}
+
+fn block_begins(key: u64, block: &Value) -> Vec<Delta> {
     match block.get("type").and_then(Value::as_str).unwrap_or_default() {
         "tool_use" => {
-            let mut deltas = vec![Delta::Call { id: text(block, "/id"), name: text(block, "/name") }];
+            let mut deltas = vec![Delta::Call { key, id: text(block, "/id"), name: text(block, "/name") }];
             // Some servers give the whole input at once.
             if let Some(input) = block.get("input").filter(|input| input.as_object().is_some_and(|map| !map.is_empty()))
             {
-                deltas.push(Delta::Arguments(input.to_string()));
+                deltas.push(Delta::Arguments { key, more: input.to_string() });
             }
             deltas
         }
@@ -88,7 +101,12 @@ fn stop(reason: &str) -> Stop {
 pub(in super::super) fn whole(value: &Value) -> Result<Vec<Delta>, &'static str> {
     let blocks = value.get("content").and_then(Value::as_array).ok_or("the answer has no content")?;
     let mut deltas = vec![Delta::Begin(text(value, "/id"))];
-    deltas.extend(blocks.iter().flat_map(block_begins));
+    for (key, block) in (0..).zip(blocks) {
+        deltas.extend(block_begins(key, block));
+        if block.get("type").is_some_and(|kind| kind == "tool_use") {
+            deltas.push(Delta::CallEnd { key });
+        }
+    }
     let mut reader = Reader::default();
     reader.told(value.get("usage"));
     deltas.push(Delta::Usage(reader.usage));
@@ -128,7 +146,7 @@ pub(in super::super) fn write_event(writer: &mut Writer, delta: &Delta, out: &mu
     let piece = match delta {
         Delta::Text(text) => json!({ "type": "text_delta", "text": text }),
         Delta::Thought(text) => json!({ "type": "thinking_delta", "thinking": text }),
-        Delta::Arguments(more) => json!({ "type": "input_json_delta", "partial_json": more }),
+        Delta::Arguments { more, .. } => json!({ "type": "input_json_delta", "partial_json": more }),
         Delta::Ping => return out.push(event(&json!({ "type": "ping" }))),
         Delta::Done => {
             writer.over = true;

@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 #[derive(Debug, Default)]
 pub(in super::super) struct Reader {
     begun: bool,
-    /// The call whose arguments come, by its place.
-    call: Option<u64>,
-    stopped: bool,
+    /// The calls so far, by their place in this list: the index and the id that the provider gives them. Some
+    /// give all the same index.
+    calls: Vec<(u64, String)>,
+    /// It has said that it will not answer.
+    refuses: bool,
 }
 
 impl Reader {
@@ -22,22 +24,24 @@ impl Reader {
         if !std::mem::replace(&mut self.begun, true) {
             deltas.push(Delta::Begin(text(data, "/id")));
         }
-        if let Some(choice) = data.pointer("/choices/0") {
+        if let Some(choice) = first_choice(data) {
             for pointer in ["/delta/reasoning_content", "/delta/reasoning"] {
-                if let Some(thought) = choice.pointer(pointer).and_then(Value::as_str).filter(|text| !text.is_empty()) {
-                    deltas.push(Delta::Thought(thought.to_owned()));
+                let thought = text(choice, pointer);
+                if !thought.is_empty() {
+                    deltas.push(Delta::Thought(thought));
                 }
             }
             for pointer in ["/delta/content", "/delta/refusal"] {
-                if let Some(said) = choice.pointer(pointer).and_then(Value::as_str).filter(|text| !text.is_empty()) {
-                    deltas.push(Delta::Text(said.to_owned()));
+                let said = text(choice, pointer);
+                if !said.is_empty() {
+                    self.refuses |= pointer == "/delta/refusal";
+                    deltas.push(Delta::Text(said));
                 }
             }
             let calls = choice.pointer("/delta/tool_calls").and_then(Value::as_array);
             calls.into_iter().flatten().for_each(|call| self.call(call, &mut deltas));
             if let Some(reason) = choice.get("finish_reason").and_then(Value::as_str) {
-                self.stopped = true;
-                deltas.push(Delta::Stop(stop(reason)));
+                deltas.push(Delta::Stop(if self.refuses { Stop::Refusal } else { stop(reason) }));
             }
         }
         if let Some(usage) = data.get("usage").filter(|usage| !usage.is_null()) {
@@ -47,22 +51,33 @@ impl Reader {
     }
 
     fn call(&mut self, call: &Value, deltas: &mut Vec<Delta>) {
-        let place = call.get("index").and_then(Value::as_u64).unwrap_or(0);
-        let name = text(call, "/function/name");
-        if self.call != Some(place) && !name.is_empty() {
-            self.call = Some(place);
-            deltas.push(Delta::Call { id: text(call, "/id"), name });
+        let index = call.get("index").and_then(Value::as_u64).unwrap_or(0);
+        let id = text(call, "/id");
+        let known = self.calls.iter().rposition(|(at, known)| *at == index && (id.is_empty() || *known == id));
+        let place = known.unwrap_or_else(|| {
+            self.calls.push((index, id.clone()));
+            self.calls.len() - 1
+        });
+        let key = place as u64;
+        if known.is_none() {
+            deltas.push(Delta::Call { key, id, name: text(call, "/function/name") });
         }
-        let arguments = text(call, "/function/arguments");
-        if !arguments.is_empty() {
-            deltas.push(Delta::Arguments(arguments));
+        let more = text(call, "/function/arguments");
+        if !more.is_empty() {
+            deltas.push(Delta::Arguments { key, more });
         }
     }
 }
 
+/// The one answer that was asked for: by its index, where there is one.
+fn first_choice(data: &Value) -> Option<&Value> {
+    let choices = data.get("choices")?.as_array()?;
+    choices.iter().find(|choice| choice.get("index").and_then(Value::as_u64).unwrap_or(0) == 0)
+}
+
 /// Reads a whole answer.
 pub(in super::super) fn whole(value: &Value) -> Result<Vec<Delta>, &'static str> {
-    let choice = value.pointer("/choices/0").ok_or("the answer has no choices")?;
+    let choice = first_choice(value).ok_or("the answer has no choices")?;
     let mut deltas = vec![Delta::Begin(text(value, "/id"))];
     for (pointer, make) in [
         ("/message/reasoning_content", Delta::Thought as fn(String) -> Delta),
@@ -74,11 +89,18 @@ pub(in super::super) fn whole(value: &Value) -> Result<Vec<Delta>, &'static str>
             deltas.push(make(said));
         }
     }
-    for call in choice.pointer("/message/tool_calls").and_then(Value::as_array).into_iter().flatten() {
-        deltas.push(Delta::Call { id: text(call, "/id"), name: text(call, "/function/name") });
-        deltas.push(Delta::Arguments(text(call, "/function/arguments")));
+    let calls = choice.pointer("/message/tool_calls").and_then(Value::as_array);
+    for (key, call) in (0..).zip(calls.into_iter().flatten()) {
+        deltas.push(Delta::Call { key, id: text(call, "/id"), name: text(call, "/function/name") });
+        let more = text(call, "/function/arguments");
+        if !more.is_empty() {
+            deltas.push(Delta::Arguments { key, more });
+        }
+        deltas.push(Delta::CallEnd { key });
     }
-    deltas.push(Delta::Stop(stop(choice.get("finish_reason").and_then(Value::as_str).unwrap_or("stop"))));
+    let reason = choice.get("finish_reason").and_then(Value::as_str).unwrap_or("stop");
+    let refuses = !text(choice, "/message/refusal").is_empty();
+    deltas.push(Delta::Stop(if refuses { Stop::Refusal } else { stop(reason) }));
     if let Some(usage) = value.get("usage") {
         deltas.push(Delta::Usage(read_usage(usage)));
     }
@@ -124,11 +146,13 @@ pub(in super::super) fn write_event(writer: &mut Writer, delta: &Delta, out: &mu
         Delta::Begin(_) => json!({ "role": "assistant", "content": "" }),
         Delta::Text(text) => json!({ "content": text }),
         Delta::Thought(text) => json!({ "reasoning_content": text }),
-        Delta::Call { id, name } => {
+        Delta::Call { id, name, .. } => {
             let function = json!({ "name": name, "arguments": "" });
             json!({ "tool_calls": [{ "index": place, "id": id, "type": "function", "function": function }] })
         }
-        Delta::Arguments(more) => json!({ "tool_calls": [{ "index": place, "function": { "arguments": more } }] }),
+        Delta::Arguments { more, .. } => {
+            json!({ "tool_calls": [{ "index": place, "function": { "arguments": more } }] })
+        }
         Delta::Ping => return out.push(Bytes::from_static(b": ping\n\n")),
         Delta::Done => {
             writer.over = true;
@@ -141,7 +165,7 @@ pub(in super::super) fn write_event(writer: &mut Writer, delta: &Delta, out: &mu
             }
             return out.push(Bytes::from_static(b"data: [DONE]\n\n"));
         }
-        Delta::Stop(_) | Delta::Usage(_) | Delta::Error { .. } => return,
+        Delta::Stop(_) | Delta::Usage(_) | Delta::CallEnd { .. } | Delta::Error { .. } => return,
     };
     out.push(plain(&chunk(writer, json!([{ "index": 0, "delta": piece, "finish_reason": null }]))));
 }

@@ -32,7 +32,7 @@ pub(in super::super) fn write_event(writer: &mut Writer, delta: &Delta, out: &mu
             let place = json!({ "item_id": item_id(writer, index), "output_index": index, "summary_index": 0 });
             event(writer, out, "response.reasoning_summary_text.delta", with(place, json!({ "delta": text })));
         }
-        Delta::Arguments(more) => {
+        Delta::Arguments { more, .. } => {
             let place = json!({ "item_id": item_id(writer, index), "output_index": index, "delta": more });
             event(writer, out, "response.function_call_arguments.delta", place);
         }
