@@ -310,6 +310,7 @@ async fn strangers_on_loopback_get_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hundreds_of_streams_at_once_are_whole() {
+    let _turn = crate::MACHINE.lock().await;
     let scene = Scene::with(Settings::default(), "").await;
     let script = Script { tokens: 100, pace_ms: 20, ..Script::default() };
     let body = chat(&script.as_message(), true);

@@ -308,6 +308,7 @@ fn without_usage(body: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_pass_through_as_they_are() {
+    let _turn = crate::MACHINE.lock().await;
     let seed: u64 = std::env::var("BELAY_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
     eprintln!("seed {seed}; repeat with BELAY_SEED={seed}");
     let provider = FakeProvider::start().await.unwrap();

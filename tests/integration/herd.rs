@@ -21,6 +21,7 @@ fn allow_files() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_thousand_clients_that_lose_their_relay_are_back_within_thirty_seconds() {
+    let _turn = crate::MACHINE.lock().await;
     allow_files();
     let mut belayd = Belayd::start(
         "[limits]\ninstances_per_device = 5000\nhandshakes_per_second = 100000\n[timeouts]\nheartbeat_ms = 10000\n",

@@ -259,6 +259,7 @@ async fn verdict(stream: &mut Stream) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_hostile_streams_cost_nobody_but_themselves() {
+    let _turn = crate::MACHINE.lock().await;
     let target = Target::start().await;
     let mut storms = JoinSet::new();
     for number in 0..TUNNELS {
@@ -389,6 +390,7 @@ impl Mob {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_hostile_handshakes_keep_nobody_out() {
+    let _turn = crate::MACHINE.lock().await;
     let target = Target::start().await;
     let device = Device::join(&invite(&target.relay)).await;
     let now_ms = SystemClock.now_ms();

@@ -40,3 +40,6 @@ mod tcp;
 mod vitals;
 mod walkthrough;
 mod wire;
+
+/// Tests that want the whole machine take turns: each is about what happens in time.
+pub(crate) static MACHINE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

@@ -21,6 +21,7 @@ fn chromium() -> Option<PathBuf> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_shows_what_runs_and_what_it_costs() {
+    let _turn = crate::MACHINE.lock().await;
     let Some(chromium) = chromium() else { return };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("page");
     let package = folder.join("package.json");

@@ -10,6 +10,7 @@ use tokio::process::Command;
 
 /// Runs a program of checks against a gateway; all must hold, and so must the book.
 async fn all_hold(mut command: Command, least: usize) {
+    let _turn = crate::MACHINE.lock().await;
     let provider = FakeProvider::start().await.unwrap();
     let relay = relay_for(&provider, "").await;
     let client = relay.client().await;
