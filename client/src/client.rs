@@ -204,7 +204,8 @@ impl Client {
         self.tunnel(within).await?.call(StreamKind::Enrol, &LeaveRequest { reason: reason.into() }).await
     }
 
-    /// Closes the tunnel and ends the client's task.
+    /// Closes the tunnel and ends the client's task. Requests that were dropped are cancelled before: a
+    /// connection's end says nothing of the kind.
     pub async fn close(&self) {
         self.tunnels.stop.cancel();
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();

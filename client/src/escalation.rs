@@ -5,6 +5,7 @@
 //! The caller is told (`Interrupted`, `Resumed`) and sees no error as long as the resume window lasts.
 
 mod answer;
+mod leave;
 mod line;
 mod reading;
 mod request;
@@ -41,8 +42,8 @@ const KEPT_BYTES: usize = 4 << 20;
 /// After an attempt to go on that has failed at once, the next one comes after this at the earliest.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// A running request. Dropping it cancels the request, unless it can be read again ([`Reading`]);
-/// while it is interrupted there is nobody to tell, and the relay reads on for its resume window.
+/// A running request. Dropping it cancels the request, unless it can be read again ([`Reading`]): the relay
+/// is told in the background, over another tunnel if need be.
 #[derive(Debug)]
 pub struct Escalation {
     tunnels: Arc<Tunnels>,

@@ -7,6 +7,7 @@
 use crate::control::{Control, Event};
 use crate::dial::Way;
 use crate::tunnel::Tunnel;
+use crate::tunnels::Tunnels;
 use belay_transport::connection::{Connection, Path, Traffic};
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,7 +151,7 @@ pub(crate) async fn retire(
     tunnel: Arc<Tunnel>,
     mut control: Box<Control>,
     wanted: CancellationToken,
-    stop: CancellationToken,
+    tunnels: Arc<Tunnels>,
 ) -> Retired {
     let Connection::Tcp(connection) = tunnel.connection().clone() else { return Retired::Over(Traffic::default()) };
     let before = tunnel.connection().traffic();
@@ -158,7 +159,10 @@ pub(crate) async fn retire(
     loop {
         tokio::select! {
             biased;
-            () = stop.cancelled() => break,
+            () = tunnels.stop.cancelled() => {
+                tunnels.last_cancels().await;
+                break;
+            }
             // All but the control stream.
             () = connection.streams_end(1) => break,
             () = wanted.cancelled() => {

@@ -16,11 +16,12 @@ mod models;
 mod own;
 mod recent;
 mod refusal;
+mod upload;
 
 use crate::client::Client;
 use api::{Api, ENDPOINTS, Endpoint};
 use body::Body;
-use http::header::{ALLOW, HeaderMap, HeaderValue};
+use http::header::{ALLOW, CONNECTION, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -41,6 +42,7 @@ use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
+use upload::Upload;
 
 /// Bytes of headers at the most.
 const HEADER_BYTES: usize = 64 << 10;
@@ -292,6 +294,7 @@ async fn tell_progress(shared: Arc<Shared>) {
 /// One request.
 async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
     let (head, body) = request.into_parts();
+    let mut upload = Upload::new(body, &head.headers);
     let endpoint = Endpoint::of(head.uri.path());
     let api = match &endpoint {
         Some(Endpoint::Forward(forward)) => forward.api(),
@@ -299,11 +302,14 @@ async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Bo
         _ => Api::OpenAi,
     };
     let answered = match guard::check(&shared.settings, shared.local, endpoint.as_ref(), &head) {
-        Ok(()) => answer(shared, endpoint, api, &head, body).await,
+        Ok(()) => answer(shared, endpoint, api, &head, &mut upload).await,
         Err(refusal) => Err(refusal),
     };
     let mut response = answered.unwrap_or_else(|refusal| refusal.answer(api));
     response.headers_mut().extend(guard::cors(&shared.settings, &head.headers));
+    if !upload.discard(shared.settings.max_body).await {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 
@@ -312,7 +318,7 @@ async fn answer(
     endpoint: Option<Endpoint>,
     api: Api,
     head: &http::request::Parts,
-    body: Incoming,
+    upload: &mut Upload,
 ) -> Result<Response<Body>, Refusal> {
     let path = head.uri.path();
     let Some(endpoint) = endpoint else {
@@ -336,7 +342,7 @@ async fn answer(
         return Ok(response);
     }
     match endpoint {
-        Endpoint::Forward(forward) => forward::forward(shared, forward, head, body).await,
+        Endpoint::Forward(forward) => forward::forward(shared, forward, head, upload).await,
         Endpoint::Models(None) => models::list(shared, api).await,
         Endpoint::Models(Some(name)) => models::one(shared, api, &name).await,
         Endpoint::Own(own) => own::answer(shared, own, head.uri.query().unwrap_or_default(), &head.headers).await,

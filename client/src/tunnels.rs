@@ -12,8 +12,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+/// How long a tunnel that is closed waits until the relay knows which requests are cancelled.
+const LAST_CANCELS: Duration = Duration::from_secs(1);
 
 /// Shared by a client, its keeper and its requests.
 #[derive(Debug)]
@@ -27,6 +32,8 @@ pub(crate) struct Tunnels {
     queued: AtomicUsize,
     /// What heartbeats say beside being heard.
     pub(crate) signs: Signs,
+    /// Requests that nobody waits for, until the relay knows.
+    pub(crate) leaving: TaskTracker,
     /// Where the relay should be, for people.
     addresses: String,
     pub(crate) stop: CancellationToken,
@@ -41,6 +48,7 @@ impl Tunnels {
             outstanding: watch::Sender::new(0),
             queued: AtomicUsize::new(0),
             signs,
+            leaving: TaskTracker::new(),
             addresses,
             stop: CancellationToken::new(),
         })
@@ -107,6 +115,15 @@ impl Tunnels {
     /// The same with a duration.
     pub(crate) async fn tunnel_within(&self, within: Duration) -> Result<Arc<Tunnel>, ClientError> {
         self.tunnel(Instant::now() + within).await
+    }
+
+    /// Waits, shortly, until the relay knows of every request that nobody waits for: a connection's end says
+    /// nothing of the kind. To be called before a tunnel is closed for good.
+    pub(crate) async fn last_cancels(&self) {
+        self.leaving.close();
+        if timeout(LAST_CANCELS, self.leaving.wait()).await.is_err() {
+            debug!("closing before the relay has confirmed that requests are cancelled");
+        }
     }
 
     /// How many requests wait for an answer, to follow.

@@ -18,6 +18,7 @@ mod herd;
 mod hostile;
 mod house;
 mod keys;
+mod leaving;
 mod limits;
 mod money;
 mod page;

@@ -67,11 +67,3 @@ impl Escalation {
         }
     }
 }
-
-impl Drop for Escalation {
-    fn drop(&mut self) {
-        if self.keeps {
-            self.detach();
-        }
-    }
-}

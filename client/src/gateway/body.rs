@@ -217,6 +217,8 @@ impl Events {
     fn fail(&mut self, refusal: &Refusal) -> Option<Bytes> {
         self.running.failed(refusal.status.as_u16(), &refusal.message);
         self.state = State::Over;
+        // Whatever runs of it ends now, not once the caller has taken its last bytes.
+        self.next.set(std::future::pending());
         Some(self.error(refusal))
     }
 

@@ -6,27 +6,23 @@ use super::api::Forward;
 use super::body::{Body, Events, gone};
 use super::recent::{Asked, Running};
 use super::refusal::Refusal;
+use super::upload::Upload;
 use crate::error::ClientError;
 use crate::escalation::{Answer, Escalation, EscalationRequest, Reading};
 use belay_certs::sha256;
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{Content, End, FailureCode, Outcome, ResponseHead};
 use belay_protocol::money::NanoUsd;
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use http::{Response, StatusCode, request};
-use hyper::body::{Body as _, Incoming};
 use serde::Deserialize;
 use std::borrow::Cow;
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
-use std::time::Duration;
-use tokio::time::{sleep, timeout};
+use std::pin::pin;
+use tokio::time::sleep;
 
 /// Headers of a caller that a provider gets to see.
 const PASSED_ON: [&str; 3] = ["anthropic-version", "anthropic-beta", "openai-beta"];
-/// How long a caller may pause in the middle of its body.
-const BODY_PAUSE: Duration = Duration::from_secs(30);
 /// So much of a model's name is remembered.
 const MODEL_SHOWN: usize = 200;
 /// So much of a body is shown where prompts are to be.
@@ -91,7 +87,7 @@ pub(super) async fn forward(
     shared: &Shared,
     forward: Forward,
     head: &request::Parts,
-    body: Incoming,
+    upload: &mut Upload,
 ) -> Result<Response<Body>, Refusal> {
     let wishes = Wishes::read(&head.headers)?;
     let encoding = head.headers.get(CONTENT_ENCODING).map(|encoding| encoding.to_str().unwrap_or("?"));
@@ -99,7 +95,7 @@ pub(super) async fn forward(
         let message = format!("a body with content-encoding {shown:?} is not served; send it as it is");
         return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported", message));
     }
-    let body = read(body, &head.headers, shared.settings.max_body).await?;
+    let body = upload.read(shared.settings.max_body).await?;
     let peek: Peek<'_> = serde_json::from_slice(&body)
         .map_err(|error| Refusal::bad_request(format!("the request body is not understood: {error}")))?;
     let (model, stream) = (peek.model.unwrap_or_default().into_owned(), peek.stream.unwrap_or(false));
@@ -264,51 +260,6 @@ fn early(events: Events, id: RequestId) -> Response<Body> {
         headers.insert(HeaderName::from_static("belay-request-id"), id);
     }
     response
-}
-
-/// The whole body of a request. Errors: it is too large, or does not come.
-async fn read(mut body: Incoming, headers: &HeaderMap, max: usize) -> Result<Bytes, Refusal> {
-    let too_large = || {
-        let message = format!("the request body is above {max} bytes");
-        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "limit", message)
-    };
-    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > max) {
-        return Err(too_large());
-    }
-    let mut first: Option<Bytes> = None;
-    let mut rest = BytesMut::new();
-    loop {
-        let frame = timeout(BODY_PAUSE, poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)));
-        let frame = frame.await.map_err(|_| {
-            let message = format!("nothing came of the request body for {} s", BODY_PAUSE.as_secs());
-            Refusal::new(StatusCode::REQUEST_TIMEOUT, "timed_out", message)
-        })?;
-        let data = match frame {
-            None => break,
-            Some(Err(error)) => return Err(Refusal::bad_request(format!("the request body did not arrive: {error}"))),
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => data,
-                Err(_) => continue,
-            },
-        };
-        if first.as_ref().map_or(0, Bytes::len) + rest.len() + data.remaining() > max {
-            return Err(too_large());
-        }
-        // Most bodies come in one piece, which is not copied.
-        match &first {
-            None => first = Some(data),
-            Some(_) => rest.put(data),
-        }
-    }
-    let first = first.unwrap_or_default();
-    if rest.is_empty() {
-        return Ok(first);
-    }
-    let mut whole = BytesMut::with_capacity(first.len() + rest.len());
-    whole.put(first);
-    whole.put(rest);
-    Ok(whole.freeze())
 }
 
 fn header_text(headers: &HeaderMap, name: &HeaderName) -> String {

@@ -46,6 +46,7 @@ impl Keeper {
         match down {
             Down::Closed => {
                 self.tunnels.set(None);
+                self.tunnels.last_cancels().await;
                 tunnel.close().await;
                 Next::Stop
             }
@@ -58,7 +59,7 @@ impl Keeper {
             }
             Down::BackOnQuic(second, its_control) => {
                 info!("QUIC gets through again; what runs over TCP goes on there");
-                self.retired.spawn(retire(tunnel, control, self.take_back.clone(), self.tunnels.stop.clone()));
+                self.retired.spawn(retire(tunnel, control, self.take_back.clone(), Arc::clone(&self.tunnels)));
                 Next::Up(second, its_control, true)
             }
             Down::Lost(why, go_away) => {
@@ -173,8 +174,8 @@ impl Keeper {
                 Ok(Retired::Back(tunnel, control)) if back.is_none() => back = Some((tunnel, control)),
                 // One is enough: what runs over another goes on there.
                 Ok(Retired::Back(tunnel, control)) => {
-                    let stop = self.tunnels.stop.clone();
-                    self.retired.spawn(retire(tunnel, control, self.take_back.clone(), stop));
+                    let tunnels = Arc::clone(&self.tunnels);
+                    self.retired.spawn(retire(tunnel, control, self.take_back.clone(), tunnels));
                     break;
                 }
                 Ok(Retired::Over(traffic)) => self.count_bytes(traffic),
