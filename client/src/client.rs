@@ -34,6 +34,8 @@ pub struct Options {
     /// Where running requests and the last good address are remembered, so that a restarted client
     /// can go on. `None`: they are forgotten with the process.
     pub state: Option<StateDir>,
+    /// Goes through the tunnel of the client that runs for `state`, if one does (`belay up`).
+    pub through_running: bool,
     /// How long a request waits for its connection to come back. `None`: five minutes.
     pub resume_window: Option<Duration>,
     /// Tells how this computer is; heartbeats carry it.
@@ -69,7 +71,8 @@ impl Client {
             prewarm_model: options.prewarm_model,
             prewarm: Notify::new(),
         };
-        let dialer = Dialer::enrolled(&env, &identity, key)?;
+        let mut dialer = Dialer::enrolled(&env, &identity, key)?;
+        dialer.set_through(options.state.clone().filter(|_| options.through_running));
         let resume_window = options.resume_window.unwrap_or(RESUME_WINDOW);
         Ok(Self::run(env, identity, dialer, addresses, options.state, resume_window, signs))
     }

@@ -2,7 +2,7 @@
 //! over TCP.
 
 use crate::error::ClientError;
-use crate::state::Identity;
+use crate::state::{Identity, StateDir};
 use belay_certs::issue::DeviceKey;
 use belay_certs::tls::{self, Time};
 use belay_protocol::error::CloseCode;
@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
+use tracing::debug;
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -38,6 +39,8 @@ pub(crate) struct Dialer {
     pub(crate) env: Env,
     quic: ClientConfig,
     tls: Arc<rustls::ClientConfig>,
+    /// Where a client may run that has a tunnel already.
+    through: Option<StateDir>,
 }
 
 /// Which transports are tried.
@@ -155,7 +158,30 @@ impl Dialer {
             .map_err(|error| ClientError::State { what: "the TLS configuration".into(), why: error.to_string() })?;
         let mut quic = ClientConfig::new(Arc::new(crypto));
         quic.transport_config(params::client());
-        Ok(Self { env: env.clone(), quic, tls })
+        Ok(Self { env: env.clone(), quic, tls, through: None })
+    }
+
+    /// Goes through the client that runs for a directory of state, for as long as one does.
+    pub(crate) fn set_through(&mut self, state: Option<StateDir>) {
+        self.through = state;
+    }
+
+    /// A connection through the client that runs, if one does and answers.
+    async fn dial_running(&self) -> Option<Dialed> {
+        let told = match self.through.as_ref()?.running() {
+            Ok(told) => told?,
+            Err(error) => {
+                debug!(%error, "cannot find the client that runs");
+                return None;
+            }
+        };
+        match told.connect().await {
+            Ok(connection) => Some(Dialed { endpoint: None, connection: Connection::Tcp(connection) }),
+            Err(error) => {
+                debug!(%error, "the client that runs does not answer; dialling the relay");
+                None
+            }
+        }
     }
 
     /// Races the addresses of `names`, `last_good` before all others. One gets a head start of
@@ -170,6 +196,9 @@ impl Dialer {
         last_good: Option<SocketAddr>,
         way: Way,
     ) -> Result<Dialed, ClientError> {
+        if let Some(dialed) = self.dial_running().await {
+            return Ok(dialed);
+        }
         let mut known: VecDeque<SocketAddr> = last_good.into_iter().collect();
         let mut resolving = JoinSet::new();
         for name in names {

@@ -12,6 +12,7 @@ mod body;
 mod forward;
 mod guard;
 mod lanes;
+mod local;
 mod models;
 mod own;
 mod recent;
@@ -19,7 +20,7 @@ mod refusal;
 mod upload;
 
 use crate::client::Client;
-use api::{Api, ENDPOINTS, Endpoint};
+use api::{Api, ENDPOINTS, Endpoint, Own};
 use body::Body;
 use http::header::{ALLOW, CONNECTION, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -44,6 +45,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use upload::Upload;
 
+/// The header that shows the secret.
+const SECRET: &str = "belay-secret";
 /// Bytes of headers at the most.
 const HEADER_BYTES: usize = 64 << 10;
 /// How long running answers may go on once the gateway is to end.
@@ -83,7 +86,7 @@ impl std::fmt::Debug for Token {
 pub struct Settings {
     /// Callers have to show it. `None`: whoever reaches the address may ask.
     pub token: Option<Token>,
-    /// Whoever shows it may end the gateway. `None`: nobody may.
+    /// Whoever shows it may end the gateway, and use the tunnel as a `belay` command. `None`: nobody may.
     pub secret: Option<Token>,
     /// Names beside `localhost` and the address itself that callers may call this computer by.
     pub hosts: Vec<String>,
@@ -101,6 +104,14 @@ pub struct Settings {
     pub keep_alive: Duration,
     /// Remember the beginning of what is asked, for the page.
     pub show_prompts: bool,
+}
+
+impl Settings {
+    /// True for who can read the secret of this client's directory.
+    fn is_own_command(&self, headers: &HeaderMap) -> bool {
+        let given = headers.get(SECRET).and_then(|secret| secret.to_str().ok()).unwrap_or_default();
+        self.secret.as_ref().is_some_and(|secret| secret.is(given))
+    }
 }
 
 impl Default for Settings {
@@ -129,6 +140,10 @@ struct Shared {
     recent: Arc<Recent>,
     local: SocketAddr,
     since_ms: u64,
+    /// What runs for callers.
+    tasks: TaskTracker,
+    /// Places for other commands that use the tunnel.
+    commands: Arc<Semaphore>,
     /// Cancelled when it is to end.
     stop: CancellationToken,
     /// Cancelled when it waits no longer for answers that run.
@@ -155,6 +170,8 @@ impl Gateway {
             recent: Recent::new(),
             local,
             since_ms,
+            tasks: TaskTracker::new(),
+            commands: Arc::new(Semaphore::new(local::COMMANDS)),
             stop: CancellationToken::new(),
             end: CancellationToken::new(),
         });
@@ -177,7 +194,7 @@ impl Gateway {
     pub async fn run(self) {
         let Self { shared, listener } = self;
         let stop = shared.stop.clone();
-        let tasks = TaskTracker::new();
+        let tasks = shared.tasks.clone();
         tasks.spawn(tell_progress(Arc::clone(&shared)));
         let places = Arc::new(Semaphore::new(shared.settings.connections));
         loop {
@@ -241,7 +258,8 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
         .timer(TokioTimer::new())
         .header_read_timeout(header_timeout)
         .max_buf_size(HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         biased;
@@ -293,7 +311,7 @@ async fn tell_progress(shared: Arc<Shared>) {
 
 /// One request.
 async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let mut upload = Upload::new(body, &head.headers);
     let endpoint = Endpoint::of(head.uri.path());
     let api = match &endpoint {
@@ -302,7 +320,7 @@ async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Bo
         _ => Api::OpenAi,
     };
     let answered = match guard::check(&shared.settings, shared.local, endpoint.as_ref(), &head) {
-        Ok(()) => answer(shared, endpoint, api, &head, &mut upload).await,
+        Ok(()) => answer(shared, endpoint, api, &mut head, &mut upload).await,
         Err(refusal) => Err(refusal),
     };
     let mut response = answered.unwrap_or_else(|refusal| refusal.answer(api));
@@ -317,7 +335,7 @@ async fn answer(
     shared: &Arc<Shared>,
     endpoint: Option<Endpoint>,
     api: Api,
-    head: &http::request::Parts,
+    head: &mut http::request::Parts,
     upload: &mut Upload,
 ) -> Result<Response<Body>, Refusal> {
     let path = head.uri.path();
@@ -345,6 +363,7 @@ async fn answer(
         Endpoint::Forward(forward) => forward::forward(shared, forward, head, upload).await,
         Endpoint::Models(None) => models::list(shared, api).await,
         Endpoint::Models(Some(name)) => models::one(shared, api, &name).await,
+        Endpoint::Own(Own::Tunnel) => local::let_in(shared, head),
         Endpoint::Own(own) => own::answer(shared, own, head.uri.query().unwrap_or_default(), &head.headers).await,
     }
 }

@@ -5,7 +5,7 @@
 //! what it tells of it, [`escalation`] is one LLM request as a stream of answers that survives a lost
 //! tunnel, [`pending`] what a restarted client needs to go on with it, [`vitals`] how this computer is.
 //! [`Client`] puts them together; [`gateway`] lets other programs use it over HTTP, [`running`] finds the one
-//! that runs in the background.
+//! that runs in the background, [`local`] the way through it.
 #![warn(missing_docs)]
 
 pub mod billing;
@@ -17,6 +17,7 @@ pub mod error;
 pub mod escalation;
 mod fallback;
 pub mod gateway;
+pub mod local;
 pub mod pending;
 mod reconnect;
 pub mod running;

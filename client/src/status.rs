@@ -2,11 +2,11 @@
 
 use belay_protocol::vitals::RelayState;
 use belay_transport::connection::Path;
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::net::SocketAddr;
 
 /// Where the tunnel is in its life.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "phase", rename_all = "snake_case")]
 pub enum Phase {
     /// A handshake is under way.
@@ -29,14 +29,18 @@ pub enum Phase {
     Closed,
 }
 
+/// A path's stable name.
+pub type PathName = &'static str;
+
 /// What a program can follow.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunnelStatus {
     /// Where the tunnel is in its life.
     #[serde(flatten)]
     pub phase: Phase,
-    /// What carries it: `quic` or `tcp`.
-    pub path: &'static str,
+    /// What carries it: `quic` or `tcp`, or `local` through the client that runs on this computer.
+    #[serde(deserialize_with = "path_name")]
+    pub path: PathName,
     /// Why it is not QUIC.
     pub path_why: Option<String>,
     /// The relay's address, while up.
@@ -59,6 +63,15 @@ pub struct TunnelStatus {
     pub bytes_sent: u64,
     /// UDP or TCP bytes received, all tunnels together.
     pub bytes_received: u64,
+}
+
+/// The path through the client that runs on this computer.
+pub(crate) const LOCAL: &str = "local";
+
+fn path_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathName, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let known = [Path::Quic.name(), Path::Tcp.name(), LOCAL].into_iter().find(|known| *known == name);
+    known.ok_or_else(|| serde::de::Error::custom(format!("unknown path {name:?}")))
 }
 
 impl TunnelStatus {

@@ -232,6 +232,11 @@ impl FrameDecoder {
         }
     }
 
+    /// Takes back what was pushed and not looked at.
+    pub(crate) fn take_unread(&mut self) -> Bytes {
+        std::mem::take(&mut self.chunk)
+    }
+
     /// True if the stream may end here: no frame has begun.
     #[must_use]
     pub fn is_at_boundary(&self) -> bool {

@@ -187,6 +187,15 @@ impl FrameReader {
         }
     }
 
+    /// The next bytes as they come, for who carries frames without reading them; `None` at the end. Not to
+    /// be called after a frame was read.
+    pub async fn bytes(&mut self) -> Result<Option<Bytes>, StreamError> {
+        match self.decoder.take_unread() {
+            unread if !unread.is_empty() => Ok(Some(unread)),
+            _ => poll_fn(|cx| self.half.poll_read(cx)).await,
+        }
+    }
+
     /// The next frame; `None` if the peer ended the stream between two frames.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, StreamError>> {
         loop {

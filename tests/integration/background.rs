@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-fn said(home: &Path, args: &[&str]) -> Value {
+pub(crate) fn said(home: &Path, args: &[&str]) -> Value {
     let ran = run(&mut belay(home, &[&["--json"], args].concat()));
     exits(&ran, 0);
     one_json(&ran.stdout)
@@ -28,15 +28,25 @@ pub(crate) fn ask(address: &str, request: &str, body: &str) -> String {
 }
 
 /// Ends the process should a test fail before it does.
-struct Ends(i32);
+pub(crate) struct Ends(pub(crate) i32);
 
-impl Drop for Ends {
-    fn drop(&mut self) {
-        let _ = kill_process(Pid::from_raw(self.0).unwrap(), Signal::KILL);
+impl Ends {
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.0).unwrap(), signal).unwrap();
+    }
+
+    pub(crate) fn signal_if_there(&self, signal: Signal) {
+        let _ = kill_process(Pid::from_raw(self.0).unwrap(), signal);
     }
 }
 
-const UP: [&str; 4] = ["up", "--background", "--listen", "127.0.0.1:0"];
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.signal_if_there(Signal::KILL);
+    }
+}
+
+pub(crate) const UP: [&str; 4] = ["up", "--background", "--listen", "127.0.0.1:0"];
 
 #[test]
 fn one_runs_in_the_background_and_is_found_and_ended() {
@@ -66,7 +76,7 @@ fn one_runs_in_the_background_and_is_found_and_ended() {
         assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
     }
     // A terminal that closes takes it not along.
-    kill_process(Pid::from_raw(ends.0).unwrap(), Signal::HUP).unwrap();
+    ends.signal(Signal::HUP);
     assert!(ask(address, "GET /belay/status", "").contains("\"phase\":\"up\""));
     assert_eq!(said(&home, &["down"]), json!({ "ended": true, "process": process }));
     assert!(TcpStream::connect(address).is_err());
@@ -74,7 +84,7 @@ fn one_runs_in_the_background_and_is_found_and_ended() {
     // One that was killed leaves nothing in the way.
     let up = said(&home, &UP);
     let ends = Ends(i32::try_from(up["process"].as_i64().unwrap()).unwrap());
-    kill_process(Pid::from_raw(ends.0).unwrap(), Signal::KILL).unwrap();
+    ends.signal(Signal::KILL);
     let until = Instant::now() + Duration::from_secs(20);
     while said(&home, &["down"]) != json!({ "ended": false }) {
         assert!(Instant::now() < until, "a dead one is in the way");

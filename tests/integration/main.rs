@@ -38,6 +38,7 @@ mod sdks;
 mod secrets;
 mod simulation;
 mod tcp;
+mod through;
 mod vitals;
 mod walkthrough;
 mod wire;

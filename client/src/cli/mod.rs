@@ -193,7 +193,7 @@ impl Global {
     }
 
     fn options(&self) -> anyhow::Result<Options> {
-        Ok(Options { state: Some(self.state()?), ..Options::default() })
+        Ok(Options { state: Some(self.state()?), through_running: true, ..Options::default() })
     }
 
     fn client_with(&self, options: Options) -> anyhow::Result<Client> {

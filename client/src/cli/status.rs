@@ -1,8 +1,11 @@
 //! `belay status`.
 
+use super::exit::Usage;
 use super::{Global, print_json};
+use anyhow::Context;
+use belay_client::running::Told;
 use belay_client::vitals::Computer;
-use belay_client::{Client, ClientError, Phase, TunnelStatus};
+use belay_client::{Client, ClientError, Identity, Phase, TunnelStatus};
 use belay_transport::env::{Clock, SystemClock};
 use clap::Args;
 use std::pin::pin;
@@ -23,6 +26,18 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) async fn run(global: &Global, args: &StatusArgs) -> anyhow::Result<()> {
+    let state = global.state()?;
+    let (identity, _) = state.load()?;
+    if let Some(told) = state.running()? {
+        if args.loaded_model.is_some() {
+            let why = format!("process {} holds the tunnel; say it there: belay up --loaded-model", told.process);
+            return Err(Usage(why).into());
+        }
+        // The tunnel that is there is the one to be told of.
+        let shown =
+            if args.watch { watch_running(global, &told).await } else { once_running(global, &identity, &told).await };
+        return shown.with_context(|| format!("process {} does not answer at {}", told.process, told.listen));
+    }
     let mut options = global.options()?;
     if args.watch {
         // A tunnel that stays also tells the relay how this computer is.
@@ -35,6 +50,35 @@ pub(super) async fn run(global: &Global, args: &StatusArgs) -> anyhow::Result<()
     result
 }
 
+async fn once_running(global: &Global, identity: &Identity, told: &Told) -> anyhow::Result<()> {
+    let running = told.status().await?;
+    if global.json {
+        let mut object = object(identity, &running.tunnel)?;
+        object["gateway"] = serde_json::to_value(&running.gateway)?;
+        return print_json(&object);
+    }
+    show(identity, &running.tunnel);
+    println!("gateway      http://{}, process {}", running.gateway.listen, running.gateway.process);
+    Ok(())
+}
+
+async fn watch_running(global: &Global, told: &Told) -> anyhow::Result<()> {
+    let mut interrupt = pin!(tokio::signal::ctrl_c());
+    let mut changes = told.changes().await?;
+    loop {
+        let running = tokio::select! {
+            // First, so that it listens from the beginning.
+            biased;
+            _ = &mut interrupt => return Ok(()),
+            next = changes.next() => next?,
+        };
+        match running {
+            Some(running) => print_line(global, &running.tunnel)?,
+            None => return Ok(()),
+        }
+    }
+}
+
 async fn once(global: &Global, client: &Client) -> anyhow::Result<()> {
     client.tunnel(global.wait()).await?;
     let mut status = client.status();
@@ -43,9 +87,9 @@ async fn once(global: &Global, client: &Client) -> anyhow::Result<()> {
     drop(first_beat.await);
     let status = client.status().borrow().clone();
     if global.json {
-        return json(client, &status);
+        return print_json(&object(client.identity(), &status)?);
     }
-    show(client, &status);
+    show(client.identity(), &status);
     Ok(())
 }
 
@@ -55,11 +99,7 @@ async fn watch(global: &Global, client: &Client) -> anyhow::Result<()> {
     let mut interrupt = pin!(tokio::signal::ctrl_c());
     loop {
         let now = status.borrow_and_update().clone();
-        if global.json {
-            println!("{}", serde_json::to_string(&now)?);
-        } else {
-            println!("{}", line(&now));
-        }
+        print_line(global, &now)?;
         if let Phase::Refused { .. } = now.phase {
             client.tunnel(Duration::ZERO).await?;
         }
@@ -72,17 +112,24 @@ async fn watch(global: &Global, client: &Client) -> anyhow::Result<()> {
     }
 }
 
-fn json(client: &Client, status: &TunnelStatus) -> anyhow::Result<()> {
+fn object(identity: &Identity, status: &TunnelStatus) -> anyhow::Result<serde_json::Value> {
     let mut object = serde_json::to_value(status)?;
-    let identity = client.identity();
     object["tenant"] = serde_json::to_value(&identity.tenant)?;
     object["device"] = serde_json::to_value(&identity.device)?;
     object["certificate_expires_ms"] = identity.expires_ms.into();
-    print_json(&object)
+    Ok(object)
 }
 
-fn show(client: &Client, status: &TunnelStatus) {
-    let identity = client.identity();
+fn print_line(global: &Global, status: &TunnelStatus) -> anyhow::Result<()> {
+    if global.json {
+        println!("{}", serde_json::to_string(status)?);
+    } else {
+        println!("{}", line(status));
+    }
+    Ok(())
+}
+
+fn show(identity: &Identity, status: &TunnelStatus) {
     println!("device       {} of tenant {}", identity.device, identity.tenant);
     println!("tunnel       {}", phase(status));
     if let Some(remote) = status.remote {

@@ -102,6 +102,8 @@ pub(super) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
     let secret = Env::system().random.bytes::<16>().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     settings.secret = Some(Token::from(secret.as_str()));
     let mut options = global.options()?;
+    // It is the one that runs.
+    options.through_running = false;
     options.sensors = Some(Arc::new(Computer::watch()?));
     options.loaded_model = args.loaded_model;
     let listen = args.gateway.listen;

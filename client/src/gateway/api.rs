@@ -40,6 +40,8 @@ pub(super) enum Own {
     Usage,
     Requests(Option<String>),
     Events,
+    /// The tunnel itself, for other commands.
+    Tunnel,
     /// The end of the program, for those who can read its state.
     Stop,
 }
@@ -63,6 +65,7 @@ impl Endpoint {
             "/belay/usage" => Some(Own::Usage),
             "/belay/requests" => Some(Own::Requests(None)),
             "/belay/events" => Some(Own::Events),
+            "/belay/tunnel" => Some(Own::Tunnel),
             "/belay/stop" => Some(Own::Stop),
             _ => path.strip_prefix("/belay/requests/").map(|id| Own::Requests(Some(id.to_owned()))),
         };

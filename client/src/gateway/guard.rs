@@ -42,6 +42,8 @@ pub(super) fn check(
         }
     }
     match &settings.token {
+        // A command of this program has a secret of its own.
+        Some(_) if settings.is_own_command(&head.headers) => Ok(()),
         Some(token) if needs_token(endpoint) && !has(token, &head.headers) => {
             let message = "this gateway wants its token, as the API key or as a bearer token; see how it was started";
             Err(Refusal::new(StatusCode::UNAUTHORIZED, "unauthenticated", message))
@@ -73,8 +75,9 @@ pub(super) fn cors(settings: &Settings, headers: &HeaderMap) -> Vec<(HeaderName,
 
 /// The page itself says nothing of anybody.
 fn needs_token(endpoint: Option<&Endpoint>) -> bool {
-    // What ends the program has a secret of its own.
-    !matches!(endpoint, Some(Endpoint::Own(Own::Page | Own::Script | Own::Style | Own::Icon | Own::Stop)))
+    // What is for commands of this program wants their secret.
+    let open = [Own::Page, Own::Script, Own::Style, Own::Icon, Own::Stop, Own::Tunnel];
+    !matches!(endpoint, Some(Endpoint::Own(own)) if open.contains(own))
 }
 
 fn has(token: &Token, headers: &HeaderMap) -> bool {

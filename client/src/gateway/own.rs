@@ -45,9 +45,10 @@ pub(super) async fn answer(
             }
         },
         Own::Events => Ok(events(shared)),
+        // It was answered before.
+        Own::Tunnel => Err(Refusal::bad_request("a tunnel is asked for with an upgrade")),
         Own::Stop => {
-            let given = headers.get("belay-secret").and_then(|secret| secret.to_str().ok()).unwrap_or_default();
-            if !shared.settings.secret.as_ref().is_some_and(|secret| secret.is(given)) {
+            if !shared.settings.is_own_command(headers) {
                 let message = "only who can read this computer's state may end it; run: belay down";
                 return Err(Refusal::new(StatusCode::FORBIDDEN, "forbidden", message));
             }

@@ -5,7 +5,7 @@ use crate::control::{Control, Event};
 use crate::dial::Way;
 use crate::error::ClientError;
 use crate::fallback::{Retired, retire};
-use crate::status::Phase;
+use crate::status::{LOCAL, Phase};
 use crate::tunnel::Tunnel;
 use belay_protocol::error::CloseCode;
 use belay_protocol::vitals::RelayState;
@@ -25,10 +25,13 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(1);
 impl Keeper {
     pub(super) async fn up(&mut self, tunnel: Arc<Tunnel>, mut control: Box<Control>, came_back: bool) -> Next {
         let (remote, path) = (tunnel.connection().remote_address(), tunnel.connection().path());
-        self.fallback.up(path, came_back);
+        let is_local = tunnel.connection().is_local();
+        if !is_local {
+            self.fallback.up(path, came_back);
+        }
         self.tunnels.status.send_modify(|status| {
             status.phase = Phase::Up;
-            status.path = path.name();
+            status.path = if is_local { LOCAL } else { path.name() };
             status.path_why = self.fallback.why();
             status.last_failure = None;
             status.since_ms = self.env.clock.now_ms();
@@ -36,7 +39,9 @@ impl Keeper {
             status.remote = Some(remote);
             status.relay = Some(tunnel.hello().relay_name.clone());
         });
-        self.remember(remote);
+        if !is_local {
+            self.remember(remote);
+        }
         self.local_ip = self.env.net.local_ip(remote);
         self.tunnels.refuse(None);
         self.tunnels.set(Some(Arc::clone(&tunnel)));
@@ -120,7 +125,12 @@ impl Keeper {
                 }
                 Event::Suspect(why) => {
                     tunnel.set_silent(true);
-                    self.fallback.fell_silent();
+                    if tunnel.connection().is_local() {
+                        // It hangs: from here on the relay is dialled.
+                        self.dialer.set_through(None);
+                    } else {
+                        self.fallback.fell_silent();
+                    }
                     if let Some((tunnel, control)) = self.take_back(tunnel.connection().path()).await {
                         info!(why, "QUIC may be dead; back on the tunnel over TCP that lives");
                         return Down::Replaced(tunnel, control);

@@ -117,6 +117,12 @@ impl Connection {
         }
     }
 
+    /// True if the peer is another program of this computer.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::Tcp(tcp) if tcp.is_local())
+    }
+
     /// Where the peer is at the moment.
     #[must_use]
     pub fn remote_address(&self) -> SocketAddr {

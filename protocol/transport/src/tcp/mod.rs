@@ -31,6 +31,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -55,10 +56,17 @@ pub struct TcpConnection(Arc<Handle>);
 
 #[derive(Debug)]
 struct Handle {
-    remote: SocketAddr,
-    certificate: Option<CertificateDer<'static>>,
+    peer: Peer,
     side: Side,
     shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    remote: SocketAddr,
+    certificate: Option<CertificateDer<'static>>,
+    /// Another program of this computer.
+    is_local: bool,
 }
 
 #[derive(Debug)]
@@ -86,6 +94,22 @@ impl TcpConnection {
         let socket = TlsConnector::from(tls).connect(name, counted).await?;
         check_protocol(socket.get_ref().1.alpn_protocol())?;
         let certificate = first(socket.get_ref().1.peer_certificates());
+        Self::client(socket, plain, shared, Peer { remote, certificate, is_local: false }).await
+    }
+
+    /// The client's handshake with another program of this computer, which has let it in: HTTP/2 without TLS.
+    pub async fn connect_local(socket: TcpStream) -> io::Result<Self> {
+        let peer = Peer { remote: socket.peer_addr()?, certificate: None, is_local: true };
+        let shared = Arc::new(Shared::new());
+        let plain: Socket = Arc::new(socket);
+        let counted = Counted::new(Arc::clone(&plain), Arc::clone(&shared));
+        Self::client(counted, plain, shared, peer).await
+    }
+
+    async fn client<T>(io: T, plain: Socket, shared: Arc<Shared>, peer: Peer) -> io::Result<Self>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (opener, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
@@ -93,13 +117,13 @@ impl TcpConnection {
             .max_header_list_size(HEADERS)
             .data_frame_budget(CLIENT_FRAME_BUDGET)
             .enable_push(false)
-            .handshake(socket)
+            .handshake(io)
             .await
             .map_err(io::Error::other)?;
         tokio::spawn(driver::client(connection, plain, Arc::clone(&shared)));
         let uri = Uri::builder().scheme("https").authority(RELAY_SERVER_NAME).path_and_query("/").build();
         let side = Side::Client(AsyncMutex::new(opener), uri.map_err(io::Error::other)?);
-        Ok(Self(Arc::new(Handle { remote, certificate, side, shared })))
+        Ok(Self(Arc::new(Handle { peer, side, shared })))
     }
 
     /// The relay's handshakes. `streams` is how many the client may have at once, once they
@@ -113,28 +137,48 @@ impl TcpConnection {
         let socket = TlsAcceptor::from(tls).accept(counted).await?;
         check_protocol(socket.get_ref().1.alpn_protocol())?;
         let certificate = first(socket.get_ref().1.peer_certificates());
+        let peer = Peer { remote, certificate, is_local: false };
+        Self::relay(socket, plain, shared, peer, streams).await
+    }
+
+    /// The same for another program of this computer, which was let in: HTTP/2 without TLS.
+    pub async fn serve_local(socket: TcpStream, streams: u32) -> io::Result<Self> {
+        let peer = Peer { remote: socket.peer_addr()?, certificate: None, is_local: true };
+        let shared = Arc::new(Shared::new());
+        let plain: Socket = Arc::new(socket);
+        let counted = Counted::new(Arc::clone(&plain), Arc::clone(&shared));
+        Self::relay(counted, plain, shared, peer, streams).await
+    }
+
+    async fn relay<T>(io: T, plain: Socket, shared: Arc<Shared>, peer: Peer, streams: u32) -> io::Result<Self>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let connection = h2::server::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(RELAY_CONNECTION_WINDOW)
             .max_concurrent_streams(streams)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(HEADERS)
-            .handshake(socket)
+            .handshake(io)
             .await
             .map_err(io::Error::other)?;
         // Room for all that there can be: whoever takes them may be slow for a moment.
         let (accepted, streams) = mpsc::channel(streams.max(STREAMS_BEFORE_HELLO) as usize);
         tokio::spawn(driver::relay(connection, plain, Arc::clone(&shared), accepted));
-        let side = Side::Relay(Mutex::new(streams));
-        Ok(Self(Arc::new(Handle { remote, certificate, side, shared })))
+        Ok(Self(Arc::new(Handle { peer, side: Side::Relay(Mutex::new(streams)), shared })))
     }
 
     pub(crate) fn remote_address(&self) -> SocketAddr {
-        self.0.remote
+        self.0.peer.remote
+    }
+
+    pub(crate) fn is_local(&self) -> bool {
+        self.0.peer.is_local
     }
 
     pub(crate) fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
-        self.0.certificate.clone()
+        self.0.peer.certificate.clone()
     }
 
     pub(crate) async fn open(&self) -> Result<Stream, Ended> {
