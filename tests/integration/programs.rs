@@ -35,7 +35,16 @@ pub(crate) fn program(name: &str) -> Command {
 
 /// Takes away what the programs heed.
 pub(crate) fn clean(command: &mut Command) {
-    for name in ["BELAY_HOME", "BELAY_LOG", "BELAYD_CONFIG", "RUST_LOG", "ANTHROPIC_API_KEY", "OPENAI_API_KEY"] {
+    for name in [
+        "BELAY_HOME",
+        "BELAY_LOG",
+        "BELAY_LISTEN",
+        "BELAY_TOKEN",
+        "BELAYD_CONFIG",
+        "RUST_LOG",
+        "ANTHROPIC_API_KEY",
+        "OPENAI_API_KEY",
+    ] {
         command.env_remove(name);
     }
 }

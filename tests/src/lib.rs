@@ -11,6 +11,7 @@ pub mod fake_provider;
 pub mod gateway;
 pub mod link;
 pub mod node;
+pub mod nspawn;
 pub mod procs;
 pub mod python;
 pub mod relay;

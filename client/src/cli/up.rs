@@ -22,7 +22,7 @@ pub(super) const LISTEN: &str = "127.0.0.1:4141";
 #[derive(Debug, Clone, Args)]
 pub(super) struct GatewayArgs {
     /// Where programs of this computer find the gateway
-    #[arg(long, value_name = "ADDRESS", default_value = LISTEN)]
+    #[arg(long, value_name = "ADDRESS", default_value = LISTEN, env = "BELAY_LISTEN")]
     pub(super) listen: SocketAddr,
     /// What callers have to show as their API key
     #[arg(long, value_name = "TOKEN", env = "BELAY_TOKEN", hide_env_values = true)]
