@@ -1,6 +1,7 @@
 //! The HTTP way to the provider, straight or through the proxy: warm connections, one a lane.
 
 use anyhow::ensure;
+use belay_protocol::dialect::sse::SseSplitter;
 use belay_tests::clock;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -74,10 +75,15 @@ impl Http {
         let mut answer = sender.send_request(request).await?;
         ensure!(answer.status() == 200, "the provider answered {}", answer.status());
         let mut seen = Streamed::default();
+        // A stamp may lie across two reads.
+        let mut splitter = SseSplitter::new(64 << 10);
         while let Some(frame) = answer.body_mut().frame().await {
             let now_ns = clock::monotonic_ns();
             if let Ok(data) = frame?.into_data() {
-                seen.take(&data, asked_ns, now_ns);
+                splitter.push(data);
+                while let Some(event) = splitter.next()? {
+                    seen.take(&event, asked_ns, now_ns);
+                }
             }
         }
         Ok(seen)

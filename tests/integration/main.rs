@@ -39,6 +39,7 @@ mod secrets;
 mod simulation;
 mod tcp;
 mod through;
+mod unread;
 mod user_unit;
 mod vitals;
 mod walkthrough;

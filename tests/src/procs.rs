@@ -40,9 +40,8 @@ pub fn binary(name: &str) -> PathBuf {
 fn build() -> anyhow::Result<HashMap<String, PathBuf>> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--workspace", "--bins", "--message-format=json"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    if let Some((target, profile)) = own_build()? {
-        cargo.arg("--target-dir").arg(target).arg("--profile").arg(profile);
-    }
+    let (target, profile) = own_build()?;
+    cargo.arg("--target-dir").arg(target).arg("--profile").arg(profile);
     let output = cargo.stdin(Stdio::null()).stderr(Stdio::piped()).output().context("cannot run cargo")?;
     ensure!(output.status.success(), "cargo build failed:\n{}", String::from_utf8_lossy(&output.stderr));
     let messages = output.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
@@ -53,17 +52,17 @@ fn build() -> anyhow::Result<HashMap<String, PathBuf>> {
     Ok(messages.filter_map(executable).collect())
 }
 
-/// Target directory and profile of the running program.
-fn own_build() -> anyhow::Result<Option<(PathBuf, String)>> {
+/// Target directory and profile of the running program. Errors: it was moved, so nobody knows what it is to
+/// be tested or measured with.
+fn own_build() -> anyhow::Result<(PathBuf, String)> {
     let exe = std::env::current_exe().context("this program has no path")?;
-    let Some(target) = exe.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file()) else { return Ok(None) };
-    let below = exe.strip_prefix(target)?.components().next();
-    let profile = match below.and_then(|dir| dir.as_os_str().to_str()) {
-        Some("debug") => "dev",
-        Some(name) => name,
-        None => return Ok(None),
+    let moved = || anyhow!("{} does not lie where cargo has built it; set BELAY_BIN_DIR", exe.display());
+    let built = exe.ancestors().find(|dir| dir.join(".fingerprint").is_dir()).with_context(moved)?;
+    let profile = match built.file_name().and_then(OsStr::to_str).with_context(moved)? {
+        "debug" => "dev",
+        name => name,
     };
-    Ok(Some((target.to_owned(), profile.to_owned())))
+    Ok((built.parent().with_context(moved)?.to_owned(), profile.to_owned()))
 }
 
 /// What a finished command left.

@@ -161,6 +161,10 @@ impl Provider for Http {
     }
 }
 
+/// A piece that is smaller is copied: it lies in a buffer of at least 8 KiB, which it would keep from being
+/// used again for as long as a reader has not acknowledged it, and which nobody would have counted.
+const SMALL: usize = 4 << 10;
+
 struct Body(reqwest::Body);
 
 impl AnswerBody for Body {
@@ -172,6 +176,7 @@ impl AnswerBody for Body {
                 Some(Err(error)) => Some(Err(ProviderError::Broken(error_chain(&error.without_url())))),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) if data.is_empty() => continue,
+                    Ok(data) if data.len() < SMALL => Some(Ok(Bytes::copy_from_slice(&data))),
                     Ok(data) => Some(Ok(data)),
                     // Trailers say nothing that anybody needs.
                     Err(_) => continue,
