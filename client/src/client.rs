@@ -72,7 +72,9 @@ impl Client {
             prewarm: Notify::new(),
         };
         let mut dialer = Dialer::enrolled(&env, &identity, key)?;
-        dialer.set_through(options.state.clone().filter(|_| options.through_running));
+        if let Some(state) = options.state.as_ref().filter(|_| options.through_running) {
+            dialer.may_go_through(state.clone(), identity.device.clone());
+        }
         let resume_window = options.resume_window.unwrap_or(RESUME_WINDOW);
         Ok(Self::run(env, identity, dialer, addresses, options.state, resume_window, signs))
     }

@@ -6,6 +6,7 @@ use crate::state::{Identity, StateDir};
 use belay_certs::issue::DeviceKey;
 use belay_certs::tls::{self, Time};
 use belay_protocol::error::CloseCode;
+use belay_protocol::id::DeviceId;
 use belay_protocol::{ALPN, RELAY_SERVER_NAME};
 use belay_transport::connection::{Connection, Path};
 use belay_transport::env::{Clock, Env, Side};
@@ -39,8 +40,8 @@ pub(crate) struct Dialer {
     pub(crate) env: Env,
     quic: ClientConfig,
     tls: Arc<rustls::ClientConfig>,
-    /// Where a client may run that has a tunnel already.
-    through: Option<StateDir>,
+    /// Where a client of which device may run that has a tunnel already.
+    through: Option<(StateDir, DeviceId)>,
 }
 
 /// Which transports are tried.
@@ -161,15 +162,17 @@ impl Dialer {
         Ok(Self { env: env.clone(), quic, tls, through: None })
     }
 
-    /// Goes through the client that runs for a directory of state, for as long as one does.
-    pub(crate) fn set_through(&mut self, state: Option<StateDir>) {
-        self.through = state;
+    /// Says where a client may run whose tunnel can be used.
+    pub(crate) fn may_go_through(&mut self, state: StateDir, device: DeviceId) {
+        self.through = Some((state, device));
     }
 
     /// A connection through the client that runs, if one does and answers.
-    async fn dial_running(&self) -> Option<Dialed> {
-        let told = match self.through.as_ref()?.running() {
-            Ok(told) => told?,
+    pub(crate) async fn dial_running(&self) -> Option<Dialed> {
+        let (state, device) = self.through.as_ref()?;
+        let told = match state.running() {
+            // Not one of an identity that was there before.
+            Ok(told) => told.filter(|told| told.device == *device)?,
             Err(error) => {
                 debug!(%error, "cannot find the client that runs");
                 return None;
@@ -196,9 +199,6 @@ impl Dialer {
         last_good: Option<SocketAddr>,
         way: Way,
     ) -> Result<Dialed, ClientError> {
-        if let Some(dialed) = self.dial_running().await {
-            return Ok(dialed);
-        }
         let mut known: VecDeque<SocketAddr> = last_good.into_iter().collect();
         let mut resolving = JoinSet::new();
         for name in names {

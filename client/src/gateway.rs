@@ -15,6 +15,7 @@ mod lanes;
 mod local;
 mod models;
 mod own;
+mod patient;
 mod recent;
 mod refusal;
 mod upload;
@@ -29,6 +30,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lanes::Lanes;
+use patient::Patient;
 use recent::Recent;
 use refusal::Refusal;
 use std::convert::Infallible;
@@ -102,6 +104,8 @@ pub struct Settings {
     pub header_timeout: Duration,
     /// After so long without a word, a caller that streams gets a sign of life.
     pub keep_alive: Duration,
+    /// A caller that takes nothing of its answer for so long has left.
+    pub patience: Duration,
     /// Remember the beginning of what is asked, for the page.
     pub show_prompts: bool,
 }
@@ -126,6 +130,7 @@ impl Default for Settings {
             wait: Duration::from_secs(15),
             header_timeout: Duration::from_secs(60),
             keep_alive: Duration::from_secs(15),
+            patience: Duration::from_secs(300),
             show_prompts: false,
         }
     }
@@ -250,6 +255,7 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
         debug!(%error, "cannot send small pieces at once");
     }
     let header_timeout = shared.settings.header_timeout;
+    let stream = Patient::new(stream, shared.settings.patience);
     let service = service_fn(move |request| {
         let shared = Arc::clone(&shared);
         async move { Ok::<_, Infallible>(handle(&shared, request).await) }

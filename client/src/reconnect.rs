@@ -46,6 +46,8 @@ pub(crate) struct Keeper {
     dialer: Dialer,
     target: Target,
     fallback: Fallback,
+    /// A client that runs on this computer is asked first; not while it hangs.
+    goes_through: bool,
     /// Tunnels over TCP on which something still runs.
     retired: JoinSet<Retired>,
     /// Takes them back.
@@ -112,9 +114,10 @@ impl Keeper {
     ) -> Self {
         Self {
             instance: InstanceId(env.random.bytes()),
-            target: Target { addresses, last_good: state.as_ref().and_then(StateDir::last_good) },
+            target: Target { addresses, last_good: state.as_ref().and_then(StateDir::last_good), goes_through: false },
             state,
             fallback: Fallback::new(),
+            goes_through: true,
             retired: JoinSet::new(),
             take_back: CancellationToken::new(),
             env,
@@ -150,7 +153,7 @@ impl Keeper {
 
     async fn connecting(&mut self) -> Next {
         self.enter(Phase::Connecting);
-        let attempt = self.attempt(self.fallback.way(), false);
+        let attempt = self.attempt(self.fallback.way(), false, self.goes_through);
         let opened = tokio::select! {
             biased;
             () = self.tunnels.stop.cancelled() => return Next::Stop,
@@ -163,11 +166,11 @@ impl Keeper {
     }
 
     /// An attempt to bring a tunnel up, with the next generation. `beside`: what runs over TCP goes on
-    /// there.
-    fn attempt(&mut self, way: Way, beside: bool) -> Attempt {
+    /// there. `goes_through`: a client that runs on this computer is asked first.
+    fn attempt(&mut self, way: Way, beside: bool, goes_through: bool) -> Attempt {
         // Two of them: one for each transport.
         self.generation += 2;
-        let (dialer, target) = (self.dialer.clone(), self.target.clone());
+        let (dialer, target) = (self.dialer.clone(), Target { goes_through, ..self.target.clone() });
         let hello = hello(self.instance, self.generation, beside);
         let (tunnels, clock) = (Arc::clone(&self.tunnels), Arc::clone(&self.env.clock));
         let committed = Arc::new(AtomicBool::new(false));

@@ -6,6 +6,7 @@
 use crate::error::ClientError;
 use crate::state::StateDir;
 use belay_certs::file;
+use belay_protocol::id::DeviceId;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
@@ -20,6 +21,8 @@ const LOG_FILE: &str = "up.log";
 pub struct Told {
     /// Its process.
     pub process: u32,
+    /// Who it is to the relay.
+    pub device: DeviceId,
     /// Where its gateway listens.
     pub listen: SocketAddr,
     /// Shown to the gateway by those who may end it.
@@ -66,16 +69,35 @@ impl StateDir {
         let open = File::options().create(true).truncate(false).write(true).open(&path);
         let lock = open.map_err(|error| unusable(&path, &error))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Some(Held { _lock: lock, told: self.path().join(TOLD_FILE) })),
+            Ok(()) => {
+                let told = self.path().join(TOLD_FILE);
+                // What a killed one has left would be taken for what this one says.
+                let _ = std::fs::remove_file(&told);
+                Ok(Some(Held { _lock: lock, told }))
+            }
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(unusable(&path, &error)),
+        }
+    }
+
+    /// True while a client runs. Those who look do not take each other for one.
+    fn is_held(&self) -> Result<bool, ClientError> {
+        let path = self.path().join(LOCK_FILE);
+        match File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(unusable(&path, &error)),
+            Ok(lock) => match lock.try_lock_shared() {
+                Ok(()) => Ok(false),
+                Err(TryLockError::WouldBlock) => Ok(true),
+                Err(TryLockError::Error(error)) => Err(unusable(&path, &error)),
+            },
         }
     }
 
     /// What the client that runs has told; `None` if none runs, or it has not said anything yet.
     pub fn running(&self) -> Result<Option<Told>, ClientError> {
         let path = self.path().join(TOLD_FILE);
-        if !path.exists() || self.hold()?.is_some() {
+        if !path.exists() || !self.is_held()? {
             return Ok(None);
         }
         match file::read(&path) {
@@ -102,7 +124,8 @@ mod tests {
         let state = StateDir::at(dir.path().join("home"));
         assert_eq!(state.running().expect("read"), None);
         let held = state.hold().expect("free").expect("free");
-        let told = Told { process: 7, listen: ([127, 0, 0, 1], 4141).into(), secret: "s".into() };
+        let device = "laptop-1".parse().expect("a name");
+        let told = Told { process: 7, device, listen: ([127, 0, 0, 1], 4141).into(), secret: "s".into() };
         held.tell(&told).expect("told");
         assert!(state.hold().expect("works").is_none());
         assert_eq!(state.running().expect("read"), Some(told.clone()));

@@ -57,7 +57,11 @@ impl Tunnel {
         hello: Hello,
         committed: &AtomicBool,
     ) -> Result<(Self, (FrameWriter, FrameReader)), ClientError> {
-        let dialed = dialer.dial(&target.addresses, target.last_good, way).await?;
+        let running = if target.goes_through { dialer.dial_running().await } else { None };
+        let dialed = match running {
+            Some(dialed) => dialed,
+            None => dialer.dial(&target.addresses, target.last_good, way).await?,
+        };
         let may_go_on = matches!(way, Way::Either { .. }) && dialed.connection.path() == Path::Quic;
         let patience = if may_go_on { HELLO_OVER_QUIC.max(dialed.connection.rtt() * 6) } else { HELLO };
         committed.store(true, Ordering::Release);
@@ -238,6 +242,8 @@ pub(crate) struct Target {
     pub(crate) addresses: Vec<String>,
     /// Where the last tunnel was.
     pub(crate) last_good: Option<SocketAddr>,
+    /// A client that runs on this computer is asked before.
+    pub(crate) goes_through: bool,
 }
 
 /// What this client says of itself. `beside`: what runs over the other transport goes on there.

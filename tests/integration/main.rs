@@ -13,6 +13,7 @@ mod faults;
 mod foreign;
 mod foreign_server;
 mod gateway;
+mod gateway_callers;
 mod gateway_corpus;
 mod herd;
 mod hostile;

@@ -50,7 +50,7 @@ impl Ways {
     }
 
     /// The same with UDP blocked from the beginning.
-    async fn without_udp(relay: &TestRelay) -> Self {
+    pub(crate) async fn without_udp(relay: &TestRelay) -> Self {
         let ways = Self::to(relay).await;
         ways.udp.blackhole(true);
         ways

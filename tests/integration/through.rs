@@ -27,6 +27,10 @@ fn up(site: &Site, home: &Path) -> (Ends, String) {
     (ends, up["listening"].as_str().unwrap().to_owned())
 }
 
+fn charged(site: &Site) -> i64 {
+    site.tenant("acme")["charged_nano_usd"].as_i64().unwrap()
+}
+
 /// An answer in the middle, and how much of it was printed.
 fn asking(home: &Path) -> (Running, usize) {
     let asked = Running::start(&mut belay(home, &["ask", QUESTION]), "");
@@ -86,6 +90,7 @@ fn an_answer_goes_on_when_the_one_in_the_background_ends_is_killed_or_hangs() {
     let home = site.join("desk", "acme");
     let alone = run(&mut belay(&home, &["ask", QUESTION]));
     exits(&alone, 0);
+    let one = charged(&site);
     for how in ["down", "kill", "stop"] {
         let (ends, _) = up(&site, &home);
         let (asked, seen) = asking(&home);
@@ -107,8 +112,8 @@ fn an_answer_goes_on_when_the_one_in_the_background_ends_is_killed_or_hangs() {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-    let one = site.tenant("acme")["charged_nano_usd"].as_i64().unwrap();
-    assert_eq!(one % 4, 0, "four answers, each charged once");
+    assert_eq!(charged(&site), 4 * one, "four answers, each charged once");
+    assert_eq!(said(&home, &["usage"])["total"]["requests"], 4);
     site.books_are_clean();
 }
 

@@ -1,4 +1,4 @@
-//! What an answer costs the relay that nobody reads: what it says in `limits.unread_events_mib`, and no more.
+//! What an answer costs the relay that nobody reads: what its events weigh, by which it is limited.
 
 use belay_certs::invite::Invite;
 use belay_client::escalation::EscalationRequest;

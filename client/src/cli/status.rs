@@ -28,7 +28,7 @@ pub(super) struct StatusArgs {
 pub(super) async fn run(global: &Global, args: &StatusArgs) -> anyhow::Result<()> {
     let state = global.state()?;
     let (identity, _) = state.load()?;
-    if let Some(told) = state.running()? {
+    if let Some(told) = state.running()?.filter(|told| told.device == identity.device) {
         if args.loaded_model.is_some() {
             let why = format!("process {} holds the tunnel; say it there: belay up --loaded-model", told.process);
             return Err(Usage(why).into());

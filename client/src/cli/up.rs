@@ -5,9 +5,10 @@ use super::exit::Usage;
 use super::signals::Signals;
 use anyhow::{Context, anyhow};
 use belay_client::gateway::{Gateway, Settings, Token};
-use belay_client::running::Told;
+use belay_client::running::{Held, Told};
+use belay_client::state::StateDir;
 use belay_client::vitals::Computer;
-use belay_client::{Client, Phase, TunnelStatus};
+use belay_client::{Client, ClientError, Phase, TunnelStatus};
 use belay_transport::env::Env;
 use clap::Args;
 use std::net::SocketAddr;
@@ -15,9 +16,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
 /// Where the gateway listens unless it is told otherwise.
 pub(super) const LISTEN: &str = "127.0.0.1:4141";
+
+/// How long another command may look whether the place is taken, and how often it is looked at again.
+const LOOKED_AT: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct GatewayArgs {
@@ -89,7 +95,7 @@ pub(super) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
     let state = global.state()?;
     // Before anything is made or taken.
     state.load()?;
-    let held = state.hold()?.ok_or_else(|| match state.running() {
+    let held = hold(&state).await?.ok_or_else(|| match state.running() {
         Ok(Some(told)) => {
             anyhow!(
                 "process {} runs already, its gateway on http://{}; to end it: belay down",
@@ -113,7 +119,8 @@ pub(super) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
     let client = Arc::new(global.client_with(options)?);
     let gateway = Gateway::new(Arc::clone(&client), settings, listener)?;
     let listen = gateway.local_addr();
-    held.tell(&Told { process: std::process::id(), listen, secret })?;
+    let device = client.identity().device.clone();
+    held.tell(&Told { process: std::process::id(), device, listen, secret })?;
     announce(global, listen);
     let stop = gateway.stopper();
     let serving = tokio::spawn(gateway.run());
@@ -127,6 +134,18 @@ pub(super) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
     serving.await.context("the gateway failed")?;
     client.close().await;
     ended
+}
+
+/// The place of the one that runs. Another command may look for a moment whether it is taken.
+async fn hold(state: &StateDir) -> Result<Option<Held>, ClientError> {
+    let until = Instant::now() + LOOKED_AT;
+    loop {
+        let held = state.hold()?;
+        if held.is_some() || Instant::now() > until || state.running()?.is_some() {
+            return Ok(held);
+        }
+        sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// What a person needs to use it.
@@ -158,7 +177,7 @@ async fn follow(global: &Global, client: &Client) -> anyhow::Result<()> {
         if let Phase::Refused { .. } = now.phase {
             client.tunnel(Duration::ZERO).await?;
         }
-        status.changed().await.map_err(|_| belay_client::ClientError::Stopped)?;
+        status.changed().await.map_err(|_| ClientError::Stopped)?;
     }
 }
 

@@ -12,16 +12,19 @@ use belay_protocol::error::StreamCode;
 use belay_protocol::frame::FrameType;
 use belay_protocol::id::RequestId;
 use belay_protocol::kind::StreamKind;
-use belay_protocol::message::{Cancel, Failed, Resume};
-use belay_protocol::stream::{FrameReader, StreamError};
+use belay_protocol::message::{Cancel, Failed, FailureCode, Resume};
+use belay_protocol::stream::{FrameReader, FrameWriter, StreamError};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::debug;
 
-/// How long the relay may take to end a stream that was reset. What it still sends meanwhile is not kept.
-const CONFIRMS: Duration = Duration::from_secs(10);
+/// How long a cancel may take to be written, before the stream is reset instead.
+const WRITES: Duration = Duration::from_secs(1);
+
+/// Why, for the relay's log.
+const GONE: &str = "its caller has left";
 
 /// Nobody waits for the answer: the request is to end.
 #[derive(Debug)]
@@ -37,13 +40,10 @@ impl Drop for Escalation {
         if self.keeps {
             return self.detach();
         }
-        let reader = match std::mem::replace(&mut self.line, Line::Over) {
+        let stream = match std::mem::replace(&mut self.line, Line::Over) {
             Line::Over => return,
             Line::Broken(_) => None,
-            Line::Open(mut open) => {
-                open.writer.reset(StreamCode::CANCELLED);
-                Some(open.reader)
-            }
+            Line::Open(open) => Some((open.writer, open.reader)),
         };
         // Without a runtime nothing of the tunnel lives on either.
         let Ok(runtime) = Handle::try_current() else { return };
@@ -53,22 +53,27 @@ impl Drop for Escalation {
             next: self.next,
             until: Instant::now() + self.resume_window,
         };
-        self.tunnels.leaving.spawn_on(leaving.tell(reader), &runtime);
+        self.tunnels.leaving.spawn_on(leaving.tell(stream), &runtime);
     }
 }
 
 impl Leaving {
-    /// Waits until the relay has ended the stream that was reset; without one, or if its tunnel is lost,
-    /// the same is said on another.
-    async fn tell(self, mut reader: Option<FrameReader>) {
+    /// Waits until the relay has ended the stream; without one, or if its tunnel is lost, the same is said on
+    /// another. What still comes meanwhile is not kept.
+    async fn tell(self, stream: Option<(FrameWriter, FrameReader)>) {
+        let mut reader = match stream {
+            Some((writer, reader)) => Some(cancel(writer, reader).await),
+            None => None,
+        };
         // While it does not know, a silent path is soon left.
         let _waits = self.tunnels.wait_for_answer();
         while Instant::now() < self.until {
             if let Some(reader) = reader.take() {
-                match timeout(CONFIRMS, ends(reader)).await {
+                // As long as the path may be dead, nobody knows; then the tunnel is lost.
+                match timeout_at(self.until, ends(reader)).await {
                     Ok(true) => return,
                     Ok(false) => sleep(RETRY).await,
-                    Err(_) => return debug!(request = %self.id, "the relay does not end a stream that was reset"),
+                    Err(_) => return debug!(request = %self.id, "the relay does not end a request that was cancelled"),
                 }
             }
             match self.say_again().await {
@@ -83,11 +88,23 @@ impl Leaving {
         let tunnel = self.tunnels.tunnel(self.until).await?;
         let (mut writer, reader) = tunnel.stream(StreamKind::Escalate).await?;
         writer.queue(&Resume { request_id: self.id, next: self.next })?;
-        writer.queue(&Cancel { reason: "its caller has left".into() })?;
+        writer.queue(&Cancel { reason: GONE.into() })?;
         writer.flush().await?;
         writer.finish();
         Ok(reader)
     }
+}
+
+/// Says on a request's own stream that nobody waits. A reset would do over QUIC; over TCP it ends the other
+/// half too, which is to tell that the relay has heard it. It remains for a request that is not written yet.
+async fn cancel(mut writer: FrameWriter, reader: FrameReader) -> FrameReader {
+    let is_whole = writer.is_flushed() && writer.queue(&Cancel { reason: GONE.into() }).is_ok();
+    if is_whole && matches!(timeout(WRITES, writer.flush()).await, Ok(Ok(()))) {
+        writer.finish();
+    } else {
+        writer.reset(StreamCode::CANCELLED);
+    }
+    reader
 }
 
 /// Waits for the end of a stream. False: it does not tell that the relay has heard us.
@@ -97,7 +114,9 @@ async fn ends(mut reader: FrameReader) -> bool {
             Ok(Some(frame)) if frame.kind == FrameType::End => return true,
             // One that has a time for another attempt has not looked at the request.
             Ok(Some(frame)) if frame.kind == FrameType::Failed => {
-                return Failed::from_frame(&frame).is_ok_and(|failed| failed.retry_after_ms.is_none());
+                let failed = Failed::from_frame(&frame);
+                return failed
+                    .is_ok_and(|failed| failed.retry_after_ms.is_none() && failed.code != FailureCode::DRAINING);
             }
             Ok(Some(_)) => {}
             Ok(None) => return true,

@@ -8,6 +8,7 @@
 
 use super::Shared;
 use super::lanes::Place;
+use super::patient::Patient;
 use super::refusal::Refusal;
 use crate::error::ClientError;
 use crate::tunnel::{Tunnel, closed};
@@ -81,8 +82,15 @@ fn wants(headers: &HeaderMap) -> bool {
 
 /// Serves a command until it has done what it wanted, or the gateway ends.
 async fn serve(shared: &Arc<Shared>, upgrade: OnUpgrade, _place: OwnedSemaphorePermit) -> io::Result<()> {
-    let upgraded = upgrade.await.map_err(io::Error::other)?;
-    let connection = Connection::Tcp(TcpConnection::serve_local(socket(upgraded)?, STREAMS).await?);
+    let opened = async {
+        let upgraded = upgrade.await.map_err(io::Error::other)?;
+        TcpConnection::serve_local(socket(upgraded)?, STREAMS).await
+    };
+    let connection = tokio::select! {
+        biased;
+        () = shared.stop.cancelled() => return Ok(()),
+        opened = timeout(HELLO, opened) => Connection::Tcp(opened??),
+    };
     let streams = TaskTracker::new();
     let code = tokio::select! {
         biased;
@@ -99,9 +107,9 @@ async fn serve(shared: &Arc<Shared>, upgrade: OnUpgrade, _place: OwnedSemaphoreP
 
 /// The socket below hyper, of which nothing must have been read yet.
 fn socket(upgraded: Upgraded) -> io::Result<TcpStream> {
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| io::Error::other("no socket"))?;
+    let parts = upgraded.downcast::<TokioIo<Patient>>().map_err(|_| io::Error::other("no socket"))?;
     match parts.read_buf.is_empty() {
-        true => Ok(parts.io.into_inner()),
+        true => Ok(parts.io.into_inner().into_inner()),
         false => Err(io::Error::other("it did not wait for the answer")),
     }
 }
@@ -145,10 +153,7 @@ async fn greet(shared: &Shared, connection: &Connection) -> Result<Stream, Close
         Err(ClientError::Closed(code)) => return Err(code),
         Err(error) => {
             let message = format!("belay up runs here and has no tunnel: {error}");
-            let failed = failed(FailureCode::OVERLOADED, message);
-            // If it cannot be told, it sees the end.
-            let _ = control.writer.send(&failed).await;
-            control.writer.finish();
+            send_failed(control, message).await;
             return Err(CloseCode::DONE);
         }
     };
@@ -157,8 +162,15 @@ async fn greet(shared: &Shared, connection: &Connection) -> Result<Stream, Close
     Ok(control)
 }
 
-fn failed(code: FailureCode, message: String) -> Failed {
-    Failed { code, message, remedy: String::new(), request_id: None, retry_after_ms: Some(100), missing: None }
+fn failed(message: String) -> Failed {
+    Failed {
+        code: FailureCode::OVERLOADED,
+        message,
+        remedy: String::new(),
+        request_id: None,
+        retry_after_ms: Some(100),
+        missing: None,
+    }
 }
 
 /// Answers heartbeats with what is known of the relay. Dropping the future loses nothing.
@@ -205,10 +217,20 @@ fn flushes(writer: &mut FrameWriter) -> bool {
 /// Carries a command's stream to its end. `Some`: the relay is lost, and its code, if it gave one.
 async fn carry(shared: &Shared, mut near: Stream) -> Option<CloseCode> {
     let Ok(kind) = near.reader.preface().await else { return None };
-    let (tunnel, mut far, _place) = match far_end(shared, kind).await {
+    let opened = tokio::select! {
+        biased;
+        () = shared.stop.cancelled() => return None,
+        // What was given up before it began does not begin.
+        _ = poll_fn(|cx| near.writer.poll_stopped(cx)) => return None,
+        opened = far_end(shared, kind) => opened,
+    };
+    let (tunnel, mut far, _place) = match opened {
         Ok(opened) => opened,
-        Err(ClientError::Closed(code)) => return Some(code),
-        Err(_) => return Some(CloseCode::DEAD),
+        Err(NoFarEnd::Busy(message)) => {
+            send_failed(near, message).await;
+            return None;
+        }
+        Err(NoFarEnd::Lost(code)) => return Some(code),
     };
     let up = pipe(&mut near.reader, &mut far.0);
     let down = pipe(&mut far.1, &mut near.writer);
@@ -226,21 +248,44 @@ async fn carry(shared: &Shared, mut near: Stream) -> Option<CloseCode> {
     }
 }
 
+/// Tells a command that its stream cannot be carried now.
+async fn send_failed(mut near: Stream, message: String) {
+    // If it cannot be told, it sees the end.
+    if near.writer.queue(&failed(message)).is_ok() && matches!(timeout(HELLO, near.writer.flush()).await, Ok(Ok(()))) {
+        near.writer.finish();
+        let _ = timeout(HELLO, poll_fn(|cx| near.writer.poll_stopped(cx))).await;
+    }
+}
+
 type FarEnd = (Arc<Tunnel>, (FrameWriter, FrameReader), Option<Place>);
 
+/// Why there is no stream to the relay.
+enum NoFarEnd {
+    /// There is no room; in these words.
+    Busy(String),
+    /// There is no tunnel.
+    Lost(CloseCode),
+}
+
 /// A stream to the relay, in a tunnel that has room.
-async fn far_end(shared: &Shared, kind: StreamKind) -> Result<FarEnd, ClientError> {
+async fn far_end(shared: &Shared, kind: StreamKind) -> Result<FarEnd, NoFarEnd> {
     let wait = shared.settings.wait;
     let place = match kind {
         StreamKind::Escalate => {
-            let place = shared.lanes.place(wait).await;
-            Some(place.map_err(|refusal| ClientError::Lost(refusal.message))?)
+            Some(shared.lanes.place(wait).await.map_err(|refusal| NoFarEnd::Busy(refusal.message))?)
         }
         _ => None,
     };
     let client = place.as_ref().map_or(&shared.client, |place| &place.client);
-    let tunnel = client.tunnel(wait).await?;
-    let far = tunnel.stream(kind).await?;
+    let is_first = Arc::ptr_eq(client, &shared.client);
+    let lost = |error| match error {
+        ClientError::Closed(code) if is_first => NoFarEnd::Lost(code),
+        // The first one is there all the same.
+        error if !is_first => NoFarEnd::Busy(format!("there is no tunnel for more requests: {error}")),
+        _ => NoFarEnd::Lost(CloseCode::DEAD),
+    };
+    let tunnel = client.tunnel(wait).await.map_err(lost)?;
+    let far = tunnel.stream(kind).await.map_err(lost)?;
     Ok((tunnel, far, place))
 }
 

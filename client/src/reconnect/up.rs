@@ -50,8 +50,9 @@ impl Keeper {
         self.count_bytes(tunnel.connection().traffic());
         match down {
             Down::Closed => {
-                self.tunnels.set(None);
+                // Over this very tunnel.
                 self.tunnels.last_cancels().await;
+                self.tunnels.set(None);
                 tunnel.close().await;
                 Next::Stop
             }
@@ -106,8 +107,9 @@ impl Keeper {
                     self.tunnels.status.send_modify(|status| status.path_why = self.fallback.why());
                     continue;
                 }
-                () = sleep_until_some(self.fallback.probe_at()), if over_quic.is_none() && go_away.is_none() => {
-                    over_quic = Some(self.attempt(Way::Quic, true));
+                () = sleep_until_some(self.fallback.probe_at()),
+                    if over_quic.is_none() && go_away.is_none() && !tunnel.connection().is_local() => {
+                    over_quic = Some(self.attempt(Way::Quic, true, false));
                     continue;
                 }
                 opened = until(&mut beside) => {
@@ -126,8 +128,8 @@ impl Keeper {
                 Event::Suspect(why) => {
                     tunnel.set_silent(true);
                     if tunnel.connection().is_local() {
-                        // It hangs: from here on the relay is dialled.
-                        self.dialer.set_through(None);
+                        // It hangs: until it is heard of again, the relay is dialled.
+                        self.goes_through = false;
                     } else {
                         self.fallback.fell_silent();
                     }
@@ -139,6 +141,7 @@ impl Keeper {
                     beside.get_or_insert_with(|| self.beside(Duration::ZERO));
                 }
                 Event::Alive => {
+                    self.goes_through |= tunnel.connection().is_local();
                     // One that the relay may have taken in already is in place of this one.
                     beside = beside.take().filter(Attempt::is_committed);
                     tunnel.set_silent(false);
@@ -162,7 +165,7 @@ impl Keeper {
 
     /// An attempt beside a tunnel that is suspected to be dead.
     fn beside(&mut self, at_most_after: Duration) -> Attempt {
-        let attempt = self.attempt(self.fallback.way_beside(), false);
+        let attempt = self.attempt(self.fallback.way_beside(), false, false);
         let pause = self.env.random.part_of(at_most_after);
         let Attempt { opening, committed } = attempt;
         let opening = Box::pin(async move {
