@@ -127,3 +127,37 @@ fn in_the_foreground_it_says_what_is_needed_and_ends_in_order() {
     assert!(asked.join().unwrap().contains("data: [DONE]"), "it was not cut");
     site.books_are_clean();
 }
+
+#[test]
+fn a_stream_goes_on_when_the_computer_has_slept() {
+    // The relay gives a silent tunnel up after four seconds.
+    let site = Site::start(50);
+    let home = site.join("laptop", "acme");
+    let body =
+        json!({ "model": "auto", "stream": true, "messages": [{ "role": "user", "content": "hi" }] }).to_string();
+    let up = Running::start(&mut belay(&home, &["up", "--listen", "127.0.0.1:0"]), "");
+    let told = up.wait_for("the tunnel", |text| text.contains("Tunnel: up over quic"));
+    let address = told.split("OPENAI_BASE_URL=http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let words = |answer: &str| answer.matches("\"content\":").count();
+    let whole = words(&ask(&address, "POST /v1/chat/completions", &body));
+    let asked = std::thread::spawn({
+        let address = address.clone();
+        move || ask(&address, "POST /v1/chat/completions", &body)
+    });
+    let until = Instant::now() + Duration::from_secs(20);
+    while !ask(&address, "GET /belay/requests", "").contains("\"state\":\"streaming\"") {
+        assert!(Instant::now() < until, "no stream runs");
+    }
+    up.signal(Signal::STOP);
+    while !site.relay.run(&["status"]).unwrap()["tunnels"].as_array().unwrap().is_empty() {
+        assert!(Instant::now() < until, "the relay keeps a tunnel that sleeps");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    up.signal(Signal::CONT);
+    let answer = asked.join().unwrap();
+    assert!(answer.contains("data: [DONE]") && !answer.contains("\"error\""), "{answer}");
+    assert_eq!(words(&answer), whole, "nothing twice, nothing missing");
+    up.interrupt();
+    exits(&up.end(), 0);
+    site.books_are_clean();
+}
