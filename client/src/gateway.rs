@@ -21,7 +21,7 @@ mod refusal;
 mod upload;
 
 use crate::client::Client;
-use api::{Api, ENDPOINTS, Endpoint, Own};
+use api::{Api, ENDPOINTS, Endpoint};
 use body::Body;
 use http::header::{ALLOW, CONNECTION, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -369,7 +369,7 @@ async fn answer(
         Endpoint::Forward(forward) => forward::forward(shared, forward, head, upload).await,
         Endpoint::Models(None) => models::list(shared, api).await,
         Endpoint::Models(Some(name)) => models::one(shared, api, &name).await,
-        Endpoint::Own(Own::Tunnel) => local::let_in(shared, head),
+        Endpoint::Tunnel => local::let_in(shared, head),
         Endpoint::Own(own) => own::answer(shared, own, head.uri.query().unwrap_or_default(), &head.headers).await,
     }
 }

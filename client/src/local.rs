@@ -43,9 +43,7 @@ impl Told {
     pub(crate) async fn connect(&self) -> io::Result<TcpConnection> {
         let connect = async {
             let headers = "Connection: Upgrade\r\nUpgrade: belay\r\n";
-            let mut socket = self.ask("/belay/tunnel", "HTTP/1.1", headers).await?;
-            let head = read_head(&mut socket).await?;
-            expect(&head, "HTTP/1.1 101")?;
+            let socket = self.ask("/belay/tunnel", "HTTP/1.1", headers, "101").await?;
             TcpConnection::connect_local(socket).await
         };
         timeout(ANSWERS, connect).await?
@@ -54,9 +52,7 @@ impl Told {
     /// How it is.
     pub async fn status(&self) -> io::Result<Running> {
         let ask = async {
-            let mut socket = self.ask("/belay/status", "HTTP/1.0", "").await?;
-            let head = read_head(&mut socket).await?;
-            expect(&head, "HTTP/1.0 200")?;
+            let socket = self.ask("/belay/status", "HTTP/1.0", "", "200").await?;
             let mut body = String::new();
             socket.take(1 << 20).read_to_string(&mut body).await?;
             Ok(serde_json::from_str(&body)?)
@@ -66,16 +62,12 @@ impl Told {
 
     /// How it is, whenever that changes.
     pub async fn changes(&self) -> io::Result<Changes> {
-        let ask = async {
-            let mut socket = self.ask("/belay/events", "HTTP/1.0", "").await?;
-            let head = read_head(&mut socket).await?;
-            expect(&head, "HTTP/1.0 200")?;
-            Ok(Changes { lines: BufReader::new(socket).lines() })
-        };
-        timeout(ANSWERS, ask).await?
+        let socket = timeout(ANSWERS, self.ask("/belay/events", "HTTP/1.0", "", "200")).await??;
+        Ok(Changes { lines: BufReader::new(socket).lines() })
     }
 
-    async fn ask(&self, path: &str, version: &str, headers: &str) -> io::Result<TcpStream> {
+    /// Asks for a path, and reads the head of the answer. Errors: it has another status.
+    async fn ask(&self, path: &str, version: &str, headers: &str, status: &str) -> io::Result<TcpStream> {
         let mut address = self.listen;
         if address.ip().is_unspecified() {
             address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
@@ -84,7 +76,11 @@ impl Told {
         let secret = &self.secret;
         let head = format!("GET {path} {version}\r\nHost: {address}\r\nbelay-secret: {secret}\r\n{headers}\r\n");
         socket.write_all(head.as_bytes()).await?;
-        Ok(socket)
+        let head = read_head(&mut socket).await?;
+        match head.strip_prefix(version).is_some_and(|rest| rest.trim_start().starts_with(status)) {
+            true => Ok(socket),
+            false => Err(io::Error::other(format!("it answers {:?}", head.lines().next().unwrap_or_default()))),
+        }
     }
 }
 
@@ -126,11 +122,4 @@ async fn read_head(socket: &mut TcpStream) -> io::Result<String> {
     seen.truncate(length);
     socket.read_exact(&mut seen).await?;
     String::from_utf8(seen).map_err(io::Error::other)
-}
-
-fn expect(head: &str, status: &str) -> io::Result<()> {
-    if head.starts_with(status) {
-        return Ok(());
-    }
-    Err(io::Error::other(format!("it answers {:?}", head.lines().next().unwrap_or_default())))
 }

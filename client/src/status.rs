@@ -29,7 +29,7 @@ pub enum Phase {
     Closed,
 }
 
-/// A path's stable name.
+/// A path's stable name. An alias, since serde would borrow a `&str` from what it reads.
 pub type PathName = &'static str;
 
 /// What a program can follow.

@@ -27,6 +27,13 @@ pub(crate) fn ask(address: &str, request: &str, body: &str) -> String {
     answer
 }
 
+fn until_streaming(address: &str) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !ask(address, "GET /belay/requests", "").contains("\"state\":\"streaming\"") {
+        assert!(Instant::now() < until, "no stream runs");
+    }
+}
+
 /// Ends the process should a test fail before it does.
 pub(crate) struct Ends(pub(crate) i32);
 
@@ -118,10 +125,7 @@ fn in_the_foreground_it_says_what_is_needed_and_ends_in_order() {
         let address = address.clone();
         move || ask(&address, "POST /v1/chat/completions", &body)
     });
-    let until = Instant::now() + Duration::from_secs(20);
-    while !ask(&address, "GET /belay/requests", "").contains("\"state\":\"streaming\"") {
-        assert!(Instant::now() < until, "no stream runs");
-    }
+    until_streaming(&address);
     up.interrupt();
     exits(&up.end(), 0);
     assert!(asked.join().unwrap().contains("data: [DONE]"), "it was not cut");
@@ -144,11 +148,9 @@ fn a_stream_goes_on_when_the_computer_has_slept() {
         let address = address.clone();
         move || ask(&address, "POST /v1/chat/completions", &body)
     });
-    let until = Instant::now() + Duration::from_secs(20);
-    while !ask(&address, "GET /belay/requests", "").contains("\"state\":\"streaming\"") {
-        assert!(Instant::now() < until, "no stream runs");
-    }
+    until_streaming(&address);
     up.signal(Signal::STOP);
+    let until = Instant::now() + Duration::from_secs(20);
     while !site.relay.run(&["status"]).unwrap()["tunnels"].as_array().unwrap().is_empty() {
         assert!(Instant::now() < until, "the relay keeps a tunnel that sleeps");
         std::thread::sleep(Duration::from_millis(100));

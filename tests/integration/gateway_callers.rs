@@ -12,7 +12,7 @@ use belay_transport::env::Env;
 use serde_json::json;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_takes_nothing_of_its_answer_is_let_go_and_its_request_ends() {
@@ -80,6 +80,65 @@ async fn a_client_over_tcp_that_is_lost_goes_through_the_one_that_runs_and_stays
     assert_eq!((status.borrow().path, status.borrow().reconnects), ("local", reconnects));
     assert!(command.balance(PATIENCE).await.is_ok());
     command.close().await;
+    gateway.stop().await;
+    relay.stop().await;
+}
+
+/// What a caller says on a connection, and the head of the answer.
+async fn say(socket: &mut TcpStream, words: &[u8]) -> String {
+    socket.write_all(words).await.unwrap();
+    let mut head = vec![];
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(tokio::time::timeout(PATIENCE, socket.read_u8()).await.expect("in time").unwrap());
+    }
+    String::from_utf8(head).unwrap().to_lowercase()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_body_spoils_no_other_request_and_commands_are_limited() {
+    let relay = TestRelay::start("[providers.demo]\nkind = \"demo\"\n").await;
+    let client = relay.client().await;
+    let secret = Some(Token::from("s3cret"));
+    let gateway = TestGateway::with(&client, Settings { max_body: 1000, secret, ..Settings::default() }).await;
+    let address = gateway.url.strip_prefix("http://").unwrap();
+    let connect = async || TcpStream::connect(address).await.unwrap();
+    let post = |headers: &str, length: usize| {
+        format!("POST /v1/messages HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n{headers}\r\n")
+    };
+    let mut socket = connect().await;
+    // The rest does not come.
+    let head = say(&mut socket, &[post("", 500_000).into_bytes(), vec![b'x'; 900]].concat()).await;
+    assert!(head.starts_with("http/1.1 413") && head.contains("connection: close"), "{head}");
+    // All of it is sent: the connection serves on.
+    let mut socket = connect().await;
+    let head = say(&mut socket, &[post("", 1800).into_bytes(), vec![b'x'; 1800]].concat()).await;
+    assert!(head.starts_with("http/1.1 413") && !head.contains("connection: close"), "{head}");
+    let length: usize = head.split("content-length: ").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
+    socket.read_exact(&mut vec![0; length]).await.unwrap();
+    let get = format!("GET /belay/status HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    assert!(say(&mut socket, get.as_bytes()).await.starts_with("http/1.1 200"));
+    // One that waits to be told is told no.
+    let mut socket = connect().await;
+    let head = say(&mut socket, post("Expect: 100-continue\r\n", 1800).as_bytes()).await;
+    assert!(head.starts_with("http/1.1 413") && head.contains("connection: close"), "{head}");
+    // Commands that come and say nothing take the places there are, and no more.
+    let upgrade = format!(
+        "GET /belay/tunnel HTTP/1.1\r\nHost: {address}\r\nConnection: upgrade\r\nUpgrade: belay\r\nbelay-secret: s3cret\r\n\r\n"
+    );
+    let mut commands = vec![];
+    for _ in 0..64 {
+        let mut socket = connect().await;
+        assert!(say(&mut socket, upgrade.as_bytes()).await.starts_with("http/1.1 101"));
+        commands.push(socket);
+    }
+    let head = say(&mut connect().await, upgrade.as_bytes()).await;
+    assert!(head.starts_with("http/1.1 503"), "{head}");
+    // Those that say nothing are let go.
+    eventually("a place is free", async || {
+        say(&mut connect().await, upgrade.as_bytes()).await.starts_with("http/1.1 101")
+    })
+    .await;
+    drop(commands);
     gateway.stop().await;
     relay.stop().await;
 }

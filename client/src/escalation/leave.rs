@@ -61,12 +61,12 @@ impl Leaving {
     /// Waits until the relay has ended the stream; without one, or if its tunnel is lost, the same is said on
     /// another. What still comes meanwhile is not kept.
     async fn tell(self, stream: Option<(FrameWriter, FrameReader)>) {
+        // While it does not know, a silent path is soon left.
+        let _waits = self.tunnels.wait_for_answer();
         let mut reader = match stream {
             Some((writer, reader)) => Some(cancel(writer, reader).await),
             None => None,
         };
-        // While it does not know, a silent path is soon left.
-        let _waits = self.tunnels.wait_for_answer();
         while Instant::now() < self.until {
             if let Some(reader) = reader.take() {
                 // As long as the path may be dead, nobody knows; then the tunnel is lost.

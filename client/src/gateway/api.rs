@@ -19,6 +19,8 @@ pub(super) enum Endpoint {
     Models(Option<String>),
     /// The gateway's own.
     Own(Own),
+    /// The tunnel itself, for other commands.
+    Tunnel,
 }
 
 /// An LLM request.
@@ -40,8 +42,6 @@ pub(super) enum Own {
     Usage,
     Requests(Option<String>),
     Events,
-    /// The tunnel itself, for other commands.
-    Tunnel,
     /// The end of the program, for those who can read its state.
     Stop,
 }
@@ -65,7 +65,7 @@ impl Endpoint {
             "/belay/usage" => Some(Own::Usage),
             "/belay/requests" => Some(Own::Requests(None)),
             "/belay/events" => Some(Own::Events),
-            "/belay/tunnel" => Some(Own::Tunnel),
+            "/belay/tunnel" => return Some(Self::Tunnel),
             "/belay/stop" => Some(Own::Stop),
             _ => path.strip_prefix("/belay/requests/").map(|id| Own::Requests(Some(id.to_owned()))),
         };
@@ -98,7 +98,7 @@ impl Endpoint {
     pub(super) fn method(&self) -> Method {
         match self {
             Self::Forward(_) | Self::Own(Own::Stop) => Method::POST,
-            Self::Models(_) | Self::Own(_) => Method::GET,
+            Self::Models(_) | Self::Own(_) | Self::Tunnel => Method::GET,
         }
     }
 }

@@ -76,8 +76,10 @@ pub(super) fn cors(settings: &Settings, headers: &HeaderMap) -> Vec<(HeaderName,
 /// The page itself says nothing of anybody.
 fn needs_token(endpoint: Option<&Endpoint>) -> bool {
     // What is for commands of this program wants their secret.
-    let open = [Own::Page, Own::Script, Own::Style, Own::Icon, Own::Stop, Own::Tunnel];
-    !matches!(endpoint, Some(Endpoint::Own(own)) if open.contains(own))
+    !matches!(
+        endpoint,
+        Some(Endpoint::Tunnel | Endpoint::Own(Own::Page | Own::Script | Own::Style | Own::Icon | Own::Stop))
+    )
 }
 
 fn has(token: &Token, headers: &HeaderMap) -> bool {

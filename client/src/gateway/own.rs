@@ -45,8 +45,6 @@ pub(super) async fn answer(
             }
         },
         Own::Events => Ok(events(shared)),
-        // It was answered before.
-        Own::Tunnel => Err(Refusal::bad_request("a tunnel is asked for with an upgrade")),
         Own::Stop => {
             if !shared.settings.is_own_command(headers) {
                 let message = "only who can read this computer's state may end it; run: belay down";

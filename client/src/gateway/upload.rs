@@ -74,7 +74,8 @@ impl Upload {
     pub(super) async fn discard(&mut self, max: usize) -> bool {
         let discards = async {
             let mut taken = 0;
-            while !self.is_read && !self.waits && taken <= max {
+            // Twice as much as is served: what is refused for its size is above that already.
+            while !self.is_read && !self.waits && taken / 2 <= max {
                 match self.next().await {
                     Ok(data) => taken += data.map_or(0, |data| data.len()),
                     Err(_) => break,
