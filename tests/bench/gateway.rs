@@ -10,9 +10,10 @@ use std::time::Instant;
 use tokio::task::JoinSet;
 
 /// The figures that come from here.
-pub(crate) const NAMES: [&str; 6] = [
+pub(crate) const NAMES: [&str; 7] = [
     "gateway_first_token",
     "gateway_travel",
+    "gateway_herd",
     "gateway_cpu_per_token",
     "gateway_requests_per_second",
     "gateway_client_memory",
@@ -46,9 +47,10 @@ pub(crate) async fn measure(scene: &Arc<Scene>, size: &Size, basis: &Basis, repo
     first_token(scene, size, basis, report).await?;
     // The first streams on new connections are not counted.
     for way in [Way::Direct, Way::Proxy, Way::Gateway] {
-        crate::travel::streams(scene, way, CROWD, 5).await?;
+        crate::travel::herd(scene, way, 5).await?;
     }
     travel(scene, size, report).await?;
+    herd(scene, size, report).await?;
     requests(scene, size, report).await
 }
 
@@ -113,6 +115,22 @@ async fn travel(scene: &Arc<Scene>, size: &Size, report: &mut Report) -> anyhow:
     }
     let per_token = |at: usize| us(cpu[at].0) / cpu[at].1.max(1) as f64;
     report.figure("gateway_cpu_per_token", per_token(2), "us").bar(per_token(1), CPU_BAR);
+    Ok(())
+}
+
+/// A crowd that begins in the same moment: its tokens wait for its beginnings.
+async fn herd(scene: &Arc<Scene>, size: &Size, report: &mut Report) -> anyhow::Result<()> {
+    let mut last = vec![];
+    for way in [Way::Direct, Way::Proxy, Way::Gateway] {
+        let mut seen = Samples::default();
+        for _ in 0..CROWDS {
+            seen.extend(crate::travel::herd(scene, way, size.tokens).await?);
+        }
+        last.push(us(seen.permille(999)));
+    }
+    report.figure(format!("direct_herd_{CROWD}_p999"), last[0], "us");
+    report.figure(format!("proxy_herd_{CROWD}_p999"), last[1], "us").against(last[0]);
+    report.figure(format!("gateway_herd_{CROWD}_p999"), last[2], "us").against(last[1]);
     Ok(())
 }
 

@@ -117,7 +117,7 @@ async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
         let size = if args.quick {
             gateway::Size { first_tokens: 100, rounds: 2, tokens: 100, crowd_tokens: 250, requests: 640 }
         } else {
-            gateway::Size { first_tokens: 600, rounds: 5, tokens: 150, crowd_tokens: 3000, requests: 3200 }
+            gateway::Size { first_tokens: 600, rounds: 5, tokens: 150, crowd_tokens: 3060, requests: 3200 }
         };
         gateway::measure(&scene, &size, &basis, report).await?;
     }

@@ -26,6 +26,8 @@ pub(crate) const NAMES: [&str; 12] = [
 ];
 
 const PACE_MS: u64 = 20;
+/// Within so long the streams of a crowd begin.
+const GATHERING: Duration = Duration::from_secs(1);
 /// A token by belay may take so many times the direct way and half a QUIC round trip.
 const TRAVEL_BAR: f64 = 1.5;
 /// And one in a thousand so many microseconds more than directly.
@@ -63,7 +65,7 @@ pub(crate) async fn measure(scene: &Arc<Scene>, size: &Size, basis: &Basis, repo
     let mut paced = Samples::default();
     // The first streams on new connections are not counted.
     for way in Way::ALL {
-        streams(scene, way, CROWD, 5).await?;
+        herd(scene, way, 5).await?;
     }
     for round in 0..size.rounds_of_one {
         for turn in 0..=Way::ALL.len() {
@@ -142,15 +144,36 @@ async fn round_trips(scene: &Scene, count: u64) -> anyhow::Result<Vec<u64>> {
     Ok(took)
 }
 
-/// So many streams at once; the travel times of all their tokens.
+/// So many streams at once; the travel times of all their tokens. A crowd gathers within a second: what it is
+/// to have them all begin in the same moment is another question ([`herd`]).
 pub(crate) async fn streams(scene: &Arc<Scene>, way: Way, count: usize, tokens: u64) -> anyhow::Result<Vec<u64>> {
+    let within = if count == CROWD { GATHERING } else { Duration::ZERO };
+    gathered(scene, way, (count, within), tokens).await
+}
+
+/// The same, of a crowd that begins in the same moment.
+pub(crate) async fn herd(scene: &Arc<Scene>, way: Way, tokens: u64) -> anyhow::Result<Vec<u64>> {
+    gathered(scene, way, (CROWD, Duration::ZERO), tokens).await
+}
+
+async fn gathered(
+    scene: &Arc<Scene>,
+    way: Way,
+    (count, within): (usize, Duration),
+    tokens: u64,
+) -> anyhow::Result<Vec<u64>> {
     let mut running = JoinSet::new();
+    let began = tokio::time::Instant::now();
     for lane in 0..count {
         // Spread over the time between two tokens: real streams do not tick together.
         let first_token_ms = PACE_MS * lane as u64 / count as u64;
         let script = Script { stamp: true, pace_ms: PACE_MS, first_token_ms, ..Script::tokens(tokens) };
         let scene = Arc::clone(scene);
-        running.spawn(async move { scene.stream(way, lane, &script).await });
+        let at = began + within * u32::try_from(lane)? / u32::try_from(count)?;
+        running.spawn(async move {
+            tokio::time::sleep_until(at).await;
+            scene.stream(way, lane, &script).await
+        });
     }
     let mut travel = vec![];
     while let Some(streamed) = running.join_next().await {

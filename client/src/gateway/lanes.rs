@@ -14,7 +14,7 @@ const PLACES: usize = 120;
 /// Tunnels at the most: of a device's four instances one is left for `belay` commands.
 const MOST: usize = 3;
 /// A tunnel beside the first one that was idle for so long is closed.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_secs(300);
 
 /// The tunnels of a gateway.
 #[derive(Debug)]
