@@ -6,7 +6,7 @@
 //!
 //! For use with `#[serde(with = "…")]`. The bytes on the wire are those of a plain list.
 
-use crate::message::{Extension, UsageLine};
+use crate::message::{Extension, SessionKnowledge, UsageLine};
 use serde::de::{Deserialize, Deserializer, Error as _, SeqAccess, Visitor};
 use serde::ser::{Error as _, Serialize, Serializer};
 use std::fmt;
@@ -18,6 +18,8 @@ pub const MAX_EXTENSIONS: usize = 64;
 pub const MAX_HEADERS: usize = 256;
 /// The most lines of usage in an `End`.
 pub const MAX_USAGE_LINES: usize = 64;
+/// The most pieces of knowledge, and the most constraints, in a session's context.
+pub const MAX_CONTEXT: usize = 256;
 
 struct ListVisitor<T>(usize, PhantomData<T>);
 
@@ -65,6 +67,8 @@ lists! {
     extensions: Extension, MAX_EXTENSIONS;
     headers: (String, String), MAX_HEADERS;
     usage: UsageLine, MAX_USAGE_LINES;
+    knowledge: SessionKnowledge, MAX_CONTEXT;
+    constraints: String, MAX_CONTEXT;
 }
 
 pub(crate) mod bytes {

@@ -125,6 +125,30 @@ frame_types! {
     ModelsRequest = 0x004c, SMALL;
     /// Relay: this one.
     ModelOffer = 0x004d, SMALL;
+    /// Client: what is this session, and what was said in it?
+    SessionGet = 0x0060, SMALL;
+    /// Relay: this.
+    Session = 0x0061, REQUEST;
+    /// Relay: a message; its text follows in `BodyChunk`s.
+    SessionMessage = 0x0062, SMALL;
+    /// Client: a message to be added; its text follows in `BodyChunk`s.
+    SessionAdd = 0x0063, SMALL;
+    /// Relay: it was.
+    SessionAdded = 0x0064, SMALL;
+    /// Client: change its title, model or context.
+    SessionUpdate = 0x0065, REQUEST;
+    /// Client: delete it, take that back, or clear it.
+    SessionAct = 0x0066, SMALL;
+    /// Client: which sessions are there?
+    SessionList = 0x0067, SMALL;
+    /// Relay: this one.
+    SessionRow = 0x0068, SMALL;
+    /// Client: where was this said?
+    SessionSearch = 0x0069, SMALL;
+    /// Relay: here.
+    SessionHit = 0x006a, CONTROL;
+    /// Relay: the end of a page of sessions.
+    SessionsDone = 0x006b, SMALL;
 }
 
 impl FrameType {

@@ -14,6 +14,12 @@ pub enum IdError {
     /// Not 32 hexadecimal digits (dashes are ignored).
     #[error("{0:?} is not an id of 32 hexadecimal digits")]
     Hex(String),
+    /// Not a session's name.
+    #[error(
+        "{0:?} does not name a session: use 1 to 128 bytes of text, without control characters and without blanks at \
+         its ends"
+    )]
+    Session(String),
 }
 
 /// Checks a tenant's or device's name: they become file names and parts of URIs.
@@ -64,6 +70,63 @@ name_id! {
     DeviceId
 }
 
+/// Names a conversation session within its tenant: 1 to 128 bytes of text without control characters, and
+/// without blanks at its ends. Whoever begins a session chooses it.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SessionId(String);
+
+/// The most bytes of a session's id.
+pub const MAX_SESSION_ID: usize = 128;
+
+impl SessionId {
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for SessionId {
+    type Error = IdError;
+
+    fn try_from(text: String) -> Result<Self, IdError> {
+        let is_named = (1..=MAX_SESSION_ID).contains(&text.len()) && text.trim() == text;
+        if is_named && !text.chars().any(char::is_control) {
+            Ok(Self(text))
+        } else {
+            Err(IdError::Session(text.chars().take(80).collect()))
+        }
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        Self::try_from(text.to_owned())
+    }
+}
+
+impl From<SessionId> for String {
+    fn from(id: SessionId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// In quotes: it may have blanks.
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
 macro_rules! hex_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -105,10 +168,24 @@ hex_id! {
     /// One running client of a device.
     InstanceId
 }
+hex_id! {
+    /// One message of a session, for ever. Made once by whoever adds it; a retry carries it again.
+    MessageId
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sessions_are_named_by_text() {
+        for good in ["a", "Reise nach Köln", "sess_1/2 (b)", "日本", &"x".repeat(MAX_SESSION_ID)] {
+            assert_eq!(good.parse::<SessionId>().map(String::from).as_deref(), Ok(good));
+        }
+        for bad in ["", " ", " a", "a\n", "a\tb", "\u{7f}", &"x".repeat(MAX_SESSION_ID + 1)] {
+            assert!(matches!(bad.parse::<SessionId>(), Err(IdError::Session(_))), "{bad:?}");
+        }
+    }
 
     #[test]
     fn names_are_checked() {

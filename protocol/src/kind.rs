@@ -14,7 +14,7 @@ pub enum StreamKind {
     Escalate = 0x03,
     /// Balance, usage, statements, records, where to pay.
     Billing = 0x04,
-    /// Conversation sessions (reserved).
+    /// Conversation sessions.
     Session = 0x05,
     /// Sync of items (reserved).
     Sync = 0x06,

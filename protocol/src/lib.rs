@@ -21,6 +21,7 @@ pub mod message;
 pub mod money;
 pub mod stream;
 pub mod table;
+pub mod transcript;
 pub mod vitals;
 
 /// The ALPN name of the protocol; its number is the major version.

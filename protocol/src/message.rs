@@ -6,8 +6,10 @@
 //! collections of zero-sized elements, and every list or byte string goes through [`bounded`].
 
 mod billing;
+mod session;
 
 pub use billing::*;
+pub use session::*;
 
 use crate::bounded;
 use crate::error::codes;
@@ -207,7 +209,8 @@ codes! {
 pub struct EscalateRequest {
     /// Made once by the client; the same id with the same body is the same request for ever.
     pub request_id: RequestId,
-    /// The conversation session it belongs to.
+    /// The conversation session that it goes on with; the bytes of its text are a [`SessionId`]'s. It is made
+    /// if it is not there.
     pub session_id: Option<String>,
     /// What is asked for.
     pub operation: Operation,
@@ -434,6 +437,10 @@ codes! {
         VERSION = 23, "version";
         /// There is nothing to resume under this id: it never came, or nothing of it was charged.
         UNKNOWN_REQUEST = 24, "unknown_request";
+        /// The tenant has nothing of that name.
+        NOT_FOUND = 25, "not_found";
+        /// It was deleted, and can be restored.
+        DELETED = 26, "deleted";
     }
 }
 

@@ -7,7 +7,7 @@
 use belay_protocol::codec::Message;
 use belay_protocol::error::{CloseCode, StreamCode};
 use belay_protocol::frame::{Frame, FrameDecoder, FrameType, HEADER_LEN, frame, raw};
-use belay_protocol::id::{InstanceId, RequestId};
+use belay_protocol::id::{InstanceId, MessageId, RequestId};
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message as m;
 use belay_protocol::money::NanoUsd;
@@ -55,6 +55,7 @@ fn bytes_of(hex: &str) -> Vec<u8> {
     digits.chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
 }
 
+const MESSAGE: MessageId = MessageId(*b"\xb0\xb1\xb2\xb3\xb4\xb5\xb6\xb7\xb8\xb9\xba\xbb\xbc\xbd\xbe\xbf");
 const REQUEST: RequestId = RequestId(*b"\xa0\xa1\xa2\xa3\xa4\xa5\xa6\xa7\xa8\xa9\xaa\xab\xac\xad\xae\xaf");
 
 fn extension(kind: u16, value: &[u8]) -> m::Extension {
@@ -353,6 +354,130 @@ fn ends() -> Vec<Golden> {
     ]
 }
 
+fn sessions() -> Vec<Golden> {
+    let name = |text: &str| text.parse().expect("a name");
+    let row = || m::SessionRow {
+        session: name("rome"),
+        title: "A week in Rome".into(),
+        model: "claude".into(),
+        created_ms: 1_790_000_000_000,
+        updated_ms: 1_790_000_060_000,
+        messages: 300,
+        cost: NanoUsd(10_815_000),
+        deleted_ms: None,
+    };
+    let piece = |source: &str, relevance, text: &str| m::SessionKnowledge {
+        source: source.into(),
+        relevance,
+        text: text.into(),
+    };
+    let knowledge = || vec![piece("notes.md", Some(0.5), "it rains"), piece("b", None, "")];
+    vec![
+        message(
+            "SessionGet",
+            m::SessionGet { session: name("rome"), after: 300, last: 4 },
+            "09000000 6000 0100  04726f6d65 fb2c01 04",
+        ),
+        message(
+            "Session",
+            m::Session {
+                row: row(),
+                context: m::SessionContext {
+                    framing: "warmly".into(),
+                    knowledge: knowledge(),
+                    constraints: vec!["no jargon".into(), "short".into()],
+                },
+            },
+            "6e000000 6100 0100  04726f6d65 0e41207765656b20696e20526f6d65 06636c61756465 fd006c50c4a0010000 \
+             fd605651c4a0010000 fb2c01 fc300c4a01 00 067761726d6c79 \
+             02086e6f7465732e6d6401000000000000e03f086974207261696e7301620000 \
+             02096e6f206a6172676f6e0573686f7274",
+        ),
+        message(
+            "SessionMessage",
+            m::SessionMessage {
+                number: 251,
+                message_id: MESSAGE,
+                role: m::SessionRole::ASSISTANT,
+                at_ms: 1_790_000_000_000,
+                device: "laptop".parse().expect("a name"),
+                request_id: Some(REQUEST),
+                outcome: m::Outcome::CANCELLED,
+                model: "anthropic/claude-x".into(),
+                cost: NanoUsd(10_815_000),
+                text_len: 70_000,
+            },
+            "53000000 6200 0100  fbfb00 b0b1b2b3b4b5b6b7b8b9babbbcbdbebf 02 fd006c50c4a0010000 066c6170746f70 \
+             01a0a1a2a3a4a5a6a7a8a9aaabacadaeaf 02 12616e7468726f7069632f636c617564652d78 fc300c4a01 \
+             fc70110100",
+        ),
+        message(
+            "SessionAdd",
+            m::SessionAdd {
+                session: name("rome"),
+                message_id: MESSAGE,
+                role: m::SessionRole::USER,
+                model: String::new(),
+                text_len: 9,
+            },
+            "18000000 6300 0100  04726f6d65 b0b1b2b3b4b5b6b7b8b9babbbcbdbebf 01 00 09",
+        ),
+        message("SessionAdded", m::SessionAdded { number: 251 }, "03000000 6400 0100  fbfb00"),
+        message(
+            "SessionUpdate",
+            m::SessionUpdate {
+                title: Some("A week in Rome".into()),
+                framing: Some(String::new()),
+                sets_knowledge: true,
+                knowledge: knowledge(),
+                ..m::SessionUpdate::nothing(name("rome"))
+            },
+            "3b000000 6500 0100  04726f6d65 010e41207765656b20696e20526f6d65 00 0100 01 00 \
+             02086e6f7465732e6d6401000000000000e03f086974207261696e7301620000 00",
+        ),
+        message(
+            "SessionAct",
+            m::SessionAct { session: name("rome"), deed: m::SessionDeed::RESTORE },
+            "06000000 6600 0100  04726f6d65 02",
+        ),
+        message(
+            "SessionList",
+            m::SessionList { deleted: true, cursor: "17.4".into(), limit: 20 },
+            "07000000 6700 0100  01 0431372e34 14",
+        ),
+        message(
+            "SessionRow",
+            m::SessionRow {
+                session: name("röm"),
+                title: String::new(),
+                model: String::new(),
+                created_ms: 0,
+                updated_ms: 1,
+                messages: 0,
+                cost: NanoUsd::ZERO,
+                deleted_ms: Some(1_790_000_000_000),
+            },
+            "15000000 6800 0100  0472c3b66d 00 00 00 01 00 00 01fd006c50c4a0010000",
+        ),
+        message(
+            "SessionSearch",
+            m::SessionSearch { query: "sky bl".into(), cursor: String::new(), limit: 0 },
+            "09000000 6900 0100  06736b7920626c 00 00",
+        ),
+        message(
+            "SessionHit",
+            m::SessionHit { row: row(), message: 7, snippet: "the \u{2}sky\u{3} is".into() },
+            "44000000 6a00 0100  04726f6d65 0e41207765656b20696e20526f6d65 06636c61756465 fd006c50c4a0010000 \
+             fd605651c4a0010000 fb2c01 fc300c4a01 00 07 0c7468652002736b7903206973",
+        ),
+        message(
+            "SessionsDone",
+            m::SessionsDone { rows: 20, cursor: "17.4".into() },
+            "06000000 6b00 0100  14 0431372e34",
+        ),
+    ]
+}
+
 fn billing() -> Vec<Golden> {
     vec![
         message("BalanceRequest", m::BalanceRequest { reserved: 0 }, "01000000 4000 0100  00"),
@@ -488,7 +613,7 @@ fn statements() -> Vec<Golden> {
 }
 
 fn all() -> Vec<Golden> {
-    [hello(), control(), enrolment(), requests(), answers(), ends(), billing(), statements()]
+    [hello(), control(), enrolment(), requests(), answers(), ends(), billing(), statements(), sessions()]
         .into_iter()
         .flatten()
         .collect()
@@ -596,6 +721,18 @@ fn the_number_and_maximum_of_every_frame_type() {
         (0x004b, "Flushed", SMALL),
         (0x004c, "ModelsRequest", SMALL),
         (0x004d, "ModelOffer", SMALL),
+        (0x0060, "SessionGet", SMALL),
+        (0x0061, "Session", REQUEST),
+        (0x0062, "SessionMessage", SMALL),
+        (0x0063, "SessionAdd", SMALL),
+        (0x0064, "SessionAdded", SMALL),
+        (0x0065, "SessionUpdate", REQUEST),
+        (0x0066, "SessionAct", SMALL),
+        (0x0067, "SessionList", SMALL),
+        (0x0068, "SessionRow", SMALL),
+        (0x0069, "SessionSearch", SMALL),
+        (0x006a, "SessionHit", CONTROL),
+        (0x006b, "SessionsDone", SMALL),
     ];
     let known: Vec<_> = FrameType::ALL.iter().map(|kind| (kind.to_wire(), kind.name(), kind.max_body())).collect();
     assert_eq!(known, golden);
@@ -704,6 +841,8 @@ golden_codes! {
         (22, "unauthenticated"),
         (23, "version"),
         (24, "unknown_request"),
+        (25, "not_found"),
+        (26, "deleted"),
     ];
     unit_kinds: m::UnitKind, 0xffff, [
         (1, "input_tokens"),
@@ -772,5 +911,14 @@ golden_codes! {
         (5, "device"),
         (6, "key"),
         (7, "class"),
+    ];
+    session_roles: m::SessionRole, 0xffff, [
+        (1, "user"),
+        (2, "assistant"),
+    ];
+    session_deeds: m::SessionDeed, 0xffff, [
+        (1, "delete"),
+        (2, "restore"),
+        (3, "clear"),
     ];
 }

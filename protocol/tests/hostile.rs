@@ -9,7 +9,7 @@ use belay_protocol::error::ProtocolError;
 use belay_protocol::frame::{
     FLAG_REQUIRED, Frame, FrameDecoder, FrameType, HEADER_LEN, MAX_CHUNK, MAX_SKIPPED, RAW_HEADER_LEN, frame, raw,
 };
-use belay_protocol::id::{DeviceId, InstanceId, RequestId, TenantId};
+use belay_protocol::id::{DeviceId, InstanceId, MessageId, RequestId, SessionId, TenantId};
 use belay_protocol::message as m;
 use belay_protocol::money::NanoUsd;
 use bytes::Bytes;
@@ -76,6 +76,18 @@ fn decode(kind: FrameType, body: &[u8]) -> Result<(), ProtocolError> {
         FrameType::Flushed => read::<m::Flushed>(body),
         FrameType::ModelsRequest => read::<m::ModelsRequest>(body),
         FrameType::ModelOffer => read::<m::ModelOffer>(body),
+        FrameType::SessionGet => read::<m::SessionGet>(body),
+        FrameType::Session => read::<m::Session>(body),
+        FrameType::SessionMessage => read::<m::SessionMessage>(body),
+        FrameType::SessionAdd => read::<m::SessionAdd>(body),
+        FrameType::SessionAdded => read::<m::SessionAdded>(body),
+        FrameType::SessionUpdate => read::<m::SessionUpdate>(body),
+        FrameType::SessionAct => read::<m::SessionAct>(body),
+        FrameType::SessionList => read::<m::SessionList>(body),
+        FrameType::SessionRow => read::<m::SessionRow>(body),
+        FrameType::SessionSearch => read::<m::SessionSearch>(body),
+        FrameType::SessionHit => read::<m::SessionHit>(body),
+        FrameType::SessionsDone => read::<m::SessionsDone>(body),
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => {
             raw::split(kind, Bytes::copy_from_slice(body)).map(|_| ())
         }
@@ -314,6 +326,62 @@ fn model_offer() -> impl Strategy<Value = m::ModelOffer> {
     )
 }
 
+fn session() -> impl Strategy<Value = SessionId> {
+    "[a-zäöü0-9][a-zß0-9 _/-]{0,40}[a-z0-9]".prop_map(|text| text.parse().expect("a name"))
+}
+
+fn message_id() -> impl Strategy<Value = MessageId> {
+    any::<[u8; 16]>().prop_map(MessageId)
+}
+
+fn knowledge() -> impl Strategy<Value = Vec<m::SessionKnowledge>> {
+    let piece = (text(), option::of(0.0..1.0_f64), text());
+    vec(piece.prop_map(|(source, relevance, text)| m::SessionKnowledge { source, relevance, text }), 0..4)
+}
+
+fn constraints() -> impl Strategy<Value = Vec<String>> {
+    vec(text(), 0..4)
+}
+
+prop_compose! {
+    fn session_row()(
+        session in session(),
+        (title, model) in (text(), text()),
+        (created_ms, updated_ms, messages) in (number(), number(), number()),
+        cost in money(),
+        deleted_ms in option::of(number()),
+    ) -> m::SessionRow {
+        m::SessionRow { session, title, model, created_ms, updated_ms, messages, cost, deleted_ms }
+    }
+}
+
+prop_compose! {
+    fn session_message()(
+        (number, at_ms) in (number(), number()),
+        message_id in message_id(),
+        (role, outcome, text_len) in any::<(u16, u16, u32)>(),
+        device in device(),
+        request_id in option::of(request_id()),
+        model in text(),
+        cost in money(),
+    ) -> m::SessionMessage {
+        let (role, outcome) = (m::SessionRole(role), m::Outcome(outcome));
+        m::SessionMessage { number, message_id, role, at_ms, device, request_id, outcome, model, cost, text_len }
+    }
+}
+
+prop_compose! {
+    fn session_update()(
+        session in session(),
+        (title, model, framing) in (option::of(text()), option::of(text()), option::of(text())),
+        (sets_knowledge, sets_constraints) in any::<(bool, bool)>(),
+        knowledge in knowledge(),
+        constraints in constraints(),
+    ) -> m::SessionUpdate {
+        m::SessionUpdate { session, title, model, framing, sets_knowledge, sets_constraints, knowledge, constraints }
+    }
+}
+
 prop_compose! {
     fn record_request()(
         request_id in request_id(),
@@ -402,6 +470,59 @@ fn any_frame() -> BoxedStrategy<Bytes> {
         }
         FrameType::ModelsRequest => whole(any::<u8>().prop_map(|reserved| m::ModelsRequest { reserved })),
         FrameType::ModelOffer => whole(model_offer()),
+        FrameType::SessionGet => {
+            whole((session(), number(), any::<u32>()).prop_map(|(session, after, last)| m::SessionGet {
+                session,
+                after,
+                last,
+            }))
+        }
+        FrameType::Session => whole((session_row(), text(), knowledge(), constraints()).prop_map(
+            |(row, framing, knowledge, constraints)| m::Session {
+                row,
+                context: m::SessionContext { framing, knowledge, constraints },
+            },
+        )),
+        FrameType::SessionMessage => whole(session_message()),
+        FrameType::SessionAdd => whole((session(), message_id(), any::<(u16, u32)>(), text()).prop_map(
+            |(session, message_id, (role, text_len), model)| m::SessionAdd {
+                session,
+                message_id,
+                role: m::SessionRole(role),
+                model,
+                text_len,
+            },
+        )),
+        FrameType::SessionAdded => whole(number().prop_map(|number| m::SessionAdded { number })),
+        FrameType::SessionUpdate => whole(session_update()),
+        FrameType::SessionAct => whole(
+            (session(), any::<u16>()).prop_map(|(session, deed)| m::SessionAct { session, deed: m::SessionDeed(deed) }),
+        ),
+        FrameType::SessionList => {
+            whole((any::<bool>(), text(), any::<u32>()).prop_map(|(deleted, cursor, limit)| m::SessionList {
+                deleted,
+                cursor,
+                limit,
+            }))
+        }
+        FrameType::SessionRow => whole(session_row()),
+        FrameType::SessionSearch => {
+            whole((text(), text(), any::<u32>()).prop_map(|(query, cursor, limit)| m::SessionSearch {
+                query,
+                cursor,
+                limit,
+            }))
+        }
+        FrameType::SessionHit => {
+            whole((session_row(), number(), text()).prop_map(|(row, message, snippet)| m::SessionHit {
+                row,
+                message,
+                snippet,
+            }))
+        }
+        FrameType::SessionsDone => {
+            whole((number(), text()).prop_map(|(rows, cursor)| m::SessionsDone { rows, cursor }))
+        }
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => chunk(kind),
     };
     proptest::strategy::Union::new(FrameType::ALL.iter().map(|kind| of_type(*kind))).boxed()
