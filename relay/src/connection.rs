@@ -14,6 +14,7 @@ use crate::ops::memory::{self, BodyBudget};
 use crate::registry::{Arrival, Arrived, Live, Registration, Registry};
 use crate::store::central::{self, Standing};
 use crate::store::executor::Db;
+use crate::store::sessions::service::Sessions;
 use crate::streams;
 use crate::streams::Intake;
 use crate::streams::control::Link;
@@ -48,6 +49,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 pub(crate) struct Shared {
     pub(crate) escalator: Arc<Escalator>,
     pub(crate) enrolment: Arc<Enrolment>,
+    pub(crate) sessions: Sessions,
     pub(crate) registry: Arc<Registry>,
     pub(crate) bodies: BodyBudget,
     /// Tasks of streams; they outlive their connection until their request is settled.
@@ -366,6 +368,9 @@ async fn serve_small(
         }
         (StreamKind::Billing, Some(caller)) => {
             streams::billing::serve(&shared.escalator, caller, intake, stream).await;
+        }
+        (StreamKind::Session, Some(caller)) => {
+            streams::session::serve(&shared.sessions, &shared.bodies, caller, intake, stream).await;
         }
         (kind, Some(_)) => {
             let message = format!("streams of kind {} are not served here", kind.name());

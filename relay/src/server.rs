@@ -17,6 +17,7 @@ use crate::store::executor::{CENTRAL, Db, Store, StoreConfig};
 use crate::store::ledger::Boot;
 use crate::store::lock::{LockError, StateLock};
 use crate::store::schema::Durability;
+use crate::store::sessions::service::Sessions;
 use crate::store::{StoreError, central};
 use crate::tenants::Tenants;
 use belay_certs::ca::Authority;
@@ -170,6 +171,7 @@ impl Relay {
         let shared = Arc::new(Shared {
             escalator: Arc::clone(&escalator),
             enrolment: Arc::clone(&enrolment),
+            sessions: Sessions::new(store.clone(), clock()),
             registry: Arc::clone(&registry),
             bodies: BodyBudget::new(config.limits.bodies_in_memory, config.limits.request_body, memory),
             streams: TaskTracker::new(),
@@ -197,6 +199,8 @@ impl Relay {
         background.spawn(async move { listener.serve(sockets).await });
         let (sweeper, stop) = (Arc::clone(&escalator), shared.stop.clone());
         background.spawn(async move { sweeper.sweep(stop).await });
+        let (sessions, stop) = (shared.sessions.clone(), shared.stop.clone());
+        background.spawn(async move { sessions.forget_daily(stop).await });
         let admin = Arc::new(AdminService::new(local, Arc::clone(&escalator), enrolment, registry));
         info!(%local, tcp, "belayd is listening");
         Ok(Self { local, admin, escalator, shared, connections, background, store, _lock: lock })

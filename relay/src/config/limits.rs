@@ -36,6 +36,8 @@ pub struct Limits {
     pub streams_per_tenant: u32,
     /// Bytes of the events of all requests together.
     pub event_logs: usize,
+    /// Tokens of a session's history that go with a request at the most.
+    pub session_history_tokens: u32,
 }
 
 /// Times.
@@ -120,6 +122,7 @@ pub(super) fn limits(raw: &RawLimits) -> Result<Limits, Wrong> {
         streams_per_tenant: raw.streams_per_tenant.unwrap_or(1024),
         // A quarter of it all.
         event_logs: mib("limits.event_logs_mib", raw.event_logs_mib, (memory_mib / 4).clamp(1, 4095), 4095)? as usize,
+        session_history_tokens: raw.session_history_tokens.unwrap_or(32_000),
     })
 }
 

@@ -85,6 +85,8 @@ event_logs_mib = 256
 # and requests are refused as overloaded; those that run go on. event_logs_mib is a quarter of it unless
 # it is named.
 memory_mib = 1024
+# So much of a session goes with its next request, if the model has room for it; the oldest is left out.
+session_history_tokens = 32000
 
 [timeouts]
 handshake_ms = 10000

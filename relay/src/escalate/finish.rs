@@ -92,6 +92,7 @@ impl Flight<'_> {
             estimated: report.estimated,
             events: self.log.next(),
             first_event_ms: first_event_ms.map(|ms| u32::try_from(ms).unwrap_or(u32::MAX)),
+            answer: self.said.take().map(Arc::from).unwrap_or_default(),
             now_ms: self.escalator.env.clock.now_ms(),
         };
         // Should the store fail for long, the sweeper settles so.

@@ -6,6 +6,7 @@ use super::runner::Flight;
 use crate::providers::Answer;
 use crate::store::ledger::budget::Measure;
 use belay_protocol::codec::Message;
+use belay_protocol::dialect::answer::{body_text, event_text};
 use belay_protocol::dialect::sse::SseSplitter;
 use belay_protocol::dialect::usage::EventMeaning;
 use belay_protocol::error::ProtocolError;
@@ -13,6 +14,9 @@ use belay_protocol::frame::{FrameType, MAX_CHUNK};
 use belay_protocol::message::{Content, Outcome, ResponseHead};
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
+
+/// A session keeps so much of an answer, in bytes.
+const MAX_SAID: usize = 4 << 20;
 
 impl Held {
     /// What is left of the limits per minute, the tightest of each kind.
@@ -39,7 +43,7 @@ impl Flight<'_> {
                 .map(|header| self.as_carried(header, streams))
                 .chain(self.held.remaining_headers())
                 .chain(self.offers.header())
-                .chain(self.plan.header())
+                .chain(self.plan.headers())
                 .collect(),
             dialect: self.plan.shown(self.candidate()),
             stream: streams,
@@ -71,6 +75,9 @@ impl Flight<'_> {
                 Err(error) => return Err(Ending::After(Outcome::PROVIDER_FAILED, error.to_string())),
             };
             let meaning = self.meter.event(&event);
+            if self.said.is_some() {
+                self.hear(&event);
+            }
             if let Some(answers) = &mut self.answers {
                 for event in answers.event(&event) {
                     self.emit(FrameType::Event, event)?;
@@ -96,6 +103,14 @@ impl Flight<'_> {
         self.whole.extend_from_slice(&chunk);
         // What is carried over is so once it is whole.
         if self.answers.is_some() { Ok(()) } else { self.emit_bytes(chunk) }
+    }
+
+    /// Keeps the text of an event for the session.
+    fn hear(&mut self, event: &[u8]) {
+        let dialect = self.candidate().dialect;
+        if let Some(said) = self.said.as_mut().filter(|said| said.len() < MAX_SAID) {
+            said.push_str(&event_text(dialect, event));
+        }
     }
 
     fn emit_bytes(&mut self, mut chunk: Bytes) -> Result<(), Ending> {
@@ -129,6 +144,10 @@ impl Flight<'_> {
     pub(super) fn provider_ended(&mut self, streams: bool) -> Ending {
         if !streams {
             self.meter.body(&self.whole);
+            let dialect = self.candidate().dialect;
+            if let Some(said) = &mut self.said {
+                *said = body_text(dialect, &self.whole);
+            }
             if let Some(answers) = &mut self.answers {
                 let carried = answers.whole(&self.whole);
                 return match carried.map(|whole| self.emit_bytes(whole)) {

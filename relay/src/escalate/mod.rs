@@ -10,6 +10,7 @@
 //! stream is handed to the request's task. A hold rides on a `HoldGuard`: should the task end without having
 //! resolved it, the sweeper does.
 
+mod candidates;
 mod delivery;
 mod finish;
 mod flights;
@@ -28,6 +29,7 @@ mod refusal;
 mod resume;
 mod route;
 mod runner;
+pub(crate) mod session;
 mod suspend;
 mod sweeper;
 mod watch;
@@ -42,6 +44,7 @@ use offers::{Offers, Sent};
 pub(crate) use refusal::failed;
 use refusal::{refused, store_failed};
 use route::Chooser;
+use session::Conversation;
 
 use crate::config::Config;
 use crate::ops::memory::{self, BodyPermit, Charge, Memory};
@@ -268,19 +271,31 @@ impl Escalator {
         }
     }
 
-    fn plan(&self, request: &EscalateRequest, body: &Bytes) -> Result<plan::Plan, Failed> {
+    fn plan(
+        &self,
+        request: &EscalateRequest,
+        body: &Bytes,
+        conversation: Option<Conversation>,
+    ) -> Result<plan::Plan, Failed> {
         let chooser = Chooser {
             health: &self.health,
             random: &|| u64::from_le_bytes(self.env.random.bytes()),
             now_ms: self.env.clock.now_ms(),
         };
-        plan::plan(&self.config, self.price_version, request, body, &chooser)
+        match session::model_of(request, conversation.as_ref()) {
+            None => plan::plan(&self.config, self.price_version, request, (body, conversation), &chooser),
+            Some(model) => {
+                let request = EscalateRequest { model, ..request.clone() };
+                plan::plan(&self.config, self.price_version, &request, (body, conversation), &chooser)
+            }
+        }
     }
 
     /// Plans the request and sets its money aside.
     async fn begin(&self, caller: &Caller, request: &EscalateRequest, body: &Bytes) -> Result<Beginning, Failed> {
         let id = request.request_id;
-        let plan = self.plan(request, body)?;
+        let conversation = self.conversation(caller, request).await?;
+        let plan = self.plan(request, body, conversation)?;
         let tenant = self.tenants.handle(&caller.tenant).await.map_err(|error| store_failed(id, &error))?;
         let hold_request = plan.hold_request(self, caller, request, body, &tenant.rates);
         let input_bytes = hold_request.input_bytes;

@@ -5,8 +5,9 @@
 //! serves, or that is asked last. What those before it may have begun on is the relay's own cost.
 
 use super::Escalator;
+use super::candidates::Candidate;
 use super::finish::Ending;
-use super::plan::{Candidate, Plan};
+use super::plan::Plan;
 use super::runner::Flight;
 use crate::config::Retries;
 use crate::providers::{Answer, Call, CallFuture};

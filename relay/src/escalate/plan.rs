@@ -1,17 +1,18 @@
 //! What would be sent to which provider, and what it could cost. Pure: no I/O.
 
+use super::candidates::{Candidate, Refused, candidates, has_output};
 use super::route::{Chooser, Chosen, Needs, choose};
+use super::session::{Conversation, Told};
 use super::{Caller, Escalator, failed};
-use crate::config::{Config, Model, ProviderKind};
-use crate::pricing::{BASIS_POINTS, PriceSet, PriceSnapshot};
+use crate::config::{Config, Model};
 use crate::store::ledger::hold::HoldRequest;
 use crate::store::ledger::rates::Rates;
-use crate::store::ledger::request::Offer;
+use crate::store::sessions::turn::Question;
 use belay_certs::sha256;
 use belay_protocol::dialect::body::{BodyFacts, inspect};
 use belay_protocol::dialect::edit::{self, Edits};
 use belay_protocol::dialect::prompt::Prompt;
-use belay_protocol::dialect::translate::{self, Answers, Asked, Sending};
+use belay_protocol::dialect::translate::{self, Answers, Sending};
 use belay_protocol::dialect::usage::UsageMeter;
 use belay_protocol::message::{Dialect, EscalateRequest, Failed, FailureCode, Operation};
 use bytes::Bytes;
@@ -35,18 +36,10 @@ pub(crate) struct Plan {
     asked_output: Option<u32>,
     /// Which of several models was chosen, and why not the others, for the caller.
     picked: Option<String>,
-}
-
-/// A model that may serve a request, and what it charges now.
-#[derive(Debug)]
-pub(crate) struct Candidate {
-    pub(crate) model: Arc<Model>,
-    /// The provider's, in which it is asked and answers.
-    pub(crate) dialect: Dialect,
-    /// The request, if its caller speaks another one.
-    translated: Option<Asked>,
-    pub(crate) price: PriceSnapshot,
-    keyless: bool,
+    /// What is asked in which session.
+    question: Option<Question>,
+    /// What went with it from there.
+    told: Option<Told>,
 }
 
 #[derive(Debug)]
@@ -73,7 +66,7 @@ pub(crate) fn plan(
     config: &Config,
     price_version: i64,
     request: &EscalateRequest,
-    body: &Bytes,
+    (body, conversation): (&Bytes, Option<Conversation>),
     chooser: &Chooser<'_>,
 ) -> Result<Plan, Failed> {
     let id = request.request_id;
@@ -82,7 +75,7 @@ pub(crate) fn plan(
         let message = "max_output_tokens must be at least 1".to_owned();
         return Err(fail(FailureCode::INVALID_REQUEST, message, "ask for at least one token, or leave the cap out"));
     }
-    let (source, stream, wants_usage_event, in_body) = if request.dialect == Dialect::PROMPT {
+    let (mut source, stream, wants_usage_event, in_body) = if request.dialect == Dialect::PROMPT {
         let prompt = Prompt::from_json(body).map_err(|message| {
             fail(FailureCode::INVALID_REQUEST, message, "see PROTOCOL.md for the prompt's fields")
         })?;
@@ -102,14 +95,29 @@ pub(crate) fn plan(
         Source::Prompt(_) => (false, false),
         Source::Body(facts) => (facts.non_text, facts.tools),
     };
-    let needs = Needs { bytes: body.len() as u64, output: asked_output, images, tools };
-    let (models, picked) =
-        models(config, request, &needs, chooser).map_err(|(code, message, remedy)| fail(code, message, remedy))?;
+    let history = conversation.as_ref().map_or(0, Conversation::bytes);
+    let needs = Needs { bytes: body.len() as u64 + history, output: asked_output, images, tools };
+    let (models, picked) = models(config, request, &needs, chooser)
+        // A model in whose window not all of the history fits is better than none.
+        .or_else(|refused| match conversation {
+            Some(_) => models(config, request, &Needs { bytes: body.len() as u64, ..needs }, chooser),
+            None => Err(refused),
+        })
+        .map_err(|(code, message, remedy)| fail(code, message, remedy))?;
     let candidates = candidates(config, price_version, request, body, models, chooser.now_ms)
         .map_err(|(code, message, remedy)| fail(code, message, remedy))?;
     // No model gives more than its ceiling, so nothing is held for more.
     let ceiling = candidates.iter().map(|candidate| candidate.model.max_output_tokens).min();
     let asked_output = asked_output.map(|cap| ceiling.map_or(cap, |ceiling| cap.min(ceiling)));
+    let (question, told) = match (conversation, &mut source) {
+        (Some(conversation), Source::Prompt(prompt)) => {
+            let window = candidates.iter().map(|candidate| candidate.model.context_tokens).min().unwrap_or(0);
+            let output = asked_output.or(ceiling).unwrap_or(0).min(config.billing.default_max_output);
+            let (question, told) = conversation.surround(prompt, window.into(), INPUT_OVERHEAD + u64::from(output));
+            (Some(question), Some(told))
+        }
+        _ => (None, None),
+    };
     let operation = request.operation;
     // Such an answer has nothing that a cap could bound.
     let asked_output = if has_output(operation) { asked_output } else { Some(0) };
@@ -122,10 +130,10 @@ pub(crate) fn plan(
         source,
         asked_output,
         picked,
+        question,
+        told,
     })
 }
-
-type Refused = (FailureCode, String, &'static str);
 
 /// The models that may serve the request, in the order in which they are asked, and words about it where
 /// there was a choice.
@@ -153,100 +161,6 @@ fn models(
         words = format!("{words} ({others})");
     }
     Ok((models, Some(words)))
-}
-
-/// Of those models, the ones that have a price and serve the request's operation.
-fn candidates(
-    config: &Config,
-    price_version: i64,
-    request: &EscalateRequest,
-    body: &Bytes,
-    models: Vec<Arc<Model>>,
-    now_ms: u64,
-) -> Result<Vec<Candidate>, Refused> {
-    let (mut found, mut reason) = (vec![], None);
-    for model in models {
-        let kind = config.providers[&model.provider].kind;
-        let dialect = match check_operation(request, kind) {
-            Ok(dialect) => dialect,
-            Err(message) => {
-                let remedy = "choose a model of that API, or the API of that model";
-                reason.get_or_insert((FailureCode::UNSUPPORTED, message, remedy));
-                continue;
-            }
-        };
-        let translated = if dialect == request.dialect || request.dialect == Dialect::PROMPT {
-            None
-        } else {
-            match translate::request(request.dialect, dialect, body) {
-                Ok(asked) => Some(asked),
-                Err(error) => {
-                    let remedy = "leave it out, or choose a model of your own API";
-                    reason.get_or_insert((FailureCode::INVALID_REQUEST, error.to_string(), remedy));
-                    continue;
-                }
-            }
-        };
-        let prices = model.prices.as_ref().and_then(|list| list.at(now_ms));
-        let covers = |prices: &&PriceSet| prices.is_complete() || !has_output(request.operation);
-        let Some(prices) = prices.filter(covers) else {
-            let message = format!("model {} of provider {} has no price on this relay", model.name, model.provider);
-            let remedy = "have the operator name its price (belayd prices check), or choose another model";
-            reason.get_or_insert((FailureCode::NO_PRICE, message, remedy));
-            continue;
-        };
-        let (lines, tiers) = match request.operation {
-            // Providers charge nothing for it, and neither does the relay.
-            Operation::COUNT_TOKENS => (vec![], vec![]),
-            _ => (prices.lines.clone(), prices.tiers.clone()),
-        };
-        found.push(Candidate {
-            price: PriceSnapshot {
-                version: price_version,
-                // The hold applies that of the tenant.
-                multiplier_bp: BASIS_POINTS,
-                lines,
-                tiers,
-            },
-            dialect,
-            translated,
-            keyless: kind == ProviderKind::Demo,
-            model,
-        });
-    }
-    match reason {
-        Some(reason) if found.is_empty() => Err(reason),
-        _ => Ok(found),
-    }
-}
-
-/// The answer has output tokens, which are charged and bounded.
-fn has_output(operation: Operation) -> bool {
-    !matches!(operation, Operation::EMBEDDINGS | Operation::COUNT_TOKENS)
-}
-
-/// The dialect in which a provider of that kind is asked. Errors: it does not have the operation.
-fn check_operation(request: &EscalateRequest, kind: ProviderKind) -> Result<Dialect, String> {
-    let dialect = kind.dialect();
-    let fits = match (request.operation, request.dialect) {
-        // What one API does not have is carried over to the other.
-        (Operation::RESPONSES, Dialect::OPENAI_RESPONSES) if kind == ProviderKind::OpenAi => {
-            return Ok(Dialect::OPENAI_RESPONSES);
-        }
-        (Operation::RESPONSES, wanted) => wanted == Dialect::OPENAI_RESPONSES,
-        (Operation::EMBEDDINGS, wanted) => wanted == Dialect::OPENAI_CHAT && kind == ProviderKind::OpenAi,
-        (Operation::COUNT_TOKENS, wanted) => wanted == Dialect::ANTHROPIC && kind == ProviderKind::Anthropic,
-        (Operation::CHAT, wanted) => matches!(wanted, Dialect::PROMPT | Dialect::OPENAI_CHAT),
-        (Operation::MESSAGES, wanted) => wanted == Dialect::ANTHROPIC,
-        _ => return Err(format!("the operation {} is not served", request.operation)),
-    };
-    if fits {
-        return Ok(dialect);
-    }
-    Err(format!(
-        "operation {} with a body of dialect {} cannot go to model {:?}, whose provider speaks {dialect}",
-        request.operation, request.dialect, request.model
-    ))
 }
 
 impl Plan {
@@ -297,6 +211,7 @@ impl Plan {
             may_reduce: request.may_reduce_output,
             choices,
             extra_output,
+            question: self.question.clone(),
             cost_cap: request.cost_cap,
             rates: Arc::clone(rates),
             per_minute: escalator.per_minute(),
@@ -322,9 +237,15 @@ impl Plan {
         Some(Box::new(Answers::new(candidate.dialect, caller, model, now_ms / 1000, self.wants_usage_event)))
     }
 
-    /// Which of several models was chosen, as a header.
-    pub(super) fn header(&self) -> Option<(String, String)> {
-        Some(("belay-picked".to_owned(), self.picked.clone()?))
+    /// Which of several models was chosen, and what went with the request from its session, as headers.
+    pub(super) fn headers(&self) -> impl Iterator<Item = (String, String)> {
+        let picked = self.picked.clone().map(|picked| ("belay-picked".to_owned(), picked));
+        picked.into_iter().chain(self.told.into_iter().flat_map(Told::headers))
+    }
+
+    /// It goes on with a session, which is to have the answer.
+    pub(super) fn is_in_session(&self) -> bool {
+        self.question.is_some()
     }
 
     /// The dialect in which the caller is answered by a candidate.
@@ -364,17 +285,6 @@ impl Plan {
     }
 }
 
-impl Candidate {
-    fn offer(&self) -> Offer {
-        Offer {
-            provider: self.model.provider.clone(),
-            model: self.model.name.clone(),
-            price: self.price.clone(),
-            keyless: self.keyless,
-        }
-    }
-}
-
 /// What makes two requests the same: everything that changes what is run or paid.
 fn digest(request: &EscalateRequest, body: &Bytes) -> [u8; 32] {
     let mut text = format!(
@@ -382,6 +292,9 @@ fn digest(request: &EscalateRequest, body: &Bytes) -> [u8; 32] {
         request.operation.0, request.dialect.0, request.model, request.stream, request.max_output_tokens
     )
     .into_bytes();
+    if let Some(session) = &request.session_id {
+        text.extend_from_slice(format!("session {session}\n").as_bytes());
+    }
     text.extend_from_slice(&sha256(body));
     sha256(&text)
 }

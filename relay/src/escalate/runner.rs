@@ -69,6 +69,8 @@ pub(super) struct Flight<'a> {
     body_permit: Option<BodyPermit>,
     /// Whole answers that are not streamed are kept for their usage figures.
     pub(super) whole: BytesMut,
+    /// What it says, where a session is to have it.
+    pub(super) said: Option<String>,
 }
 
 impl Escalator {
@@ -97,6 +99,7 @@ impl Escalator {
             offers,
             body_permit: Some(body_permit),
             whole: BytesMut::new(),
+            said: plan.is_in_session().then(String::new),
             escalator: self,
             plan,
             held,

@@ -253,6 +253,7 @@ mod tests {
             estimated: false,
             events: 44,
             first_event_ms: None,
+            answer: Arc::default(),
             now_ms: 7,
         };
         for is_late in [false, true] {

@@ -13,6 +13,7 @@ pub mod journal;
 pub mod ledger;
 pub mod lock;
 pub mod schema;
+pub mod sessions;
 
 use belay_protocol::error::ProtocolError;
 use belay_protocol::money::MoneyError;

@@ -21,7 +21,7 @@ enum Asked {
 }
 
 /// Why no request came out of a stream.
-enum NoRequest {
+pub(super) enum NoRequest {
     Stream(StreamError),
     TooLarge { id: RequestId, len: u32, max: u32 },
     NoMemory,
@@ -90,7 +90,7 @@ async fn read_request(
 }
 
 /// Reads a body of `len` bytes. What has arrived is counted in `permit`; room is waited for until then.
-async fn read_body(
+pub(super) async fn read_body(
     stream: &mut ClientStream,
     len: usize,
     permit: &mut BodyPermit,

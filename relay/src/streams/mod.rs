@@ -5,6 +5,7 @@ pub mod billing;
 pub mod control;
 pub mod enrol;
 pub mod escalate;
+pub mod session;
 
 use crate::escalate::{ClientStream, finish_stream};
 use belay_protocol::error::{ProtocolError, StreamCode};

@@ -11,6 +11,7 @@ use super::standing::{Standing, Tier, standing, suspend};
 use super::{Boot, state};
 use crate::store::StoreError;
 use crate::store::ledger::usage::Class;
+use crate::store::sessions::turn::{self, Question};
 use belay_protocol::calendar;
 use belay_protocol::id::{DeviceId, RequestId};
 use belay_protocol::money::NanoUsd;
@@ -55,6 +56,8 @@ pub struct HoldRequest {
     pub choices: u32,
     /// Output tokens billed beyond the cap.
     pub extra_output: u64,
+    /// What it asks in a session.
+    pub question: Option<Question>,
     /// The caller's own limit for the cost.
     pub cost_cap: Option<NanoUsd>,
     /// The tenant's requests of the last minute, in memory for as long as they matter; a restart of
@@ -230,6 +233,9 @@ pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcom
         Err(refusal) => return refused(HoldRefusal::RateLimited(refusal)),
     };
     set_aside(connection, request, (tier, &priced), amount, standing.credits, &mut chain)?;
+    if let Some(question) = &request.question {
+        turn::ask(connection, request.request_id, question, request.now_ms)?;
+    }
     Ok(HoldOutcome::Held(Held { amount, output_cap, counted, remaining, usable }))
 }
 

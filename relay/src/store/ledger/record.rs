@@ -106,6 +106,7 @@ pub fn record(connection: &Connection, record: &Record) -> Result<RecordOutcome,
         estimated: false,
         events: 0,
         first_event_ms: None,
+        answer: Arc::default(),
         now_ms: record.now_ms,
     };
     Ok(RecordOutcome::Recorded(Box::new(settle(connection, &settlement)?)))

@@ -9,6 +9,7 @@ use belay_protocol::id::RequestId;
 use belay_protocol::message::{Outcome, UnitKind, UsageLine};
 use rusqlite::Connection;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// What recovery did.
 #[derive(Debug, Clone, Default)]
@@ -85,6 +86,7 @@ pub(crate) fn estimate(request_id: RequestId, progress: Progress, input_bytes: u
         estimated: true,
         events: progress.events,
         first_event_ms: None,
+        answer: Arc::default(),
         now_ms,
     }
 }

@@ -210,12 +210,14 @@ pub(crate) struct Stored {
     pub(crate) end: Option<Vec<u8>>,
     pub(crate) created_ms: i64,
     pub(crate) finished_ms: Option<i64>,
+    /// It goes on with a conversation.
+    pub(crate) has_session: bool,
 }
 
 /// The columns of [`Stored`], in its order.
 pub(crate) const COLUMNS: &str = "request.id, request.request_id, device, key, class, digest, state, boot, terms, \
     input_bytes, held_nano, credits_nano, provider, model, cost_nano, absorbed_nano, estimated, end, \
-    created_ms, finished_ms";
+    created_ms, finished_ms, request.session IS NOT NULL";
 
 impl Stored {
     pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -241,6 +243,7 @@ impl Stored {
             end: row.get(17)?,
             created_ms: row.get(18)?,
             finished_ms: row.get(19)?,
+            has_session: row.get(20)?,
         })
     }
 

@@ -7,11 +7,13 @@ use super::usage::{self, Totals};
 use super::{Account, TransferKind, budget, credits, outbox, state, time};
 use crate::pricing::PriceSnapshot;
 use crate::store::StoreError;
+use crate::store::sessions::turn;
 use belay_protocol::codec::Message;
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{End, Outcome, UnitKind, UsageLine};
 use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, params};
+use std::sync::Arc;
 
 /// How a request came to its end.
 #[derive(Debug, Clone)]
@@ -32,6 +34,8 @@ pub struct Settlement {
     pub events: u64,
     /// Milliseconds from the hold to the first event.
     pub first_event_ms: Option<u32>,
+    /// What it said, for its session; empty: nothing, or it has none.
+    pub answer: Arc<str>,
     /// The wall clock.
     pub now_ms: u64,
 }
@@ -202,6 +206,9 @@ fn finish(
     let subject = stored.subject()?;
     usage::add(connection, at_ms, &subject, &totals)?;
     outbox::put(connection, stored.request_id, chain.at_ms(), &subject, &totals)?;
+    if stored.has_session {
+        turn::answer(connection, &stored, &end, &settlement.answer, settlement.now_ms)?;
+    }
     Ok(Settled { end, end_bytes, absorbed: paid.absorbed })
 }
 
@@ -268,5 +275,8 @@ fn void_hold(
     chain.record(&back(TransferKind::Void, Account::Prepaid, rest).proving(stored.evidence(&terms)))?;
     chain.finish()?;
     write(connection, &stored)?;
+    if stored.has_session {
+        turn::forget(connection, &stored)?;
+    }
     Ok(true)
 }

@@ -9,6 +9,7 @@ mod model;
 mod reference;
 mod tampering;
 mod terms;
+mod turns;
 
 use super::budget::{Measure, Scope};
 use super::hold::{Held, HoldOutcome, HoldRefusal, HoldRequest, Multipliers, PerMinute, hold};
@@ -93,6 +94,7 @@ fn request(id: u8) -> HoldRequest {
         may_reduce: false,
         choices: 1,
         extra_output: 0,
+        question: None,
         cost_cap: None,
         rates: Arc::default(),
         per_minute: PerMinute { requests: 1000, tokens: None },
@@ -116,6 +118,7 @@ fn settlement(id: u8, input: u64, output: u64) -> Settlement {
         estimated: false,
         events: 3,
         first_event_ms: Some(1),
+        answer: Arc::default(),
         now_ms: NOW + 5,
     }
 }

@@ -1,0 +1,130 @@
+//! Requests that go on with a conversation: what of it goes with them.
+
+use super::{Caller, Escalator, failed, store_failed};
+use crate::store::executor::Db;
+use crate::store::sessions::Refusal;
+use crate::store::sessions::history::{History, history, tokens};
+use crate::store::sessions::turn::Question;
+use belay_protocol::dialect::prompt::Prompt;
+use belay_protocol::id::SessionId;
+use belay_protocol::message::{Dialect, EscalateRequest, Failed, FailureCode, escalate};
+use std::sync::Arc;
+
+/// The alias that is asked where nobody names a model.
+const DEFAULT_MODEL: &str = "auto";
+
+/// The conversation that a request goes on with.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    pub(crate) session: SessionId,
+    pub(crate) history: History,
+}
+
+impl Conversation {
+    /// Bytes of all that there is of it.
+    pub(crate) fn bytes(&self) -> u64 {
+        let context = &self.history.context;
+        let knowledge: usize = context.knowledge.iter().map(|item| item.source.len() + item.text.len()).sum();
+        let constraints: usize = context.constraints.iter().map(String::len).sum();
+        let turns: usize = self.history.turns.iter().map(|turn| turn.content.len()).sum();
+        (context.framing.len() + knowledge + constraints + turns) as u64
+    }
+
+    /// Puts the conversation around a prompt, as far as there is room in the model's window of `context`
+    /// tokens beside `output` and the prompt. What the prompt says itself counts more, and comes later.
+    /// Returns what is kept of the question, and what the caller is told.
+    pub(crate) fn surround(mut self, prompt: &mut Prompt, context: u64, output: u64) -> (Question, Told) {
+        let question = Question { session: self.session, text: Arc::from(prompt.query.as_str()) };
+        let own = std::mem::take(&mut self.history.context);
+        if prompt.framing.is_none() && !own.framing.is_empty() {
+            prompt.framing = Some(own.framing);
+        }
+        prompt.knowledge.splice(0..0, own.knowledge);
+        prompt.constraints.splice(0..0, own.constraints);
+        let fixed = serde_json::to_string(&prompt).map_or(u64::MAX, |text| tokens(&text));
+        self.history.shorten(context.saturating_sub(output).saturating_sub(fixed));
+        let told = Told { messages: self.history.turns.len() as u64, left_out: self.history.left_out };
+        prompt.history.splice(0..0, self.history.turns);
+        (question, told)
+    }
+}
+
+/// What the caller is told of the conversation that went with its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) messages: u64,
+    pub(crate) left_out: u64,
+}
+
+impl Told {
+    pub(crate) fn headers(self) -> [(String, String); 2] {
+        [
+            ("belay-session-messages".to_owned(), self.messages.to_string()),
+            ("belay-session-left-out".to_owned(), self.left_out.to_string()),
+        ]
+    }
+}
+
+impl Escalator {
+    /// The conversation that a request names, read.
+    pub(super) async fn conversation(
+        &self,
+        caller: &Caller,
+        request: &EscalateRequest,
+    ) -> Result<Option<Conversation>, Failed> {
+        let Some(name) = &request.session_id else { return Ok(None) };
+        let id = request.request_id;
+        let wrong = |code, message: String, remedy: &str| Err(failed(id, code, message, remedy));
+        let session: SessionId = match name.parse() {
+            Ok(session) => session,
+            Err(error) => return wrong(FailureCode::INVALID_REQUEST, format!("{error}"), "choose another name"),
+        };
+        if request.dialect != Dialect::PROMPT {
+            let message = format!("a body of dialect {} brings its own conversation", request.dialect);
+            return wrong(FailureCode::UNSUPPORTED, message, "leave the session out, or ask with belay's own prompt");
+        }
+        let most = self.config.limits.session_history_tokens;
+        let room = u64::from(wanted_history(request).map_or(most, |wanted| wanted.min(most)));
+        let (db, named) = (Db::Tenant(caller.tenant.clone()), session.clone());
+        let found = self.store.run(db, move |connection| history(connection, &named, room)).await;
+        match found.map_err(|error| store_failed(id, &error))? {
+            Ok(history) => Ok(Some(Conversation { session, history })),
+            Err(refusal) => {
+                let (code, message, remedy) = refused(&session, &refusal);
+                wrong(code, message, remedy)
+            }
+        }
+    }
+}
+
+/// How many tokens of history a request wants at the most.
+fn wanted_history(request: &EscalateRequest) -> Option<u32> {
+    let wanted = request.extensions.iter().find(|extension| extension.kind == escalate::HISTORY_TOKENS)?;
+    Some(u32::from_le_bytes(wanted.value.as_slice().try_into().ok()?))
+}
+
+/// The model that is meant where a request names none.
+pub(super) fn model_of(request: &EscalateRequest, conversation: Option<&Conversation>) -> Option<String> {
+    if !request.model.is_empty() {
+        return None;
+    }
+    let own = conversation.map(|conversation| conversation.history.model.as_str()).filter(|model| !model.is_empty());
+    Some(own.unwrap_or(DEFAULT_MODEL).to_owned())
+}
+
+/// What a session stream and a request say of a session that cannot be used.
+pub(crate) fn refused(session: &SessionId, refusal: &Refusal) -> (FailureCode, String, &'static str) {
+    match refusal {
+        Refusal::NotFound => {
+            (FailureCode::NOT_FOUND, format!("there is no session {session:?}"), "see belay sessions list")
+        }
+        Refusal::Deleted => {
+            let remedy = "restore it (belay sessions restore), or choose another name";
+            (FailureCode::DELETED, format!("the session {session:?} was deleted"), remedy)
+        }
+        Refusal::Conflict => {
+            let message = "a message with this id is in another session, or says something else".to_owned();
+            (FailureCode::CONFLICT, message, "give each message an id of its own")
+        }
+    }
+}

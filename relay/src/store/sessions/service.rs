@@ -1,0 +1,180 @@
+//! What can be done with the conversations of tenants: session streams come here. Each operation is one
+//! transaction in the tenant's own file.
+
+use super::find::{self, BadCursor, Hit, Page};
+use super::forget::forget;
+use super::{Addition, Change, Context, Deed, Message, Refusal, Stored, act, add, context, find_live, update};
+use crate::store::executor::{Db, Store};
+use crate::store::{StoreError, central};
+use belay_protocol::id::{SessionId, TenantId};
+use belay_transport::env::Clock;
+use rusqlite::Connection;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// When what was deleted long ago is forgotten: so long after the start, and then every so often.
+const FIRST_ROUND: Duration = Duration::from_secs(60);
+const ROUND: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The sessions of all tenants.
+#[derive(Debug, Clone)]
+pub struct Sessions {
+    store: Store,
+    clock: Arc<dyn Clock>,
+}
+
+impl Sessions {
+    /// Those in that store.
+    #[must_use]
+    pub fn new(store: Store, clock: Arc<dyn Clock>) -> Self {
+        Self { store, clock }
+    }
+
+    async fn run<T, F>(&self, tenant: &TenantId, command: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnMut(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.store.run(Db::Tenant(tenant.clone()), command).await
+    }
+
+    /// The wall clock.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
+    }
+
+    /// A session with its context, and the number above which its messages are wanted: `after`, or what leaves
+    /// the last `last`.
+    pub async fn open(
+        &self,
+        tenant: &TenantId,
+        name: &SessionId,
+        (after, last): (u64, u32),
+    ) -> Result<Result<(Stored, Context, u64), Refusal>, StoreError> {
+        let name = name.clone();
+        self.run(tenant, move |connection| {
+            let stored = match find_live(connection, &name)? {
+                Ok(stored) => stored,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            let its_context = context(connection, &stored)?;
+            let after = match last {
+                0 => after,
+                last => after.max(find::before_last(connection, stored.row, last)?),
+            };
+            Ok(Ok((stored, its_context, after)))
+        })
+        .await
+    }
+
+    /// A page of a session's messages, oldest first; empty: there are no more.
+    pub async fn messages(&self, tenant: &TenantId, of: &Stored, after: u64) -> Result<Vec<Message>, StoreError> {
+        let row = of.row;
+        self.run(tenant, move |connection| find::messages(connection, row, after)).await
+    }
+
+    /// Adds a message.
+    pub async fn add(
+        &self,
+        tenant: &TenantId,
+        name: &SessionId,
+        addition: Addition,
+    ) -> Result<Result<u64, Refusal>, StoreError> {
+        let name = name.clone();
+        self.run(tenant, move |connection| add(connection, &name, &addition)).await
+    }
+
+    /// Changes title, model or context.
+    pub async fn update(
+        &self,
+        tenant: &TenantId,
+        name: &SessionId,
+        change: Change,
+    ) -> Result<Result<(Stored, Context), Refusal>, StoreError> {
+        let (name, now_ms) = (name.clone(), self.now_ms());
+        self.run(tenant, move |connection| {
+            Ok(match update(connection, &name, &change, now_ms)? {
+                Ok(stored) => {
+                    let its_context = context(connection, &stored)?;
+                    Ok((stored, its_context))
+                }
+                Err(refusal) => Err(refusal),
+            })
+        })
+        .await
+    }
+
+    /// Deletes, restores or clears a session. What was deleted long ago is forgotten meanwhile.
+    pub async fn act(
+        &self,
+        tenant: &TenantId,
+        name: &SessionId,
+        deed: Deed,
+    ) -> Result<Result<(Stored, Context), Refusal>, StoreError> {
+        let (name, now_ms) = (name.clone(), self.now_ms());
+        self.run(tenant, move |connection| {
+            Ok(match act(connection, &name, deed, now_ms)? {
+                Ok(stored) => {
+                    let its_context = context(connection, &stored)?;
+                    Ok((stored, its_context))
+                }
+                Err(refusal) => Err(refusal),
+            })
+        })
+        .await
+    }
+
+    /// A page of sessions.
+    pub async fn list(
+        &self,
+        tenant: &TenantId,
+        deleted: bool,
+        cursor: String,
+        limit: u32,
+    ) -> Result<Result<Page<Stored>, BadCursor>, StoreError> {
+        self.run(tenant, move |connection| find::list(connection, deleted, &cursor, limit)).await
+    }
+
+    /// A page of what was found.
+    pub async fn search(
+        &self,
+        tenant: &TenantId,
+        words: String,
+        cursor: String,
+        limit: u32,
+    ) -> Result<Result<Page<Hit>, BadCursor>, StoreError> {
+        self.run(tenant, move |connection| find::search(connection, &words, &cursor, limit)).await
+    }
+
+    /// Forgets what was deleted long ago.
+    pub async fn forget(&self, tenant: &TenantId) -> Result<(), StoreError> {
+        let now_ms = self.now_ms();
+        while self.run(tenant, move |connection| forget(connection, now_ms)).await? {}
+        Ok(())
+    }
+
+    /// The same for all tenants, soon and then every day, until `stop`.
+    pub async fn forget_daily(&self, stop: CancellationToken) {
+        let mut next = FIRST_ROUND;
+        while stop.run_until_cancelled(sleep(next)).await.is_some() {
+            next = ROUND;
+            match self.store.run(Db::Central, central::tenants).await {
+                Ok(all) => {
+                    for tenant in all {
+                        if stop.is_cancelled() {
+                            return;
+                        }
+                        if let Err(error) = self.forget(&tenant.id).await {
+                            warn!(tenant = %tenant.id, %error, "cannot forget deleted sessions");
+                        }
+                    }
+                }
+                Err(error) => warn!(%error, "cannot list the tenants"),
+            }
+        }
+    }
+}
