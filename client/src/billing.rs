@@ -47,27 +47,28 @@ impl Client {
             Span::Days(from, until) => (UsagePeriod::DAYS, from, until),
         };
         let request = UsageRequest { period, from_day, until_day, by };
-        let (groups, done) = self.list(&request, within).await?;
+        let (groups, done) = self.list(StreamKind::Billing, &request, within).await?;
         let (from_day, until_day) = done.map_or((0, 0), |Done { from_day, until_day, .. }| (from_day, until_day));
         Ok(Usage { groups, from_day, until_day })
     }
 
     /// The models that can be asked, aliases first.
     pub async fn models(&self, within: Duration) -> Result<Vec<ModelOffer>, ClientError> {
-        Ok(self.list(&ModelsRequest { reserved: 0 }, within).await?.0)
+        Ok(self.list::<_, _, Done>(StreamKind::Billing, &ModelsRequest { reserved: 0 }, within).await?.0)
     }
 
     /// A short list: where the tunnel is lost in the middle, it is asked for again over the next one.
-    async fn list<Q: Message, A: Message>(
+    pub(crate) async fn list<Q: Message, A: Message, D: Message>(
         &self,
+        kind: StreamKind,
         request: &Q,
         within: Duration,
-    ) -> Result<(Vec<A>, Option<Done>), ClientError> {
+    ) -> Result<(Vec<A>, Option<D>), ClientError> {
         let until = Instant::now() + within;
         loop {
             let tunnel = self.tunnel_until(until).await?;
             let mut rows = vec![];
-            let told = tunnel.list(StreamKind::Billing, request, |row| {
+            let told = tunnel.list(kind, request, |row| {
                 rows.push(row);
                 true
             });
@@ -92,7 +93,7 @@ impl Client {
         loop {
             let tunnel = self.tunnel_until(Instant::now() + within).await?;
             let request = StatementRequest { from_day, until_day, after };
-            let told = tunnel.list(StreamKind::Billing, &request, |line: StatementLine| {
+            let told = tunnel.list::<_, _, Done>(StreamKind::Billing, &request, |line: StatementLine| {
                 after = line.entry;
                 rows += 1;
                 each(line)

@@ -21,6 +21,7 @@ pub mod local;
 pub mod pending;
 mod reconnect;
 pub mod running;
+pub mod sessions;
 pub mod state;
 pub mod status;
 pub mod tunnel;

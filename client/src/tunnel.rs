@@ -9,7 +9,7 @@ use belay_protocol::frame::FrameType;
 use belay_protocol::id::InstanceId;
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::hello::BESIDE;
-use belay_protocol::message::{Done, Extension, Failed, Hello, HelloAck};
+use belay_protocol::message::{Extension, Failed, Hello, HelloAck};
 use belay_protocol::stream::{FrameReader, FrameWriter, StreamError};
 use belay_transport::connection::{Connection, Path, Stream};
 use belay_transport::env::Env;
@@ -146,43 +146,32 @@ impl Tunnel {
 
     /// One request, one answer.
     pub async fn call<Q: Message, A: Message>(&self, kind: StreamKind, request: &Q) -> Result<A, ClientError> {
-        let answered = timeout(CALL, async {
-            let (mut writer, mut reader) = self.stream(kind).await?;
-            writer.send(request).await?;
-            writer.finish();
+        let read = answered(async {
+            let mut reader = self.ask(kind, request).await?;
             read_answer(&mut reader).await
         });
-        match answered.await {
-            Ok(Err(ClientError::Lost(why))) => Err(self.lost(why)),
-            Ok(other) => other,
-            Err(_) => Err(ClientError::Lost(format!("no answer within {} s", CALL.as_secs()))),
-        }
+        read.await.map_err(|error| match error {
+            ClientError::Lost(why) => self.lost(why),
+            other => other,
+        })
     }
 
     /// Sends a request and reads the list that answers it, to its end. Errors: those of
     /// [`Self::call`]; a list without its end is `Lost`. `each` says whether it wants more; `None`: it
-    /// did not.
-    pub async fn list<Q: Message, R: Message>(
+    /// did not. `D` is the end of such a list.
+    pub async fn list<Q: Message, R: Message, D: Message>(
         &self,
         kind: StreamKind,
         request: &Q,
         mut each: impl FnMut(R) -> bool,
-    ) -> Result<Option<Done>, ClientError> {
-        let silent = || ClientError::Lost(format!("no answer within {} s", CALL.as_secs()));
-        let opened = timeout(CALL, async {
-            let (mut writer, reader) = self.stream(kind).await?;
-            writer.send(request).await?;
-            writer.finish();
-            Ok::<_, ClientError>(reader)
-        });
+    ) -> Result<Option<D>, ClientError> {
         let told = async {
-            let mut reader = opened.await.map_err(|_| silent())??;
+            let mut reader = self.ask(kind, request).await?;
             loop {
-                let frame = timeout(CALL, reader.frame()).await.map_err(|_| silent())??;
                 let cut = || ClientError::Lost("the relay ended the list before its end".into());
-                let frame = frame.ok_or_else(cut)?;
+                let frame = answered(async { Ok(reader.frame().await?) }).await?.ok_or_else(cut)?;
                 match frame.kind {
-                    FrameType::Done => return Ok(Some(Done::from_frame(&frame)?)),
+                    kind if kind == D::TYPE => return Ok(Some(D::from_frame(&frame)?)),
                     FrameType::Failed => return Err(Failed::from_frame(&frame)?.into()),
                     _ if !each(R::from_frame(&frame)?) => return Ok(None),
                     _ => {}
@@ -193,6 +182,17 @@ impl Tunnel {
             ClientError::Lost(why) => self.lost(why),
             other => other,
         })
+    }
+
+    /// Sends a request; what answers it is to be read.
+    pub(crate) async fn ask<Q: Message>(&self, kind: StreamKind, request: &Q) -> Result<FrameReader, ClientError> {
+        answered(async {
+            let (mut writer, reader) = self.stream(kind).await?;
+            writer.send(request).await?;
+            writer.finish();
+            Ok(reader)
+        })
+        .await
     }
 
     /// A lost stream's error; the relay's own reason if it closed the tunnel.
@@ -264,6 +264,12 @@ pub(crate) fn closed(connection: &Connection) -> Option<ClientError> {
     let code = connection.ended()?.code?;
     // A tunnel that another one took the place of says nothing about the relay's will.
     (!matches!(code, CloseCode::DONE | CloseCode::REPLACED | CloseCode::DEAD)).then_some(ClientError::Closed(code))
+}
+
+/// What comes within the time that an answer may take.
+pub(crate) async fn answered<T>(coming: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+    let silent = |_| Err(ClientError::Lost(format!("no answer within {} s", CALL.as_secs())));
+    timeout(CALL, coming).await.unwrap_or_else(silent)
 }
 
 /// Reads an answer or the failure in its place.

@@ -7,9 +7,14 @@ use belay_client::{Answer, ClientError, Escalation};
 use belay_protocol::dialect::answer::body_text;
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{Content, End, Outcome, ResponseHead, UnitKind};
+use belay_protocol::money::NanoUsd;
 use std::io::{IsTerminal, Write};
 use std::pin::pin;
 use std::time::Instant;
+
+/// How many messages of its session went with a request, and how many did not.
+const SESSION_MESSAGES: &str = "belay-session-messages";
+const SESSION_LEFT_OUT: &str = "belay-session-left-out";
 
 /// An answer with its figures.
 #[derive(Debug)]
@@ -152,14 +157,29 @@ impl Asked {
             + end.units(UnitKind::CACHE_READ)
             + end.units(UnitKind::CACHE_WRITE_5M)
             + end.units(UnitKind::CACHE_WRITE_1H);
+        let left_out = match self.header(SESSION_LEFT_OUT) {
+            None | Some(0) => String::new(),
+            Some(count) => format!(", {count} older messages of the session left out"),
+        };
         format!(
-            "{} at {}: {input} tokens in, {} out, cost {about}{}, balance {}, {when}",
+            "{} at {}: {input} tokens in, {} out, cost {about}{}, balance {}, {when}{left_out}",
             end.model,
             end.provider,
             end.units(UnitKind::OUTPUT),
             end.cost,
             end.balance
         )
+    }
+
+    /// What the relay says of it in a header, as a number.
+    fn header(&self, name: &str) -> Option<u64> {
+        let headers = &self.head.as_ref()?.headers;
+        headers.iter().find(|(header, _)| header == name)?.1.parse().ok()
+    }
+
+    /// What it cost.
+    pub(super) fn cost(&self) -> NanoUsd {
+        self.end.cost
     }
 
     /// The documented object.
@@ -177,6 +197,8 @@ impl Asked {
             "balance_nano_usd": end.balance.0,
             "estimated": end.estimated,
             "outcome": end.outcome.name(),
+            "session_messages": self.header(SESSION_MESSAGES),
+            "session_left_out": self.header(SESSION_LEFT_OUT),
             "content": self.head.as_ref().map_or("live", |head| head.content.name()),
             "first_token_ms": self.first_token_ms,
             "total_ms": self.total_ms,

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use belay_client::Client;
 use belay_client::escalation::EscalationRequest;
 use belay_protocol::dialect::prompt::{Knowledge, Preferences, Prompt, Role, Turn};
-use belay_protocol::id::RequestId;
+use belay_protocol::id::{RequestId, SessionId};
 use belay_protocol::message::Dialect;
 use belay_protocol::money::NanoUsd;
 use belay_transport::env::Env;
@@ -24,6 +24,7 @@ const LAST: &str = "last";
   belay ask \"Why is the sky blue?\"
   git diff | belay ask --query \"Review this change\" --constraint \"only real defects\"
   belay ask --model claude --max-tokens 200 --cost-cap 0.01 --json \"Summarise RFC 9000\"
+  belay ask --session rome \"And in the evening?\"
   belay ask --dialect anthropic --body request.json
   belay ask --resume                  (go on with the last answer whose end was not seen)")]
 pub(super) struct AskArgs {
@@ -32,6 +33,10 @@ pub(super) struct AskArgs {
     /// The question, when stdin is something that it is about
     #[arg(long, conflicts_with = "question", value_name = "TEXT")]
     query: Option<String>,
+    /// Go on with this session: what was said in it goes with the question, and question and answer are kept
+    /// there; it is made if it is not there
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["body", "history"])]
+    session: Option<SessionId>,
     #[command(flatten)]
     pub(super) request: RequestArgs,
     #[command(flatten)]
@@ -50,9 +55,9 @@ pub(super) struct AskArgs {
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct RequestArgs {
-    /// A model or alias of the relay
-    #[arg(long, short, default_value = "auto")]
-    pub(super) model: String,
+    /// A model or alias of the relay (default: the session's own, or auto)
+    #[arg(long, short)]
+    pub(super) model: Option<String>,
     /// The most output tokens
     #[arg(long, value_name = "TOKENS")]
     pub(super) max_tokens: Option<u32>,
@@ -68,9 +73,26 @@ pub(super) struct RequestArgs {
     /// Do not stream: wait for the whole answer
     #[arg(long)]
     pub(super) no_stream: bool,
+    /// Take at most so many tokens of the session's history along (default: as the relay does)
+    #[arg(long, value_name = "TOKENS")]
+    pub(super) history_tokens: Option<u32>,
     /// Repeat a request: the same id with the same content is charged once
     #[arg(long, value_name = "ID")]
     pub(super) request_id: Option<RequestId>,
+}
+
+impl RequestArgs {
+    /// The request that these make of a body.
+    pub(super) fn to_request(&self, id: RequestId, dialect: Dialect, body: Vec<u8>) -> EscalationRequest {
+        let mut request = EscalationRequest::new(id, dialect, self.model.as_deref().unwrap_or_default(), body);
+        request.stream = !self.no_stream;
+        request.max_output_tokens = self.max_tokens;
+        request.may_reduce_output = self.may_reduce;
+        request.cost_cap = self.cost_cap;
+        request.deadline_ms = self.deadline.map(|seconds| seconds.saturating_mul(1000));
+        request.history_tokens = self.history_tokens;
+        request
+    }
 }
 
 #[derive(Debug, Args)]
@@ -108,7 +130,7 @@ pub(super) async fn run(global: &Global, args: AskArgs) -> anyhow::Result<()> {
     } else {
         let (dialect, body) = body(&args)?;
         let client = global.client()?;
-        let result = ask(global, &client, &args.request, dialect, body).await;
+        let result = ask(global, &client, &args.request, args.session, (dialect, body)).await;
         client.close().await;
         result
     };
@@ -193,7 +215,7 @@ fn prompt(args: &AskArgs) -> anyhow::Result<Prompt> {
     })
 }
 
-fn read_knowledge(spec: &str) -> anyhow::Result<Knowledge> {
+pub(super) fn read_knowledge(spec: &str) -> anyhow::Result<Knowledge> {
     let split = spec.rsplit_once('=').and_then(|(path, number)| Some((path, number.parse::<f64>().ok()?)));
     let (path, relevance) = split.map_or((spec, None), |(path, number)| (path, Some(number)));
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
@@ -215,17 +237,12 @@ pub(super) async fn ask(
     global: &Global,
     client: &Client,
     args: &RequestArgs,
-    dialect: Dialect,
-    body: Vec<u8>,
+    session: Option<SessionId>,
+    (dialect, body): (Dialect, Vec<u8>),
 ) -> anyhow::Result<Asked> {
     let begun = Instant::now();
-    let request_id = args.request_id.unwrap_or_else(|| client.request_id());
-    let mut request = EscalationRequest::new(request_id, dialect, &args.model, body);
-    request.stream = !args.no_stream;
-    request.max_output_tokens = args.max_tokens;
-    request.may_reduce_output = args.may_reduce;
-    request.cost_cap = args.cost_cap;
-    request.deadline_ms = args.deadline.map(|seconds| seconds.saturating_mul(1000));
+    let mut request = args.to_request(args.request_id.unwrap_or_else(|| client.request_id()), dialect, body);
+    request.session = session;
     let escalation = client.escalate(request, global.wait()).await?;
     show(global, escalation, begun).await
 }

@@ -5,11 +5,13 @@ mod account;
 mod answer;
 mod ask;
 mod background;
+mod chat;
 #[cfg(all(feature = "dev", unix))]
 mod dev;
 mod exit;
 mod join;
 mod models;
+mod sessions;
 mod signals;
 mod statement;
 mod status;
@@ -78,6 +80,11 @@ enum Command {
     Models,
     /// Ask a question; the answer streams to stdout
     Ask(Box<ask::AskArgs>),
+    /// Have a conversation; it is kept in a session
+    Chat(Box<chat::ChatArgs>),
+    /// Show, find and change conversations that the relay keeps
+    #[command(after_help = "Examples:\n  belay sessions list\n  belay sessions search heartbeat")]
+    Sessions(Box<sessions::SessionsArgs>),
     /// Show what can be spent
     #[command(after_help = "Example:\n  belay balance --json")]
     Balance,
@@ -158,6 +165,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Join(args) => runtime()?.block_on(join::join(&global, &args)),
         Command::Ask(args) => runtime()?.block_on(ask::run(&global, *args)),
+        Command::Chat(args) => runtime()?.block_on(chat::run(&global, *args)),
+        Command::Sessions(args) => runtime()?.block_on(sessions::run(&global, *args)),
         Command::Up(args) if args.background => background::start(&global),
         Command::Down => background::down(&global),
         Command::Up(args) => runtime()?.block_on(up::run(&global, args)),

@@ -2,8 +2,9 @@
 
 use crate::error::ClientError;
 use belay_protocol::frame::{FrameType, MAX_CHUNK, raw};
-use belay_protocol::id::RequestId;
-use belay_protocol::message::{Dialect, EscalateRequest, Operation};
+use belay_protocol::id::{RequestId, SessionId};
+use belay_protocol::message::escalate::HISTORY_TOKENS;
+use belay_protocol::message::{Dialect, EscalateRequest, Extension, Operation};
 use belay_protocol::money::NanoUsd;
 use belay_protocol::stream::FrameWriter;
 use bytes::Bytes;
@@ -29,8 +30,12 @@ pub struct EscalationRequest {
     pub operation: Operation,
     /// The body's format.
     pub dialect: Dialect,
-    /// A model alias or an exact model; empty means `auto`.
+    /// A model alias or an exact model; empty means the session's own, or `auto`.
     pub model: String,
+    /// The conversation that it goes on with; only where the body is belay's own prompt.
+    pub session: Option<SessionId>,
+    /// The most tokens of its history that go with the request; `None`: as the relay does.
+    pub history_tokens: Option<u32>,
     /// Answer with events.
     pub stream: bool,
     /// The most output tokens wanted.
@@ -62,6 +67,8 @@ impl EscalationRequest {
             },
             dialect,
             model: model.into(),
+            session: None,
+            history_tokens: None,
             stream: true,
             max_output_tokens: None,
             may_reduce_output: false,
@@ -76,7 +83,7 @@ impl EscalationRequest {
     pub(super) fn message(&self) -> EscalateRequest {
         EscalateRequest {
             request_id: self.request_id,
-            session_id: None,
+            session_id: self.session.clone().map(String::from),
             operation: self.operation,
             dialect: self.dialect,
             model: self.model.clone(),
@@ -87,7 +94,11 @@ impl EscalationRequest {
             deadline_ms: self.deadline_ms,
             headers: self.headers.clone(),
             body_len: u32::try_from(self.body.len()).unwrap_or(u32::MAX),
-            extensions: vec![],
+            extensions: self
+                .history_tokens
+                .map(|tokens| Extension { kind: HISTORY_TOKENS, value: tokens.to_le_bytes().to_vec() })
+                .into_iter()
+                .collect(),
         }
     }
 }
