@@ -120,6 +120,7 @@ fn request(id: u128, rates: &Arc<Rates>, now_ms: u64) -> HoldRequest {
         may_reduce: false,
         choices: 1,
         extra_output: 0,
+        question: None,
         cost_cap: None,
         rates: Arc::clone(rates),
         per_minute: PerMinute { requests: 100_000_000, tokens: None },
@@ -142,6 +143,7 @@ fn settlement(id: u128, now_ms: u64) -> Settlement {
         estimated: false,
         events: 200,
         first_event_ms: Some(350),
+        answer: Arc::default(),
         now_ms,
     }
 }

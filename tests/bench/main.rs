@@ -23,6 +23,7 @@ mod proxy;
 mod report;
 mod roles;
 mod scene;
+mod sessions;
 mod travel;
 
 use clap::Parser;
@@ -99,8 +100,13 @@ async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
         };
         ledger::measure(size, report).await?;
     }
+    if wanted(&sessions::NAMES) {
+        let sizes: &[u64] = if args.quick { &[10, 1000, 10_000] } else { &[10, 1000, 100_000] };
+        sessions::measure(sizes, 200, report)?;
+    }
     // The books need no relay and no provider.
-    if args.only.as_ref().is_some_and(|only| ledger::NAMES.iter().any(|name| only.starts_with(name))) {
+    let of_the_store = || ledger::NAMES.iter().chain(&sessions::NAMES);
+    if args.only.as_ref().is_some_and(|only| of_the_store().any(|name| only.starts_with(name))) {
         return Ok(());
     }
     let scene = Arc::new(Scene::set().await?);

@@ -168,6 +168,7 @@ fn the_defaults_are_the_documented_ones() {
         event_logs: 256 << 20,
         memory: 1 << 30,
         streams_per_tenant: 1024,
+        session_history_tokens: 32_000,
     };
     let times = Timeouts {
         handshake: Duration::from_secs(10),

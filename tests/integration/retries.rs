@@ -55,6 +55,7 @@ fn request(id: u8) -> HoldRequest {
         may_reduce: false,
         choices: 1,
         extra_output: 0,
+        question: None,
         cost_cap: None,
         rates: Arc::default(),
         per_minute: PerMinute { requests: 10_000, tokens: None },
@@ -91,6 +92,7 @@ async fn a_hundred_thousand_retries_are_answered_by_the_first_end_and_charged_on
                 estimated: false,
                 events: 1,
                 first_event_ms: Some(1),
+                answer: Arc::default(),
                 now_ms: 1_795_600_000_005,
             };
             Ok::<_, StoreError>(settle(connection, &settlement)?.end_bytes)

@@ -15,6 +15,7 @@ use belay_protocol::frame::{FrameType, MAX_SKIPPED};
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::{
     Ack, BalanceRequest, EnrolAnswer, EnrolRequest, FailureCode, Hello, LeaveRequest, Outcome, ResponseHead,
+    SessionList,
 };
 use belay_protocol::{ALPN, RELAY_SERVER_NAME};
 use belay_tests::relay::TestRelay;
@@ -128,7 +129,7 @@ fn unserved_kinds() -> Vec<Break> {
         preface: Some(byte),
         ..Break::new("", StreamKind::Feed, vec![])
     };
-    let reserved = [StreamKind::Session, StreamKind::Sync, StreamKind::Blob, StreamKind::Feed];
+    let reserved = [StreamKind::Sync, StreamKind::Blob, StreamKind::Feed];
     let all = reserved.map(known).into_iter().chain([0x00, 0x09, 0x80, 0xff].map(unknown));
     // The control stream is there already; there is never a second one.
     all.chain([known(StreamKind::Control)])
@@ -140,6 +141,10 @@ fn enrolment() -> EnrolRequest {
     EnrolRequest { secret: vec![7; 24], csr_der: vec![8; 100], device_label: "raw".into() }
 }
 
+fn session_list() -> SessionList {
+    SessionList { deleted: false, cursor: String::new(), limit: 0 }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_breaks_a_stream_costs_that_stream_and_nothing_else() {
     let relay = TestRelay::start("").await;
@@ -148,6 +153,7 @@ async fn what_breaks_a_stream_costs_that_stream_and_nothing_else() {
     let cases = [
         broken_frames(StreamKind::Escalate, &request(10)),
         broken_frames(StreamKind::Billing, &BalanceRequest { reserved: 0 }),
+        broken_frames(StreamKind::Session, &session_list()),
         broken_frames(StreamKind::Enrol, &enrolment()),
         broken_bodies(),
         unserved_kinds(),
