@@ -1,7 +1,7 @@
 //! A tenant's conversations.
 //!
 //! A session is a row with its context and its messages, numbered as they come: whoever writes first gets the
-//! lower number, so that all devices see one order. [`turn`] puts question and answer of a request there in
+//! lower number, so that all devices see one order. `turn` puts question and answer of a request there in
 //! the transaction that settles it, [`history`] takes what goes with the next request, [`find`] lists and
 //! searches. Deleted sessions stay for 30 days.
 
@@ -72,7 +72,7 @@ pub struct Change {
 /// What is done with a whole session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deed {
-    /// It can be restored for [`KEPT_MS`].
+    /// It can be restored for 30 days.
     Delete,
     /// Takes its deletion back.
     Restore,
