@@ -209,7 +209,7 @@ codes! {
 pub struct EscalateRequest {
     /// Made once by the client; the same id with the same body is the same request for ever.
     pub request_id: RequestId,
-    /// The conversation session that it goes on with; the bytes of its text are a [`SessionId`]'s. It is made
+    /// The conversation session that it goes on with; the bytes of its text are a session name's. It is made
     /// if it is not there.
     pub session_id: Option<String>,
     /// What is asked for.
