@@ -108,10 +108,13 @@ impl Client {
         }
     }
 
-    /// A new name for a message.
+    /// A new name for a message that is added by hand.
     #[must_use]
     pub fn message_id(&self) -> MessageId {
-        MessageId(self.request_id().0)
+        let mut id = self.request_id().0;
+        // Those of requests have their first bit set.
+        id[0] &= 0x7f;
+        MessageId(id)
     }
 
     /// Changes title, model or context. The session is made if it is not there.

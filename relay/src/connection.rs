@@ -370,7 +370,8 @@ async fn serve_small(
             streams::billing::serve(&shared.escalator, caller, intake, stream).await;
         }
         (StreamKind::Session, Some(caller)) => {
-            streams::session::serve(&shared.sessions, &shared.bodies, caller, intake, stream).await;
+            let room = (&shared.escalator.memory, &shared.bodies);
+            streams::session::serve(&shared.sessions, room, caller, intake, stream).await;
         }
         (kind, Some(_)) => {
             let message = format!("streams of kind {} are not served here", kind.name());

@@ -171,7 +171,7 @@ impl Relay {
         let shared = Arc::new(Shared {
             escalator: Arc::clone(&escalator),
             enrolment: Arc::clone(&enrolment),
-            sessions: Sessions::new(store.clone(), clock()),
+            sessions: Sessions::new(store.clone(), clock(), config.limits.sessions),
             registry: Arc::clone(&registry),
             bodies: BodyBudget::new(config.limits.bodies_in_memory, config.limits.request_body, memory),
             streams: TaskTracker::new(),

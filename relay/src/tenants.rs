@@ -10,7 +10,7 @@ use crate::store::journal::{self, Journal};
 use crate::store::ledger::Boot;
 use crate::store::ledger::outbox::{self, Pending};
 use crate::store::ledger::rates::Rates;
-use crate::store::ledger::recover::{Recovered, recover};
+use crate::store::ledger::recover::{Recovered, open_holds, recover};
 use crate::store::{StoreError, central};
 use belay_protocol::id::TenantId;
 use belay_protocol::money::NanoUsd;
@@ -109,6 +109,7 @@ impl Tenants {
         let dir = self.store.tenant_dir(id);
         self.books.bring_terms(id).await?;
         let progress = journal::read(&dir).map_err(failed)?;
+        let said = progress.clone();
         let (boot, now_ms) = (self.boot.clone(), self.clock.now_ms());
         let recovered: Recovered = self
             .store
@@ -121,8 +122,11 @@ impl Tenants {
         for (request, why) in &recovered.failed {
             error!(tenant = %id, %request, %why, "cannot resolve a hold; see what belayd ledger verify says");
         }
-        // Every hold that the journal spoke of is resolved, durably.
-        let journal = Journal::start(&dir).map_err(failed)?;
+        // What it says of holds that are open still, which the sweeper waits to resolve or recovery could not,
+        // is to be known after the next death, too.
+        let open = self.store.run(Db::Tenant(id.clone()), open_holds).await?;
+        let kept = said.into_iter().flatten().filter(|(request, _)| open.contains(request)).collect();
+        let journal = Journal::start(&dir, kept).map_err(failed)?;
         let pending = self.store.run(Db::Tenant(id.clone()), outbox::pending).await?;
         let unflushed = Unflushed::default();
         unflushed.set(&pending);
@@ -195,6 +199,7 @@ mod tests {
     use crate::store::ledger::budget::{Measure, Scope};
     use crate::store::ledger::rates::Bound;
     use crate::store::schema::Durability;
+    use belay_protocol::id::RequestId;
     use belay_transport::env::Random;
     use std::time::Duration;
 
@@ -230,5 +235,19 @@ mod tests {
         tenants.close_idle();
         assert_eq!(tenants.open_count(), 0);
         assert_eq!(take(&tenants.handle(&id).await.expect("opened")), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn the_journal_keeps_what_it_says_of_holds_that_are_open() {
+        let dir = tempfile::tempdir().expect("made");
+        let journal = Journal::start(dir.path(), HashMap::new()).expect("made");
+        let (open, resolved) = (RequestId([1; 16]), RequestId([2; 16]));
+        let progress = journal::Progress { events: 7, ..journal::Progress::default() };
+        for id in [open, resolved] {
+            journal.append(id, progress).expect("noted");
+        }
+        drop(Journal::start(dir.path(), HashMap::from([(open, progress)])).expect("begun anew"));
+        let said = journal::read(dir.path()).expect("read").expect("there");
+        assert_eq!(said, HashMap::from([(open, progress)]));
     }
 }

@@ -68,7 +68,7 @@ fn fill(book: &Connection, from: u64, until: u64) -> anyhow::Result<()> {
                 cost: NanoUsd::ZERO,
                 text: text.join(" "),
             };
-            add(book, &name, &addition)?.map_err(|refusal| anyhow!("{refusal:?}"))?;
+            add(book, &name, &addition, u64::MAX)?.map_err(|refusal| anyhow!("{refusal:?}"))?;
         }
     }
     book.execute_batch("COMMIT").context("cannot fill the book")

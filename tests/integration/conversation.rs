@@ -78,7 +78,10 @@ fn a_conversation_is_asked_shown_found_exported_and_deleted() {
     assert!(text_of(&home, &["sessions", "delete", "rome"]).contains("belay sessions restore \"rome\""));
     fails(&run(&mut belay(&home, &["ask", "--session", "rome", "still?"])), 77, "was deleted");
     assert_eq!(json_of(&home, &["sessions", "list", "--deleted"])[0]["session"], "rome");
-    assert_eq!(text_of(&home, &["sessions", "restore", "A week"]), "rome is back, with 6 messages\n");
+    assert_eq!(text_of(&home, &["sessions", "restore", "rome"]), "rome is back, with 6 messages\n");
+    exits(&run(&mut belay(&home, &["sessions", "delete", "A week in Rome"])), 0);
+    exits(&run(&mut belay(&home, &["sessions", "restore", "A week"])), 0);
+    fails(&run(&mut belay(&home, &["sessions", "clear", "ro"])), 77, "there is no session \"ro\"");
     assert_eq!(text_of(&home, &["sessions", "clear", "rome"]), "rome is empty now\n");
     assert_eq!(json_of(&home, &["sessions", "show", "rome"])["said"], json!([]));
     fails(&run(&mut belay(&home, &["sessions", "set", "rome"])), 2, "nothing is to be set");
@@ -91,9 +94,11 @@ fn a_chat_reads_lines_from_a_pipe() {
     let home = joined(&site);
     let lines = "Why is the sky blue?\n\n/model nonesuch\nAnd the sea?\n/model auto\nAnd the\\\nsea?\n/cost\n/frob\n/exit\nnot asked\n";
     let ran = run_with(belay(&home, &["chat", "--session", "sky"]).arg("--json"), lines);
-    exits(&ran, 0);
+    // A script is told that something went wrong.
+    fails(&ran, 77, "nonesuch");
     let said: Vec<Value> = ran.stdout.lines().map(one_json).collect();
-    assert_eq!(said.len(), 7, "{}", ran.stdout);
+    assert_eq!(said.len(), 8, "{}", ran.stdout);
+    assert_eq!((&said[2]["code"], &said[7]["exit_code"]), (&json!("unknown_model"), &json!(77)));
     assert_eq!((&said[0]["session_messages"], &said[0]["outcome"]), (&json!(0), &json!("complete")));
     assert_eq!(said[1]["note"], "nonesuch answers from now on");
     assert!(said[2]["error"].as_str().unwrap().contains("nonesuch"), "{}", said[2]);
@@ -104,6 +109,7 @@ fn a_chat_reads_lines_from_a_pipe() {
     let shown = json_of(&home, &["sessions", "show", "sky"]);
     assert_eq!(shown["said"][2]["text"], "And the\nsea?");
     assert_eq!(shown["said"].as_array().unwrap().len(), 4);
+    exits(&run_with(&mut belay(&home, &["chat", "--session", "sky"]), "/cost\n"), 0);
     fails(&run_with(&mut belay(&home, &["chat", "--request-id", &"0".repeat(32)]), ""), 2, "many requests");
 }
 
@@ -128,7 +134,7 @@ fn a_chat_on_a_terminal_edits_lines_stops_answers_and_remembers() {
         ["demo provider", "\u{3}"],
         ["cancelled", ""],
         ["> ", "/cost\r"],
-        ["1 answers now", ""],
+        ["1 answer now", ""],
         ["> ", "\u{3}"],
         ["Ctrl-D or /exit leaves", ""],
         ["> ", "\u{4}"],

@@ -169,6 +169,7 @@ fn the_defaults_are_the_documented_ones() {
         memory: 1 << 30,
         streams_per_tenant: 1024,
         session_history_tokens: 32_000,
+        sessions: 1 << 30,
     };
     let times = Timeouts {
         handshake: Duration::from_secs(10),

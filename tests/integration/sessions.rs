@@ -141,8 +141,21 @@ async fn context_and_model_of_a_session_go_with_its_requests() {
     assert_eq!(body["model"], "large");
     let wrong = SessionUpdate { title: Some("a\u{7}b".into()), ..nothing() };
     assert_eq!(code(client.client.session_update(&wrong, PATIENCE).await.unwrap_err()), FailureCode::INVALID_REQUEST);
-    let long = SessionUpdate { framing: Some("x".repeat(70_000)), ..nothing() };
-    assert_eq!(code(client.client.session_update(&long, PATIENCE).await.unwrap_err()), FailureCode::LIMIT);
+    for long in [
+        SessionUpdate { framing: Some("x".repeat(70_000)), ..nothing() },
+        SessionUpdate { title: Some("x".repeat(513)), ..nothing() },
+        SessionUpdate { model: Some("x".repeat(513)), ..nothing() },
+    ] {
+        assert_eq!(code(client.client.session_update(&long, PATIENCE).await.unwrap_err()), FailureCode::LIMIT);
+    }
+    // The longest row there can be is one that a list can show.
+    let longest = SessionUpdate {
+        title: Some("x".repeat(512)),
+        model: Some("y".repeat(512)),
+        ..SessionUpdate::nothing(name(&"z".repeat(128)))
+    };
+    client.client.session_update(&longest, PATIENCE).await.unwrap();
+    assert_eq!(client.client.session_list(false, String::new(), 0, PATIENCE).await.unwrap().0.len(), 2);
     relay.stop().await;
 }
 
@@ -272,6 +285,10 @@ async fn a_retry_adds_nothing_and_is_the_same_request_however_the_session_has_gr
     let huge = vec![b'x'; (4 << 20) + 1];
     let refused = client.client.session_add(&name("s"), (MessageId([8; 16]), SessionRole::USER), huge, PATIENCE).await;
     assert_eq!(code(refused.unwrap_err()), FailureCode::LIMIT);
+    // A request's own messages have ids that nobody else can take.
+    let taken = client.client.session_add(&name("s"), (MessageId([0x80; 16]), SessionRole::USER), "x", PATIENCE).await;
+    assert_eq!(code(taken.unwrap_err()), FailureCode::INVALID_REQUEST);
+    assert!(read(&client, "s").await.1[..4].iter().all(|said| said.message.message_id.0[0] >= 0x80));
     let bytes = b"\xff\xfe".to_vec();
     let refused = client.client.session_add(&name("s"), (MessageId([7; 16]), SessionRole::USER), bytes, PATIENCE).await;
     assert_eq!(code(refused.unwrap_err()), FailureCode::INVALID_REQUEST);
@@ -283,11 +300,10 @@ async fn sessions_are_listed_found_cleared_deleted_and_restored() {
     let provider = FakeProvider::start().await.unwrap();
     let relay = start(&provider, "").await;
     let client = relay.client().await;
-    for (session, question) in
-        [("rome", "A week in Rome?"), ("sky", "Why is the sky blue?"), ("tea", "Green or black tea?")]
-    {
-        client.send(asking(&client, session, "", question)).await;
-    }
+    client.send(asking(&client, "rome", "", "A week in Rome?")).await;
+    let sky = asking(&client, "sky", "", "Why is the sky blue?");
+    let settled = client.send(sky.clone()).await.end.expect("settled");
+    client.send(asking(&client, "tea", "", "Green or black tea?")).await;
     let list = async |deleted: bool, cursor: &str, limit: u32| {
         let (rows, next) = client.client.session_list(deleted, cursor.into(), limit, PATIENCE).await.unwrap();
         (rows.into_iter().map(|row| String::from(row.session)).collect::<Vec<_>>(), next)
@@ -311,6 +327,8 @@ async fn sessions_are_listed_found_cleared_deleted_and_restored() {
     let asked = client.send(asking(&client, "sky", "", "And now?")).await;
     assert_eq!(asked.failed.map(|failed| failed.code), Some(FailureCode::DELETED));
     assert_eq!(code(client.client.session(&name("sky"), PATIENCE).await.unwrap_err()), FailureCode::DELETED);
+    let again = client.send(sky.clone()).await;
+    assert_eq!(again.end, Some(settled), "what was settled has its end for ever");
     assert_eq!(act("sky", SessionDeed::RESTORE).await.unwrap().row.messages, 2);
     assert_eq!(act("tea", SessionDeed::CLEAR).await.unwrap().row.messages, 0);
     assert_eq!(texts(&client, "tea").await, Vec::<String>::new());
@@ -342,5 +360,39 @@ async fn sessions_survive_a_restart_and_belong_to_their_tenant() {
     let found = stranger.client.session_search("treasure".into(), String::new(), 0, PATIENCE).await.unwrap();
     assert_eq!(found, (vec![], String::new()));
     assert_eq!(stranger.client.session_list(false, String::new(), 0, PATIENCE).await.unwrap().0, vec![]);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_in_large_texts_holds_nobody_up() {
+    let provider = FakeProvider::start().await.unwrap();
+    let relay = start(&provider, "").await;
+    let client = relay.client().await;
+    for number in 0..3_u8 {
+        let id = (MessageId([number; 16]), SessionRole::USER);
+        client.client.session_add(&name("large"), id, "needle ".repeat(500_000), PATIENCE).await.unwrap();
+    }
+    let searching = client.client.session_search("needle".into(), String::new(), 0, PATIENCE);
+    let (found, balance) = tokio::join!(searching, client.client.balance(PATIENCE));
+    // A title and three messages.
+    assert_eq!((found.unwrap().0.len(), balance.is_ok()), (4, true));
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_tenants_sessions_take_is_bounded() {
+    let provider = FakeProvider::start().await.unwrap();
+    let relay = start(&provider, "[limits]\nsessions_mib = 1\nrequests_per_minute = 100000\n").await;
+    let client = relay.client().await;
+    let id = (MessageId([1; 16]), SessionRole::USER);
+    client.client.session_add(&name("s"), id, "x".repeat(1 << 20), PATIENCE).await.unwrap();
+    let more = client.client.session_add(&name("s"), (MessageId([2; 16]), SessionRole::USER), "y", PATIENCE).await;
+    assert_eq!(code(more.unwrap_err()), FailureCode::LIMIT);
+    let asked = client.send(asking(&client, "s", "", "why?")).await;
+    assert_eq!(asked.failed.map(|failed| failed.code), Some(FailureCode::LIMIT));
+    assert_eq!(provider.counts().requests, 0);
+    client.client.session_act(&name("s"), SessionDeed::CLEAR, PATIENCE).await.unwrap();
+    assert!(client.send(asking(&client, "s", "", "why?")).await.end.is_some());
+    relay.verify().await;
     relay.stop().await;
 }

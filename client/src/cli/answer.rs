@@ -159,6 +159,7 @@ impl Asked {
             + end.units(UnitKind::CACHE_WRITE_1H);
         let left_out = match self.header(SESSION_LEFT_OUT) {
             None | Some(0) => String::new(),
+            Some(1) => ", an older message of the session left out".to_owned(),
             Some(count) => format!(", {count} older messages of the session left out"),
         };
         format!(
@@ -187,7 +188,7 @@ impl Asked {
         let end = &self.end;
         let usage: serde_json::Map<String, serde_json::Value> =
             end.usage.iter().map(|line| (line.kind.name().to_owned(), line.units.into())).collect();
-        serde_json::json!({
+        let mut value = serde_json::json!({
             "request_id": self.request_id.to_string(),
             "text": self.text,
             "model": end.model,
@@ -197,12 +198,16 @@ impl Asked {
             "balance_nano_usd": end.balance.0,
             "estimated": end.estimated,
             "outcome": end.outcome.name(),
-            "session_messages": self.header(SESSION_MESSAGES),
-            "session_left_out": self.header(SESSION_LEFT_OUT),
             "content": self.head.as_ref().map_or("live", |head| head.content.name()),
             "first_token_ms": self.first_token_ms,
             "total_ms": self.total_ms,
-        })
+        });
+        for (name, header) in [("session_messages", SESSION_MESSAGES), ("session_left_out", SESSION_LEFT_OUT)] {
+            if let Some(count) = self.header(header) {
+                value[name] = count.into();
+            }
+        }
+        value
     }
 
     /// An answer that is not complete is a failure of the command.

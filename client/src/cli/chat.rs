@@ -2,7 +2,7 @@
 
 use super::answer::{Asked, show};
 use super::ask::RequestArgs;
-use super::exit::Usage;
+use super::exit::{self, Incomplete, Usage};
 use super::{Global, sessions};
 use anyhow::{Context, bail};
 use belay_client::{Client, ClientError};
@@ -17,6 +17,8 @@ use rustyline::history::FileHistory;
 use rustyline::{Config, Editor};
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 const HISTORY: &str = "chat_history";
@@ -101,33 +103,32 @@ fn new_name(client: &Client) -> anyhow::Result<SessionId> {
 
 impl Chat<'_> {
     async fn talk(&mut self) -> anyhow::Result<()> {
-        // From here on Ctrl-C ends an answer, or a line, and not the program.
-        tokio::select! {
-            biased;
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-            () = std::future::ready(()) => {}
-        }
         let is_person = std::io::stdin().is_terminal() && !self.global.json;
-        self.open(is_person).await?;
+        // From here on Ctrl-C ends an answer, or a line, and not the program. Where no terminal reads a line,
+        // nobody would hear it meanwhile.
+        let reads = Arc::new(AtomicBool::new(false));
+        tokio::spawn(leave_at_ctrl_c(Arc::clone(&reads)));
+        or_interrupted(self.open(is_person)).await?;
         let config = Config::builder().max_history_size(LINES)?.auto_add_history(true).build();
         let mut editor: Editor<(), FileHistory> = Editor::with_config(config)?;
         let history: PathBuf = self.global.state()?.path().join(HISTORY);
         // There is none the first time.
         let _ = editor.load_history(&history);
+        let mut failure = None;
         loop {
-            let line = match self.line(&mut editor, is_person) {
-                Ok(Some(line)) => line,
-                Ok(None) => break,
-                Err(error) => return Err(error),
-            };
+            reads.store(!is_person, Ordering::Release);
+            let line = self.line(&mut editor, is_person)?;
+            reads.store(false, Ordering::Release);
+            let Some(line) = line else { break };
             let done = match understand(&line) {
                 Line::Nothing => Ok(()),
                 Line::Command("exit" | "quit", _) => break,
-                Line::Command(name, rest) => self.command(name, rest, is_person).await,
+                Line::Command(name, rest) => or_interrupted(self.command(name, rest, is_person)).await,
                 Line::Said(text) => self.say(text).await,
             };
             if let Err(error) = done {
-                self.failed(&error)?;
+                self.failed(&error);
+                failure.get_or_insert(error);
             }
             if is_person {
                 // A conversation that is killed keeps its lines, too.
@@ -135,9 +136,14 @@ impl Chat<'_> {
             }
         }
         if is_person && self.answers > 0 {
-            println!("{} answers, {}; go on with: belay chat --session {:?}", self.answers, self.cost, self.session);
+            let answers = counted(self.answers);
+            println!("{answers}, {}; go on with: belay chat --session {:?}", self.cost, self.session);
         }
-        Ok(())
+        match failure {
+            // A script wants to know; a person has read it.
+            Some(error) if !is_person => Err(error.context("the first failure of this conversation")),
+            _ => Ok(()),
+        }
     }
 
     /// A line, or several of which each but the last ends with a backslash. `None`: there are no more.
@@ -182,10 +188,11 @@ impl Chat<'_> {
         };
         if is_person {
             let row = &session.row;
-            println!("{}  ({}, {} messages, {})", transcript::heading(&session), row.session, row.messages, row.cost);
+            let count = sessions::counted(row.messages);
+            println!("{}  ({}, {count}, {})", transcript::heading(&session), row.session, row.cost);
             for said in said {
                 let mark = if said.message.role == SessionRole::USER { PROMPT } else { "" };
-                println!("\n{mark}{}", said.text.trim_end());
+                println!("\n{mark}{}", sessions::plain(said.text.trim_end()));
             }
             println!();
         }
@@ -205,31 +212,27 @@ impl Chat<'_> {
         let asked = show(self.global, escalation, begun).await?;
         self.cost = self.cost.checked_add(asked.cost()).unwrap_or(self.cost);
         self.answers += 1;
-        self.told(&asked)
+        self.told(&asked);
+        asked.check()
     }
 
     #[expect(clippy::print_stderr, reason = "stdout carries the answers alone")]
-    fn told(&self, asked: &Asked) -> anyhow::Result<()> {
+    fn told(&self, asked: &Asked) {
         if self.global.json {
             println!("{}", asked.to_json());
-            return Ok(());
+        } else {
+            eprintln!("[{}]\n", asked.summary());
         }
-        eprintln!("[{}]\n", asked.summary());
-        if let Err(error) = asked.check() {
-            eprintln!("[{error}]\n");
-        }
-        Ok(())
     }
 
     /// A failure ends a turn and not the conversation.
     #[expect(clippy::print_stderr, reason = "stdout carries the answers alone")]
-    fn failed(&self, error: &anyhow::Error) -> anyhow::Result<()> {
-        if self.global.json {
-            println!("{}", serde_json::json!({ "error": format!("{error:#}") }));
-        } else {
+    fn failed(&self, error: &anyhow::Error) {
+        if self.global.json && !error.is::<Incomplete>() {
+            println!("{}", exit::object(error));
+        } else if !self.global.json {
             eprintln!("[{error:#}]\n");
         }
-        Ok(())
     }
 
     async fn command(&mut self, name: &str, rest: &str, is_person: bool) -> anyhow::Result<()> {
@@ -285,11 +288,8 @@ impl Chat<'_> {
             println!("{costs}");
             return Ok(());
         }
-        let Self { answers, cost, .. } = self;
-        self.note(&format!(
-            "{answers} answers now, {cost}; this session in all {session}; balance {}",
-            balance.balance
-        ));
+        let (answers, cost) = (counted(self.answers), self.cost);
+        self.note(&format!("{answers} now, {cost}; this session in all {session}; balance {}", balance.balance));
         Ok(())
     }
 
@@ -299,6 +299,29 @@ impl Chat<'_> {
             println!("{}", serde_json::json!({ "note": text }));
         } else {
             println!("{text}\n");
+        }
+    }
+}
+
+fn counted(answers: u32) -> String {
+    if answers == 1 { "1 answer".to_owned() } else { format!("{answers} answers") }
+}
+
+/// What is waited for, or that somebody did not want to.
+async fn or_interrupted(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::select! {
+        biased;
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        done = work => done,
+    }
+}
+
+/// Ends the program at Ctrl-C while it `reads` where no terminal would tell of it.
+#[expect(clippy::exit, reason = "a thread that waits for input cannot be woken")]
+async fn leave_at_ctrl_c(reads: Arc<AtomicBool>) {
+    while tokio::signal::ctrl_c().await.is_ok() {
+        if reads.load(Ordering::Acquire) {
+            std::process::exit(130);
         }
     }
 }

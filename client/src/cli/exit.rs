@@ -54,14 +54,19 @@ pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     let code = code(error);
     let text = format!("{error:#}");
     if json && !error.is::<Incomplete>() {
-        let mut object = serde_json::json!({ "error": text, "exit_code": code });
-        if let Some(ClientError::Failed(failed)) = error.downcast_ref::<ClientError>() {
-            object["code"] = failed.code.name().into();
-            object["retry_after_ms"] = failed.retry_after_ms.into();
-            object["missing_nano_usd"] = failed.missing.map(|missing| missing.0).into();
-        }
-        println!("{object}");
+        println!("{}", object(error));
     }
     eprintln!("belay: {text}");
     ExitCode::from(code)
+}
+
+/// An error as JSON.
+pub(super) fn object(error: &anyhow::Error) -> serde_json::Value {
+    let mut object = serde_json::json!({ "error": format!("{error:#}"), "exit_code": code(error) });
+    if let Some(ClientError::Failed(failed)) = error.downcast_ref::<ClientError>() {
+        object["code"] = failed.code.name().into();
+        object["retry_after_ms"] = failed.retry_after_ms.into();
+        object["missing_nano_usd"] = failed.missing.map(|missing| missing.0).into();
+    }
+    object
 }

@@ -2,6 +2,8 @@
 
 mod print;
 
+pub(super) use print::plain;
+
 use super::exit::Usage;
 use super::{Global, print_json};
 use anyhow::Context;
@@ -33,7 +35,8 @@ enum What {
         #[arg(long)]
         deleted: bool,
         /// At most so many
-        #[arg(long, default_value_t = 20, value_name = "COUNT", conflicts_with = "all")]
+        #[arg(long, default_value_t = 20, value_name = "COUNT", conflicts_with = "all",
+              value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
         /// All of them
         #[arg(long)]
@@ -55,7 +58,7 @@ enum What {
         #[arg(required = true)]
         words: Vec<String>,
         /// At most so many places
-        #[arg(long, default_value_t = 20, value_name = "COUNT")]
+        #[arg(long, default_value_t = 20, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
     /// Give a session another title
@@ -86,7 +89,7 @@ enum What {
     /// Forget what was said in a session, for ever, and keep the session
     #[command(after_help = "Example:\n  belay sessions clear rome")]
     Clear {
-        /// Its name, its title, or the beginning of one of them
+        /// Its name
         session: String,
     },
     /// Delete a session; for 30 days it can be restored
@@ -223,6 +226,10 @@ fn update(args: SetArgs) -> anyhow::Result<SessionUpdate> {
     Ok(update)
 }
 
+pub(super) fn counted(messages: u64) -> String {
+    if messages == 1 { "1 message".to_owned() } else { format!("{messages} messages") }
+}
+
 /// Says what was done.
 fn told(global: &Global, session: &Session, words: &str) -> anyhow::Result<()> {
     if global.json {
@@ -233,11 +240,15 @@ fn told(global: &Global, session: &Session, words: &str) -> anyhow::Result<()> {
 }
 
 async fn deed(global: &Global, client: &Client, given: &str, deed: SessionDeed) -> anyhow::Result<()> {
-    let session = find(global, client, given, deed == SessionDeed::RESTORE).await?;
+    let session = match deed {
+        // Not by a slip of the hand.
+        SessionDeed::CLEAR => given.parse().map_err(|error| Usage(format!("{error}")))?,
+        deed => find(global, client, given, deed == SessionDeed::RESTORE).await?,
+    };
     let done = client.session_act(&session, deed, global.wait()).await?;
     let words = match deed {
         SessionDeed::DELETE => format!("{session} is deleted; within 30 days: belay sessions restore {session:?}"),
-        SessionDeed::RESTORE => format!("{session} is back, with {} messages", done.row.messages),
+        SessionDeed::RESTORE => format!("{session} is back, with {}", counted(done.row.messages)),
         _ => format!("{session} is empty now"),
     };
     told(global, &done, &words)
@@ -250,6 +261,7 @@ async fn find(global: &Global, client: &Client, given: &str, deleted: bool) -> a
     if let Ok(session) = given.parse::<SessionId>() {
         match client.session(&session, global.wait()).await {
             Ok(_) => return Ok(session),
+            Err(ClientError::Failed(failed)) if deleted && failed.code == FailureCode::DELETED => return Ok(session),
             Err(ClientError::Failed(failed)) if failed.code == FailureCode::NOT_FOUND => {
                 refusal = Some(ClientError::Failed(failed));
             }

@@ -38,6 +38,8 @@ pub struct Limits {
     pub event_logs: usize,
     /// Tokens of a session's history that go with a request at the most.
     pub session_history_tokens: u32,
+    /// Bytes that a tenant's sessions may take.
+    pub sessions: u64,
 }
 
 /// Times.
@@ -123,6 +125,7 @@ pub(super) fn limits(raw: &RawLimits) -> Result<Limits, Wrong> {
         // A quarter of it all.
         event_logs: mib("limits.event_logs_mib", raw.event_logs_mib, (memory_mib / 4).clamp(1, 4095), 4095)? as usize,
         session_history_tokens: raw.session_history_tokens.unwrap_or(32_000),
+        sessions: u64::from(raw.sessions_mib.unwrap_or(1024)) << 20,
     })
 }
 

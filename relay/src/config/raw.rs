@@ -106,6 +106,7 @@ pub(super) struct RawLimits {
     pub(super) streams_per_tenant: Option<u32>,
     pub(super) event_logs_mib: Option<u32>,
     pub(super) session_history_tokens: Option<u32>,
+    pub(super) sessions_mib: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]

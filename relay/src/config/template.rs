@@ -87,6 +87,8 @@ event_logs_mib = 256
 memory_mib = 1024
 # So much of a session goes with its next request, if the model has room for it; the oldest is left out.
 session_history_tokens = 32000
+# What a tenant's sessions may take on disk. Above it, nothing is added to them.
+sessions_mib = 1024
 
 [timeouts]
 handshake_ms = 10000

@@ -5,6 +5,7 @@ use super::finish::Ending;
 use super::runner::Flight;
 use crate::providers::Answer;
 use crate::store::ledger::budget::Measure;
+use crate::store::sessions::MAX_TEXT;
 use belay_protocol::codec::Message;
 use belay_protocol::dialect::answer::{body_text, event_text};
 use belay_protocol::dialect::sse::SseSplitter;
@@ -15,8 +16,8 @@ use belay_protocol::message::{Content, Outcome, ResponseHead};
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-/// A session keeps so much of an answer, in bytes.
-const MAX_SAID: usize = 4 << 20;
+/// In place of what a session does not keep of an answer.
+const NOT_KEPT: &str = "\n[the rest of this answer is not kept]";
 
 impl Held {
     /// What is left of the limits per minute, the tightest of each kind.
@@ -108,8 +109,9 @@ impl Flight<'_> {
     /// Keeps the text of an event for the session.
     fn hear(&mut self, event: &[u8]) {
         let dialect = self.candidate().dialect;
-        if let Some(said) = self.said.as_mut().filter(|said| said.len() < MAX_SAID) {
+        if let Some(said) = self.said.as_mut().filter(|said| said.len() <= MAX_TEXT) {
             said.push_str(&event_text(dialect, event));
+            cut(said);
         }
     }
 
@@ -147,6 +149,7 @@ impl Flight<'_> {
             let dialect = self.candidate().dialect;
             if let Some(said) = &mut self.said {
                 *said = body_text(dialect, &self.whole);
+                cut(said);
             }
             if let Some(answers) = &mut self.answers {
                 let carried = answers.whole(&self.whole);
@@ -196,5 +199,13 @@ impl Flight<'_> {
         // What does not fit any more is missing from words that nobody waits for.
         let _ = carried.map(|words| self.emit_bytes(words));
         Ending::RefusedByProvider(status)
+    }
+}
+
+/// Leaves no more of an answer than a session keeps.
+fn cut(said: &mut String) {
+    if said.len() > MAX_TEXT {
+        said.truncate(said.floor_char_boundary(MAX_TEXT));
+        said.push_str(NOT_KEPT);
     }
 }

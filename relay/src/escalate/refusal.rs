@@ -1,5 +1,6 @@
 //! What callers are told of a request that did not run.
 
+use super::session;
 use crate::store::StoreError;
 use crate::store::ledger::budget::Measure;
 use crate::store::ledger::hold::HoldRefusal;
@@ -51,7 +52,7 @@ pub(super) fn rate_limited(id: RequestId, refusal: &RateRefusal) -> Failed {
 }
 
 /// The book says no.
-pub(super) fn refused(id: RequestId, refusal: &HoldRefusal) -> Failed {
+pub(super) fn refused(id: RequestId, session: Option<&str>, refusal: &HoldRefusal) -> Failed {
     let make = |code, message: String, remedy: &str| failed(id, code, message, remedy);
     match refusal {
         HoldRefusal::PaymentRequired { missing, available, tier, suspended } => {
@@ -104,6 +105,10 @@ pub(super) fn refused(id: RequestId, refusal: &HoldRefusal) -> Failed {
             format!("the request names {field}, which the provider keeps under a key that tenants share"),
             "send the content itself, or use a provider key of your own",
         ),
+        HoldRefusal::Session(refusal) => {
+            let (code, message, remedy) = session::refused(session.unwrap_or_default(), refusal);
+            make(code, message, remedy)
+        }
         HoldRefusal::TooManyAtOnce => Failed {
             retry_after_ms: Some(1000),
             ..make(FailureCode::RATE_LIMITED, "too many requests at once".into(), "wait until one has ended")

@@ -2,9 +2,9 @@
 
 use super::{Caller, Escalator, failed, store_failed};
 use crate::store::executor::Db;
-use crate::store::sessions::Refusal;
 use crate::store::sessions::history::{History, history, tokens};
 use crate::store::sessions::turn::Question;
+use crate::store::sessions::{self, MAX_TEXT, Refusal};
 use belay_protocol::dialect::prompt::Prompt;
 use belay_protocol::id::SessionId;
 use belay_protocol::message::{Dialect, EscalateRequest, Failed, FailureCode, escalate};
@@ -18,6 +18,8 @@ const DEFAULT_MODEL: &str = "auto";
 pub(crate) struct Conversation {
     pub(crate) session: SessionId,
     pub(crate) history: History,
+    /// What the tenant's sessions may take, in bytes.
+    most: u64,
 }
 
 impl Conversation {
@@ -34,7 +36,8 @@ impl Conversation {
     /// tokens beside `output` and the prompt. What the prompt says itself counts more, and comes later.
     /// Returns what is kept of the question, and what the caller is told.
     pub(crate) fn surround(mut self, prompt: &mut Prompt, context: u64, output: u64) -> (Question, Told) {
-        let question = Question { session: self.session, text: Arc::from(prompt.query.as_str()) };
+        let text = Arc::from(prompt.query.as_str());
+        let question = Question { session: self.session, text, most: self.most };
         let own = std::mem::take(&mut self.history.context);
         if prompt.framing.is_none() && !own.framing.is_empty() {
             prompt.framing = Some(own.framing);
@@ -83,17 +86,17 @@ impl Escalator {
             let message = format!("a body of dialect {} brings its own conversation", request.dialect);
             return wrong(FailureCode::UNSUPPORTED, message, "leave the session out, or ask with belay's own prompt");
         }
+        if request.body_len as usize > MAX_TEXT {
+            let message = format!("a question of {} bytes, a session takes {MAX_TEXT}", request.body_len);
+            return wrong(FailureCode::LIMIT, message, "ask for less, or without a session");
+        }
         let most = self.config.limits.session_history_tokens;
         let room = u64::from(wanted_history(request).map_or(most, |wanted| wanted.min(most)));
         let (db, named) = (Db::Tenant(caller.tenant.clone()), session.clone());
+        // Whether it may be asked there, the hold decides: a repetition gets its end, whatever became of it.
         let found = self.store.run(db, move |connection| history(connection, &named, room)).await;
-        match found.map_err(|error| store_failed(id, &error))? {
-            Ok(history) => Ok(Some(Conversation { session, history })),
-            Err(refusal) => {
-                let (code, message, remedy) = refused(&session, &refusal);
-                wrong(code, message, remedy)
-            }
-        }
+        let history = found.map_err(|error| store_failed(id, &error))?;
+        Ok(Some(Conversation { session, history, most: self.config.limits.sessions }))
     }
 }
 
@@ -112,8 +115,8 @@ pub(super) fn model_of(request: &EscalateRequest, conversation: Option<&Conversa
     Some(own.unwrap_or(DEFAULT_MODEL).to_owned())
 }
 
-/// What a session stream and a request say of a session that cannot be used.
-pub(crate) fn refused(session: &SessionId, refusal: &Refusal) -> (FailureCode, String, &'static str) {
+/// What is said of a session that cannot be used.
+pub(crate) fn refused(session: &str, refusal: &Refusal) -> (FailureCode, String, &'static str) {
     match refusal {
         Refusal::NotFound => {
             (FailureCode::NOT_FOUND, format!("there is no session {session:?}"), "see belay sessions list")
@@ -121,6 +124,15 @@ pub(crate) fn refused(session: &SessionId, refusal: &Refusal) -> (FailureCode, S
         Refusal::Deleted => {
             let remedy = "restore it (belay sessions restore), or choose another name";
             (FailureCode::DELETED, format!("the session {session:?} was deleted"), remedy)
+        }
+        Refusal::TooLarge(bytes) => {
+            let most = sessions::MAX_CONTEXT;
+            let message = format!("the context of {session:?} would have {bytes} bytes, at most {most} are allowed");
+            (FailureCode::LIMIT, message, "leave something out")
+        }
+        Refusal::Full => {
+            let message = "the tenant's sessions have used up their room".to_owned();
+            (FailureCode::LIMIT, message, "delete some, or have the operator raise limits.sessions_mib")
         }
         Refusal::Conflict => {
             let message = "a message with this id is in another session, or says something else".to_owned();

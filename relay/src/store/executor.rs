@@ -12,6 +12,7 @@
 //! are never more commands in it than running operations.
 
 use super::StoreError;
+use super::readers::{self, Readers};
 use super::schema::{self, Durability, Kind};
 use belay_protocol::id::TenantId;
 use rusqlite::Connection;
@@ -28,6 +29,8 @@ use tracing::{error, warn};
 
 /// The relay-wide database, in the state directory.
 pub const CENTRAL: &str = "central.db";
+/// A tenant's database, in its directory.
+const BOOK: &str = "tenant.db";
 
 /// The most commands that share a commit.
 const MAX_BATCH: usize = 256;
@@ -75,7 +78,7 @@ struct Inner {
 }
 
 enum Mode {
-    Threads { senders: Vec<Sender<Job>>, threads: Mutex<Vec<JoinHandle<()>>> },
+    Threads { senders: Vec<Sender<Job>>, threads: Mutex<Vec<JoinHandle<()>>>, readers: Readers },
     Inline(Box<Mutex<Worker>>),
 }
 
@@ -160,7 +163,7 @@ impl Store {
                 }
                 senders.push(sender);
             }
-            Mode::Threads { senders, threads: Mutex::new(threads) }
+            Mode::Threads { senders, threads: Mutex::new(threads), readers: Readers::start() }
         };
         Self { inner: Arc::new(Inner { dir: config.dir.clone(), mode, commits }) }
     }
@@ -197,6 +200,28 @@ impl Store {
         async move { receiver.await.unwrap_or_else(|_| Err(StoreError::Closed.into())) }
     }
 
+    /// Runs a question that may take long, beside the thread that writes to `tenant`'s book. It sees what is
+    /// durable by then; writing is an error, and so is taking longer than two seconds.
+    pub async fn read<T, F>(&self, tenant: &TenantId, mut question: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnMut(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        let Mode::Threads { readers, .. } = &self.inner.mode else {
+            return self.run(Db::Tenant(tenant.clone()), question).await;
+        };
+        // So that the file is there, with the newest schema.
+        self.run(Db::Tenant(tenant.clone()), |_| Ok::<_, StoreError>(())).await?;
+        let (sender, receiver) = oneshot::channel();
+        let path = tenant_dir(&self.inner.dir, tenant).join(BOOK);
+        readers.run(Box::new(move || {
+            let answer = readers::open(&path).and_then(|connection| question(&connection));
+            // Whoever asked may have gone.
+            let _ = sender.send(answer);
+        }));
+        receiver.await.unwrap_or(Err(StoreError::Closed))
+    }
+
     /// The directory of a tenant's files.
     #[must_use]
     pub fn tenant_dir(&self, tenant: &TenantId) -> PathBuf {
@@ -207,7 +232,8 @@ impl Store {
     /// `Closed`.
     pub fn close(&self) {
         match &self.inner.mode {
-            Mode::Threads { senders, threads } => {
+            Mode::Threads { senders, threads, readers } => {
+                readers.close();
                 for sender in senders {
                     let _ = sender.send(Job::Stop);
                 }
@@ -320,7 +346,7 @@ impl Worker {
                         operation: "make the tenant's directory",
                         why: error.to_string(),
                     })?;
-                    (dir.join("tenant.db"), Kind::Tenant)
+                    (dir.join(BOOK), Kind::Tenant)
                 }
             };
             let connection = schema::open(&path, kind, self.config.durability)?;

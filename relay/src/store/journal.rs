@@ -52,12 +52,13 @@ struct Written {
 }
 
 impl Journal {
-    /// Opens the journal in the tenant's directory, emptied: call after recovery has used it.
-    pub fn start(dir: &Path) -> io::Result<Self> {
+    /// Opens the journal in the tenant's directory with what it says of holds that are still open, and no
+    /// more: call after recovery has used it.
+    pub fn start(dir: &Path, running: HashMap<RequestId, Progress>) -> io::Result<Self> {
         let path = dir.join(FILE);
-        let file = open(&path)?;
-        file.set_len(0)?;
-        Ok(Self(Mutex::new(Written { path, file, len: 0, longest: LONGEST, running: HashMap::new() })))
+        let mut written = Written { file: open(&path)?, path, len: 0, longest: LONGEST, running };
+        written.begin_anew()?;
+        Ok(Self(Mutex::new(written)))
     }
 
     /// Notes that the provider is being called (before it is), or how far its answer has come.
@@ -176,7 +177,7 @@ mod tests {
     fn the_last_whole_record_of_each_request_counts() {
         let dir = tempfile::tempdir().expect("made");
         assert_eq!(read(dir.path()).expect("read"), None);
-        let journal = Journal::start(dir.path()).expect("made");
+        let journal = Journal::start(dir.path(), HashMap::new()).expect("made");
         let (a, b) = (RequestId([1; 16]), RequestId([2; 16]));
         let later = Progress { events: 7, output_bytes: 99, told_input: Some(ToldInput::default()), offer: 2 };
         journal.append(a, Progress::default()).expect("written");
@@ -192,14 +193,14 @@ mod tests {
         assert_eq!(said.get(&a), Some(&later));
         assert_eq!(said.get(&b), Some(&Progress::default()));
         assert_eq!(said.get(&c), Some(&later));
-        drop(Journal::start(dir.path()).expect("emptied"));
+        drop(Journal::start(dir.path(), HashMap::new()).expect("emptied"));
         assert_eq!(read(dir.path()).expect("read"), Some(HashMap::new()));
     }
 
     #[test]
     fn a_long_journal_is_written_anew_with_what_runs() {
         let dir = tempfile::tempdir().expect("made");
-        let journal = Journal::start(dir.path()).expect("made");
+        let journal = Journal::start(dir.path(), HashMap::new()).expect("made");
         let (still, over) = (RequestId([1; 16]), RequestId([2; 16]));
         let noted = |events| Progress { events, ..Progress::default() };
         journal.append(still, noted(5)).expect("written");

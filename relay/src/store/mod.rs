@@ -12,6 +12,7 @@ pub mod executor;
 pub mod journal;
 pub mod ledger;
 pub mod lock;
+mod readers;
 pub mod schema;
 pub mod sessions;
 

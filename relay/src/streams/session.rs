@@ -3,11 +3,12 @@
 use super::{Intake, fail, failure, refuse};
 use crate::escalate::session::refused;
 use crate::escalate::{Caller, ClientStream, finish_stream, send_failed};
-use crate::ops::memory::BodyBudget;
+use crate::ops::memory::{BodyBudget, Memory};
 use crate::store::StoreError;
 use crate::store::sessions::find::{Hit, Page};
 use crate::store::sessions::service::Sessions;
-use crate::store::sessions::{Addition, Change, Context, Deed, Message as Said, Refusal, Stored};
+use crate::store::sessions::turn::OF_REQUESTS;
+use crate::store::sessions::{Addition, Change, Context, Deed, MAX_TEXT, Message as Said, Refusal, Stored};
 use crate::streams::escalate::{NoRequest, read_body};
 use belay_protocol::codec::Message;
 use belay_protocol::dialect::prompt::Knowledge;
@@ -23,18 +24,20 @@ use belay_protocol::money::NanoUsd;
 use belay_protocol::stream::{FrameWriter, StreamError};
 use belay_transport::params::PRIORITY_BULK;
 use bytes::Bytes;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
-/// How long a client may take to take a page.
+/// What an answer takes in memory, about: a page of rows, or a page of messages.
+const ANSWER: usize = 512 << 10;
+/// How long a client may take nothing.
 const PAGE_TAKEN: Duration = Duration::from_secs(60);
 /// How long a message's text may take to arrive.
 const TEXT: Duration = Duration::from_secs(30);
-/// The longest text of a message that is added by hand, in bytes.
-const MAX_TEXT: u32 = 4 << 20;
-/// The longest title, model or framing, in bytes.
-const MAX_FIELD: usize = 64 << 10;
+/// The longest title or model, and the longest framing, in bytes.
+const MAX_LINE: usize = 512;
+const MAX_FRAMING: usize = 64 << 10;
 
 /// What a stream asks for.
 enum Asked {
@@ -101,7 +104,7 @@ fn invalid(message: impl Into<String>, remedy: &str) -> NoAnswer {
 /// Serves one session stream. `intake` bounds the request's arrival.
 pub async fn serve(
     sessions: &Sessions,
-    budget: &BodyBudget,
+    (memory, budget): (&Arc<Memory>, &BodyBudget),
     caller: &Caller,
     intake: &Intake,
     mut stream: ClientStream,
@@ -115,6 +118,11 @@ pub async fn serve(
         Err(error) => return refuse(&mut stream, &error).await,
     };
     stream.writer.set_priority(PRIORITY_BULK);
+    let Some(_charge) = memory.charge(ANSWER) else {
+        let mut busy = failure(FailureCode::OVERLOADED, "the relay has no memory left for answers", "try again later");
+        busy.retry_after_ms = Some(1000);
+        return fail(&mut stream, busy, StreamCode::LIMIT).await;
+    };
     match answer(sessions, budget, caller, asked, &mut stream).await {
         Ok(()) => finish_stream(&mut stream, StreamCode::NO_ERROR).await,
         Err(NoAnswer::Failed(failure)) => send_failed(&mut stream, &failure).await,
@@ -178,7 +186,7 @@ async fn answer(
 
 fn found<T>(session: &SessionId, result: Result<T, Refusal>) -> Result<T, NoAnswer> {
     result.map_err(|refusal| {
-        let (code, message, remedy) = refused(session, &refusal);
+        let (code, message, remedy) = refused(session.as_str(), &refusal);
         no(code, message, remedy)
     })
 }
@@ -206,14 +214,23 @@ async fn get(
         rows += page.len();
         for message in page {
             queue_message(writer, &mut prefixes, message)?;
-        }
-        match timeout(PAGE_TAKEN, writer.flush()).await {
-            Ok(flushed) => flushed?,
-            Err(_) => return Err(NoAnswer::Gone),
+            taken(writer).await?;
         }
     }
     writer.queue(&done(rows, String::new()))?;
     Ok(())
+}
+
+/// Waits until the client has taken what is queued; as long as it takes something, it may go on.
+async fn taken(writer: &mut FrameWriter) -> Result<(), NoAnswer> {
+    loop {
+        let before = writer.queued();
+        match timeout(PAGE_TAKEN, writer.flush()).await {
+            Ok(flushed) => return Ok(flushed?),
+            Err(_) if writer.queued() < before => {}
+            Err(_) => return Err(NoAnswer::Gone),
+        }
+    }
 }
 
 fn queue_message(writer: &mut FrameWriter, prefixes: &mut raw::PrefixPool, message: Said) -> Result<(), ProtocolError> {
@@ -252,8 +269,11 @@ async fn add(
     if !matches!(request.role, SessionRole::USER | SessionRole::ASSISTANT) {
         return Err(invalid(format!("nobody speaks as {}", request.role.0), "use user or assistant"));
     }
-    fits("model", &request.model)?;
-    if request.text_len > MAX_TEXT {
+    fits("model", &request.model, MAX_LINE)?;
+    if request.message_id.0[0] & OF_REQUESTS != 0 {
+        return Err(invalid("ids of messages with their first bit set are those of requests", "leave that bit 0"));
+    }
+    if request.text_len as usize > MAX_TEXT {
         let message = format!("the text has {} bytes, at most {MAX_TEXT} are allowed", request.text_len);
         return Err(no(FailureCode::LIMIT, message, "add it in pieces"));
     }
@@ -281,18 +301,23 @@ async fn add(
     found(&request.session, sessions.add(&caller.tenant, &request.session, addition).await?)
 }
 
-fn fits(what: &str, text: &str) -> Result<(), NoAnswer> {
-    if text.len() <= MAX_FIELD {
+fn fits(what: &str, text: &str, most: usize) -> Result<(), NoAnswer> {
+    if text.len() <= most {
         return Ok(());
     }
-    let message = format!("the {what} has {} bytes, at most {MAX_FIELD} are allowed", text.len());
+    let message = format!("the {what} has {} bytes, at most {most} are allowed", text.len());
     Err(no(FailureCode::LIMIT, message, "shorten it"))
 }
 
 /// What is to be changed. Errors: a field is too long, or means nothing.
 fn change(request: SessionUpdate) -> Result<Change, NoAnswer> {
-    for (what, text) in [("title", &request.title), ("model", &request.model), ("framing", &request.framing)] {
-        fits(what, text.as_deref().unwrap_or_default())?;
+    let fields = [
+        ("title", &request.title, MAX_LINE),
+        ("model", &request.model, MAX_LINE),
+        ("framing", &request.framing, MAX_FRAMING),
+    ];
+    for (what, text, most) in fields {
+        fits(what, text.as_deref().unwrap_or_default(), most)?;
     }
     if request.title.as_ref().is_some_and(|title| title.chars().any(char::is_control)) {
         return Err(invalid("the title has control characters", "leave them out"));

@@ -1,6 +1,6 @@
 //! Sessions as the command line shows and writes them.
 
-use super::Format;
+use super::{Format, counted};
 use crate::cli::{Global, print_json};
 use anyhow::Context;
 use belay_client::Client;
@@ -54,14 +54,19 @@ pub(super) async fn show(global: &Global, client: &Client, given: &str, last: u3
         return print_json(&transcript::json(&session, pairs(&said)));
     }
     let row = &session.row;
-    println!("{}  ({}, {} messages, {})", transcript::heading(&session), row.session, row.messages, row.cost);
+    println!("{}  ({}, {}, {})", transcript::heading(&session), row.session, counted(row.messages), row.cost);
     for said in &said {
-        println!("\n{}\n{}", line(said), said.text.trim_end());
+        println!("\n{}\n{}", line(said), plain(said.text.trim_end()));
         if said.message.outcome != Outcome::COMPLETE {
             println!("[cut: {}]", said.message.outcome);
         }
     }
     Ok(())
+}
+
+/// A text without what a terminal takes for commands: it may come from another computer.
+pub(in crate::cli) fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
 
 /// Who said it, when, where, at which price.
@@ -138,8 +143,13 @@ pub(super) async fn export(
         print!("{text}");
         return Ok(());
     };
-    let mut file = std::fs::File::options().write(true).create_new(true).open(&path);
+    let mut options = std::fs::File::options();
+    options.write(true).create_new(true);
+    // What was said is nobody else's business.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&path);
     file = file.and_then(|mut file| file.write_all(text.as_bytes()).map(|()| file));
     file.with_context(|| format!("cannot write {}", path.display()))?;
-    super::told(global, &session, &format!("{} messages are in {}", said.len(), path.display()))
+    super::told(global, &session, &format!("{} are in {}", counted(said.len() as u64), path.display()))
 }

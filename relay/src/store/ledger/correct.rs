@@ -9,6 +9,7 @@ use super::usage::{self, Class, Totals};
 use super::{Account, TransferKind, credits, outbox, state, time};
 use crate::pricing::PriceSnapshot;
 use crate::store::StoreError;
+use crate::store::sessions::turn;
 use belay_protocol::codec::Message;
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{End, UnitKind, UsageLine};
@@ -173,6 +174,9 @@ pub fn correct(
     let subject = stored.subject()?;
     usage::add(connection, day, &subject, &difference)?;
     outbox::put(connection, request_id, day_ms, &subject, &difference)?;
+    if stored.has_session {
+        turn::correct(connection, &stored, charged - stored.cost)?;
+    }
     Ok(Some(Corrected { before: stored.cost, after: charged }))
 }
 

@@ -11,6 +11,7 @@ use super::standing::{Standing, Tier, standing, suspend};
 use super::{Boot, state};
 use crate::store::StoreError;
 use crate::store::ledger::usage::Class;
+use crate::store::sessions;
 use crate::store::sessions::turn::{self, Question};
 use belay_protocol::calendar;
 use belay_protocol::id::{DeviceId, RequestId};
@@ -192,6 +193,8 @@ pub enum HoldRefusal {
     InProgress,
     /// The tenant is suspended.
     Suspended,
+    /// Its session takes no question.
+    Session(sessions::Refusal),
 }
 
 /// Checks everything and sets the money aside, in the caller's transaction.
@@ -204,6 +207,11 @@ pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcom
     }
     if let Known::Answer(outcome) = known(connection, request)? {
         return Ok(outcome);
+    }
+    if let Some(question) = &request.question
+        && let Err(refusal) = turn::check(connection, question)?
+    {
+        return refused(HoldRefusal::Session(refusal));
     }
     if standing.open >= i64::from(request.at_once) {
         return refused(HoldRefusal::TooManyAtOnce);

@@ -8,7 +8,7 @@ use belay_protocol::dialect::usage::{BYTES_PER_ESTIMATED_TOKEN, ToldInput};
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{Outcome, UnitKind, UsageLine};
 use rusqlite::Connection;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// What recovery did.
@@ -59,6 +59,13 @@ pub fn recover(
         connection.execute_batch("RELEASE hold")?;
     }
     Ok(recovered)
+}
+
+/// The requests whose money is set aside.
+pub fn open_holds(connection: &Connection) -> Result<HashSet<RequestId>, StoreError> {
+    let mut statement = connection.prepare("SELECT request_id FROM request WHERE state = 0")?;
+    let open = statement.query_map([], |row| row.get(0).map(RequestId))?.collect::<Result<_, _>>()?;
+    Ok(open)
 }
 
 /// A settlement on what is known of a request that nobody watched to its end.

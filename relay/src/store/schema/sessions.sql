@@ -53,12 +53,37 @@ CREATE TABLE turn (
     text TEXT NOT NULL
 ) STRICT;
 CREATE INDEX turn_session ON turn(session);
+-- What all of it takes, in bytes, about.
+CREATE TABLE session_size (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    bytes INTEGER NOT NULL
+) STRICT;
+INSERT INTO session_size (id, bytes) VALUES (1, 0);
+CREATE TRIGGER session_size_begun AFTER INSERT ON session BEGIN
+    UPDATE session_size SET bytes = bytes + 1000 + octet_length(new.framing) + octet_length(new.knowledge)
+        + octet_length(new.constraints);
+END;
+CREATE TRIGGER session_size_gone AFTER DELETE ON session BEGIN
+    UPDATE session_size SET bytes = bytes - 1000 - octet_length(old.framing) - octet_length(old.knowledge)
+        - octet_length(old.constraints);
+END;
+CREATE TRIGGER session_size_context AFTER UPDATE OF framing, knowledge, constraints ON session BEGIN
+    UPDATE session_size SET bytes = bytes
+        + octet_length(new.framing) + octet_length(new.knowledge) + octet_length(new.constraints)
+        - octet_length(old.framing) - octet_length(old.knowledge) - octet_length(old.constraints);
+END;
+CREATE TRIGGER session_size_said AFTER INSERT ON message BEGIN
+    UPDATE session_size SET bytes = bytes + 200 + octet_length(new.text);
+END;
+CREATE TRIGGER session_size_unsaid AFTER DELETE ON message BEGIN
+    UPDATE session_size SET bytes = bytes - 200 - octet_length(old.text);
+END;
 -- The session that a request goes on with.
 ALTER TABLE request ADD COLUMN session INTEGER REFERENCES session(id);
 CREATE INDEX request_session ON request(session) WHERE session IS NOT NULL;
 -- Made from the tables: INSERT INTO message_fts (message_fts) VALUES ('rebuild') makes it anew.
 CREATE VIRTUAL TABLE session_fts USING fts5(
-    title, content = 'session', content_rowid = 'id', tokenize = "unicode61 remove_diacritics 2"
+    title, content = 'session', content_rowid = 'id', tokenize = "unicode61 remove_diacritics 2", prefix = '2 3'
 );
 CREATE TRIGGER session_titled AFTER UPDATE OF title ON session WHEN old.title <> new.title BEGIN
     INSERT INTO session_fts (session_fts, rowid, title) VALUES ('delete', old.id, old.title);
@@ -71,7 +96,7 @@ CREATE TRIGGER session_gone AFTER DELETE ON session BEGIN
     INSERT INTO session_fts (session_fts, rowid, title) VALUES ('delete', old.id, old.title);
 END;
 CREATE VIRTUAL TABLE message_fts USING fts5(
-    text, content = 'message', content_rowid = 'id', tokenize = "unicode61 remove_diacritics 2"
+    text, content = 'message', content_rowid = 'id', tokenize = "unicode61 remove_diacritics 2", prefix = '2 3'
 );
 CREATE TRIGGER message_added AFTER INSERT ON message BEGIN
     INSERT INTO message_fts (rowid, text) VALUES (new.id, new.text);

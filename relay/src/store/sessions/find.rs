@@ -11,9 +11,12 @@ use rusqlite::{Connection, Row, params, params_from_iter};
 /// Rows of a page at the most.
 pub const PAGE: u32 = 200;
 /// A page of messages ends after so much text, in bytes.
-const PAGE_BYTES: usize = 1 << 20;
-/// Words around what was found.
-const SNIPPET_WORDS: u32 = 16;
+const PAGE_BYTES: usize = 256 << 10;
+/// Of a longer text, in bytes, not the place is shown but the beginning: marking takes time by the text.
+const MARKED: u32 = 16 << 10;
+/// Characters before what was found, and in all.
+const BEFORE: usize = 40;
+const SHOWN: usize = 160;
 
 /// A page, and where the next one begins.
 #[derive(Debug, Clone, PartialEq)]
@@ -129,12 +132,18 @@ fn read_message(row: &Row<'_>) -> Result<Message, StoreError> {
 /// word in it.
 fn query_of(words: &str) -> Option<String> {
     let has_letter = |word: &&str| word.chars().any(char::is_alphanumeric);
-    let quoted: Vec<String> =
-        words.split_whitespace().filter(has_letter).map(|word| format!("\"{}\"", word.replace('"', "\"\""))).collect();
-    let last_is_open = !words.ends_with(char::is_whitespace);
+    let is_gap = |c: char| c.is_whitespace() || c.is_control();
+    let found: Vec<&str> = words.split(is_gap).filter(has_letter).take(MOST_WORDS).collect();
+    let quoted: Vec<String> = found.iter().map(|word| format!("\"{}\"", word.replace('"', "\"\""))).collect();
+    // What begins with a single letter is half of everything.
+    let last_is_long = found.last().is_some_and(|word| word.chars().filter(|c| c.is_alphanumeric()).count() > 1);
+    let last_is_open = last_is_long && !words.ends_with(is_gap);
     let text = quoted.join(" ");
     (!quoted.is_empty()).then(|| if last_is_open { format!("{text}*") } else { text })
 }
+
+/// Words of a search that are looked at.
+const MOST_WORDS: usize = 32;
 
 /// Where titles are searched, in cursors; and where messages are.
 const TITLES: i64 = 0;
@@ -174,6 +183,24 @@ pub fn search(
     }
 }
 
+/// The characters around the first mark.
+fn snippet(text: &str) -> String {
+    let at = text.find('\u{2}').unwrap_or(0);
+    let begin = text[..at].char_indices().rev().take(BEFORE).last().map_or(at, |(begin, _)| begin);
+    let mut shown: String = text[begin..].chars().take(SHOWN).collect();
+    if begin > 0 {
+        shown.insert(0, '…');
+    }
+    if begin + shown.len() < text.len() {
+        // A mark that is open where it is cut is closed.
+        if shown.rfind('\u{2}') > shown.rfind('\u{3}') {
+            shown.push('\u{3}');
+        }
+        shown.push('…');
+    }
+    shown
+}
+
 fn hits(
     connection: &Connection,
     part: i64,
@@ -181,13 +208,19 @@ fn hits(
     below: i64,
     count: usize,
 ) -> Result<Vec<(i64, Hit)>, StoreError> {
-    let snippet = |table: &str| format!("snippet({table}, 0, char(2), char(3), '…', {SNIPPET_WORDS})");
+    // FTS5's own snippets take time by the square of what is found in a text.
+    let marked = |table: &str, text: &str| {
+        format!(
+            "CASE WHEN octet_length({text}) <= {MARKED} THEN highlight({table}, 0, char(2), char(3))
+                  ELSE substr({text}, 1, {SHOWN}) END"
+        )
+    };
     let sql = if part == TITLES {
         format!(
             "SELECT {COLUMNS}, session_fts.rowid, 0, {} FROM session_fts JOIN session ON session.id = session_fts.rowid
              WHERE session_fts MATCH ?1 AND session_fts.rowid < ?2 AND session.deleted_ms IS NULL
              ORDER BY session_fts.rowid DESC LIMIT ?3",
-            snippet("session_fts")
+            marked("session_fts", "session.title")
         )
     } else {
         format!(
@@ -195,7 +228,7 @@ fn hits(
                  JOIN message ON message.id = message_fts.rowid JOIN session ON session.id = message.session
              WHERE message_fts MATCH ?1 AND message_fts.rowid < ?2 AND session.deleted_ms IS NULL
              ORDER BY message_fts.rowid DESC LIMIT ?3",
-            snippet("message_fts")
+            marked("message_fts", "message.text")
         )
     };
     let mut statement = connection.prepare_cached(&sql)?;
@@ -203,7 +236,8 @@ fn hits(
     let mut rows = statement.query(params_from_iter(values))?;
     let mut found = vec![];
     while let Some(row) = rows.next()? {
-        let hit = Hit { session: Stored::read(row)??, message: unsigned(row.get(10)?), snippet: row.get(11)? };
+        let text = row.get_ref(11)?.as_str().map_err(rusqlite::Error::from)?;
+        let hit = Hit { session: Stored::read(row)??, message: unsigned(row.get(10)?), snippet: snippet(text) };
         found.push((row.get(9)?, hit));
     }
     Ok(found)

@@ -9,6 +9,11 @@ pub const KEPT_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 /// The most messages that one call forgets of those whose time is over.
 const FORGOTTEN_AT_ONCE: u32 = 500;
 
+/// A session that was deleted then is on its way out.
+pub(super) fn is_over(deleted_ms: u64, now_ms: u64) -> bool {
+    deleted_ms < now_ms.saturating_sub(KEPT_MS)
+}
+
 /// Forgets sessions that were deleted, and messages that were cleared, more than [`KEPT_MS`] ago; so many at
 /// a time. True if there may be more.
 pub fn forget(connection: &Connection, now_ms: u64) -> Result<bool, StoreError> {

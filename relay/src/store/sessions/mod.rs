@@ -5,6 +5,7 @@
 //! the transaction that settles it, [`history`] takes what goes with the next request, [`find`] lists and
 //! searches. Deleted sessions stay for 30 days.
 
+mod context;
 pub mod find;
 pub mod forget;
 pub mod history;
@@ -12,14 +13,13 @@ pub mod service;
 mod title;
 pub(crate) mod turn;
 
+pub use self::context::{Change, Context, MAX_CONTEXT, context, update};
 use self::title::title_of;
 use super::StoreError;
-use belay_protocol::dialect::prompt::Knowledge;
 use belay_protocol::id::{DeviceId, MessageId, RequestId, SessionId};
 use belay_protocol::message::{Outcome, SessionRole};
 use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use serde::Serialize;
 
 /// A session as it is.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,32 +41,6 @@ pub struct Stored {
     pub cost: NanoUsd,
     /// When it was deleted.
     pub deleted_ms: Option<u64>,
-}
-
-/// What goes with every request of a session.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Context {
-    /// How the asker wants to be met; empty: not said.
-    pub framing: String,
-    /// What the asker's computer knows.
-    pub knowledge: Vec<Knowledge>,
-    /// What answers must respect.
-    pub constraints: Vec<String>,
-}
-
-/// A change; what is `None` stays.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Change {
-    /// Empty: that of its first message.
-    pub title: Option<String>,
-    /// Empty: the relay's choice.
-    pub model: Option<String>,
-    /// Empty: none.
-    pub framing: Option<String>,
-    /// In place of what there is.
-    pub knowledge: Option<Vec<Knowledge>>,
-    /// In place of what there is.
-    pub constraints: Option<Vec<String>>,
 }
 
 /// What is done with a whole session.
@@ -121,6 +95,10 @@ pub enum Refusal {
     Deleted,
     /// A message with that id is somewhere else, or says something else.
     Conflict,
+    /// Its context would have so many bytes.
+    TooLarge(u64),
+    /// The tenant's sessions have no room left.
+    Full,
 }
 
 pub(crate) fn time(ms: u64) -> i64 {
@@ -129,6 +107,14 @@ pub(crate) fn time(ms: u64) -> i64 {
 
 pub(crate) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
+}
+
+/// The longest text that a session keeps, in bytes.
+pub const MAX_TEXT: usize = 4 << 20;
+/// Whether there is room for more, of `most` bytes that a tenant's sessions may take.
+fn has_room(connection: &Connection, most: u64) -> Result<bool, StoreError> {
+    let taken: i64 = connection.prepare_cached("SELECT bytes FROM session_size")?.query_row([], |row| row.get(0))?;
+    Ok(unsigned(taken) < most)
 }
 
 /// The columns of [`Stored`], in its order.
@@ -155,11 +141,6 @@ impl Stored {
         };
         Ok(Ok(fields))
     }
-}
-
-fn json<T: Serialize>(list: &T) -> Result<String, StoreError> {
-    serde_json::to_string(list)
-        .map_err(|error| StoreError::Failed { operation: "encode a context", why: error.to_string() })
 }
 
 fn corrupt(what: &'static str, why: &dyn std::fmt::Display) -> StoreError {
@@ -202,51 +183,6 @@ fn by_row(connection: &Connection, row: i64) -> Result<Stored, StoreError> {
     connection.prepare_cached(&sql)?.query_row([row], Stored::read)?
 }
 
-/// What goes with requests of a session.
-pub fn context(connection: &Connection, stored: &Stored) -> Result<Context, StoreError> {
-    let sql = "SELECT framing, knowledge, constraints FROM session WHERE id = ?1";
-    let (framing, knowledge, constraints): (String, String, String) =
-        connection.prepare_cached(sql)?.query_row([stored.row], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    Ok(Context {
-        framing,
-        knowledge: serde_json::from_str(&knowledge).map_err(|error| corrupt("a session's knowledge", &error))?,
-        constraints: serde_json::from_str(&constraints).map_err(|error| corrupt("a session's constraints", &error))?,
-    })
-}
-
-/// Changes title, model or context. The session is made if it is not there.
-pub fn update(
-    connection: &Connection,
-    name: &SessionId,
-    change: &Change,
-    now_ms: u64,
-) -> Result<Result<Stored, Refusal>, StoreError> {
-    let row = match for_writing(connection, name, now_ms)? {
-        Ok(row) => row,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
-    let set = |column: &str, value: Option<&str>| -> Result<(), StoreError> {
-        if let Some(value) = value {
-            let sql = format!("UPDATE session SET {column} = ?2 WHERE id = ?1");
-            connection.prepare_cached(&sql)?.execute(params![row, value])?;
-        }
-        Ok(())
-    };
-    set("model", change.model.as_deref())?;
-    set("framing", change.framing.as_deref())?;
-    set("knowledge", change.knowledge.as_ref().map(json).transpose()?.as_deref())?;
-    set("constraints", change.constraints.as_ref().map(json).transpose()?.as_deref())?;
-    if let Some(title) = &change.title {
-        let titled = !title.is_empty();
-        let title = if titled { title.clone() } else { first_title(connection, row)? };
-        connection
-            .prepare_cached("UPDATE session SET title = ?2, titled = ?3 WHERE id = ?1")?
-            .execute(params![row, title, titled])?;
-    }
-    touch(connection, row, now_ms)?;
-    Ok(Ok(by_row(connection, row)?))
-}
-
 fn touch(connection: &Connection, row: i64, now_ms: u64) -> Result<(), StoreError> {
     // A clock that goes back does not: what was written last comes first in lists.
     connection
@@ -255,19 +191,19 @@ fn touch(connection: &Connection, row: i64, now_ms: u64) -> Result<(), StoreErro
     Ok(())
 }
 
-/// What its first message would have it called.
-fn first_title(connection: &Connection, row: i64) -> Result<String, StoreError> {
-    let sql = "SELECT text FROM message WHERE session = ?1 AND role = ?2 ORDER BY number LIMIT 1";
-    let user = SessionRole::USER.0;
-    let first: Option<String> =
-        connection.prepare_cached(sql)?.query_row(params![row, user], |row| row.get(0)).optional()?;
-    Ok(first.map(|text| title_of(&text)).unwrap_or_default())
-}
-
-/// Adds a message. The session is made if it is not there. The same message again gets the same number.
-pub fn add(connection: &Connection, name: &SessionId, addition: &Addition) -> Result<Result<u64, Refusal>, StoreError> {
+/// Adds a message. The session is made if it is not there; `most` is what the tenant's sessions may take, in
+/// bytes. The same message again gets the same number.
+pub fn add(
+    connection: &Connection,
+    name: &SessionId,
+    addition: &Addition,
+    most: u64,
+) -> Result<Result<u64, Refusal>, StoreError> {
     if let Some(known) = known(connection, name, addition)? {
         return Ok(known);
+    }
+    if !has_room(connection, most)? {
+        return Ok(Err(Refusal::Full));
     }
     match for_writing(connection, name, addition.at_ms)? {
         Ok(row) => Ok(Ok(append(connection, row, addition)?)),
@@ -344,6 +280,10 @@ pub fn act(
 ) -> Result<Result<Stored, Refusal>, StoreError> {
     let Some(stored) = find_one(connection, name)? else { return Ok(Err(Refusal::NotFound)) };
     match (deed, stored.deleted_ms) {
+        // Its messages may be going already.
+        (Deed::Restore, Some(deleted_ms)) if forget::is_over(deleted_ms, now_ms) => {
+            return Ok(Err(Refusal::NotFound));
+        }
         (Deed::Clear, Some(_)) => return Ok(Err(Refusal::Deleted)),
         (Deed::Delete, Some(_)) | (Deed::Restore, None) => {}
         (Deed::Delete, None) => {
@@ -357,7 +297,7 @@ pub fn act(
         (Deed::Clear, None) => {
             connection
                 .prepare_cached(
-                    "INSERT INTO cleared (message_id, session, number, at_ms)
+                    "INSERT OR IGNORE INTO cleared (message_id, session, number, at_ms)
                      SELECT message_id, session, number, ?2 FROM message WHERE session = ?1",
                 )?
                 .execute(params![stored.row, time(now_ms)])?;

@@ -24,13 +24,15 @@ const ROUND: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct Sessions {
     store: Store,
     clock: Arc<dyn Clock>,
+    /// What a tenant's may take, in bytes.
+    most: u64,
 }
 
 impl Sessions {
-    /// Those in that store.
+    /// Those in that store; a tenant's may take `most` bytes.
     #[must_use]
-    pub fn new(store: Store, clock: Arc<dyn Clock>) -> Self {
-        Self { store, clock }
+    pub fn new(store: Store, clock: Arc<dyn Clock>, most: u64) -> Self {
+        Self { store, clock, most }
     }
 
     async fn run<T, F>(&self, tenant: &TenantId, command: F) -> Result<T, StoreError>
@@ -84,8 +86,8 @@ impl Sessions {
         name: &SessionId,
         addition: Addition,
     ) -> Result<Result<u64, Refusal>, StoreError> {
-        let name = name.clone();
-        self.run(tenant, move |connection| add(connection, &name, &addition)).await
+        let (name, most) = (name.clone(), self.most);
+        self.run(tenant, move |connection| add(connection, &name, &addition, most)).await
     }
 
     /// Changes title, model or context.
@@ -95,9 +97,9 @@ impl Sessions {
         name: &SessionId,
         change: Change,
     ) -> Result<Result<(Stored, Context), Refusal>, StoreError> {
-        let (name, now_ms) = (name.clone(), self.now_ms());
+        let (name, most, now_ms) = (name.clone(), self.most, self.now_ms());
         self.run(tenant, move |connection| {
-            Ok(match update(connection, &name, &change, now_ms)? {
+            Ok(match update(connection, &name, &change, (most, now_ms))? {
                 Ok(stored) => {
                     let its_context = context(connection, &stored)?;
                     Ok((stored, its_context))
@@ -147,7 +149,7 @@ impl Sessions {
         cursor: String,
         limit: u32,
     ) -> Result<Result<Page<Hit>, BadCursor>, StoreError> {
-        self.run(tenant, move |connection| find::search(connection, &words, &cursor, limit)).await
+        self.store.read(tenant, move |connection| find::search(connection, &words, &cursor, limit)).await
     }
 
     /// Forgets what was deleted long ago.

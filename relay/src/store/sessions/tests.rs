@@ -5,7 +5,7 @@ use super::forget::{KEPT_MS, forget};
 use super::history::{history, tokens};
 use super::*;
 use crate::store::schema::{Durability, Kind, open};
-use belay_protocol::dialect::prompt::Role;
+use belay_protocol::dialect::prompt::{Knowledge, Role};
 use tempfile::TempDir;
 
 const NOW: u64 = 1_790_000_000_000;
@@ -37,7 +37,7 @@ fn addition(id: u8, role: SessionRole, text: &str) -> Addition {
 
 fn say(connection: &Connection, session: &str, id: u8, text: &str) -> Result<u64, Refusal> {
     let role = if id % 2 == 1 { SessionRole::USER } else { SessionRole::ASSISTANT };
-    add(connection, &name(session), &addition(id, role, text)).expect("stored")
+    add(connection, &name(session), &addition(id, role, text), u64::MAX).expect("stored")
 }
 
 fn found(connection: &Connection, session: &str) -> Stored {
@@ -86,7 +86,7 @@ fn a_title_is_the_first_question_until_a_person_gives_another() {
     assert_eq!(found(&book, "s").title, "the first question");
     let rename = |title: &str| {
         let change = Change { title: Some(title.into()), ..Change::default() };
-        update(&book, &name("s"), &change, NOW + 9).expect("stored").expect("there").title
+        update(&book, &name("s"), &change, (u64::MAX, NOW + 9)).expect("stored").expect("there").title
     };
     assert_eq!(rename("Mine"), "Mine");
     assert_eq!(say(&book, "s", 7, "the third question"), Ok(4));
@@ -94,7 +94,7 @@ fn a_title_is_the_first_question_until_a_person_gives_another() {
     assert_eq!(rename(""), "the first question");
     // One that is named before anything is said in it keeps its name.
     let change = Change { title: Some("Plans".into()), ..Change::default() };
-    update(&book, &name("new"), &change, NOW).expect("stored").expect("made");
+    update(&book, &name("new"), &change, (u64::MAX, NOW)).expect("stored").expect("made");
     assert_eq!(say(&book, "new", 9, "what now?"), Ok(1));
     assert_eq!(found(&book, "new").title, "Plans");
 }
@@ -104,7 +104,7 @@ fn each_part_of_the_context_is_set_alone() {
     let (book, _dir) = book();
     let piece = |text: &str| Knowledge { source: "a.md".into(), relevance: Some(0.5), text: text.into() };
     let change = |change: Change| {
-        let stored = update(&book, &name("s"), &change, NOW).expect("stored").expect("there");
+        let stored = update(&book, &name("s"), &change, (u64::MAX, NOW)).expect("stored").expect("there");
         (context(&book, &stored).expect("read"), stored.model)
     };
     let knowledge = vec![piece("one"), piece("two")];
@@ -138,12 +138,14 @@ fn what_is_deleted_can_be_restored_for_thirty_days() {
     assert_eq!((names(&book, false), names(&book, true)), (vec!["c".into()], vec!["b".into(), "a".into()]));
     assert_eq!(places(&book, "hello"), [("c".into(), 0), ("c".into(), 1)]);
     assert_eq!(say(&book, "a", 7, "more"), Err(Refusal::Deleted));
-    assert_eq!(update(&book, &name("a"), &Change::default(), NOW).expect("read"), Err(Refusal::Deleted));
+    assert_eq!(update(&book, &name("a"), &Change::default(), (u64::MAX, NOW)).expect("read"), Err(Refusal::Deleted));
     assert_eq!(deed("a", Deed::Clear, NOW), Err(Refusal::Deleted));
     assert!(!forget(&book, NOW + 10 + KEPT_MS).expect("done"));
     assert_eq!(deed("a", Deed::Restore, NOW).expect("there").deleted_ms, None);
     assert_eq!(texts(&book, "a"), [(1, "hello there".into())]);
     deed("a", Deed::Delete, NOW + 10).expect("there");
+    let late = deed("a", Deed::Restore, NOW + 11 + KEPT_MS);
+    assert_eq!(late, Err(Refusal::NotFound), "it may be going already");
     assert!(!forget(&book, NOW + 11 + KEPT_MS).expect("done"));
     assert_eq!(deed("a", Deed::Restore, NOW), Err(Refusal::NotFound), "its time is over");
     assert_eq!(names(&book, true), ["b"]);
@@ -177,7 +179,7 @@ fn large_sessions_are_forgotten_in_pieces() {
         let mut id = [0; 16];
         id[..4].copy_from_slice(&number.to_le_bytes());
         let message = Addition { message_id: MessageId(id), ..addition(1, SessionRole::USER, "word") };
-        add(&book, &name("s"), &message).expect("stored").expect("added");
+        add(&book, &name("s"), &message, u64::MAX).expect("stored").expect("added");
     }
     act(&book, &name("s"), Deed::Delete, NOW).expect("stored").expect("there");
     let mut calls = 1;
@@ -238,6 +240,61 @@ fn words_are_found_however_they_are_written() {
     }
     let page = search(&book, "kind", "", 0).expect("read").expect("a page");
     assert_eq!(page.rows[0].snippet, "nothing of the \u{2}kind\u{3}");
+    assert_eq!(places(&book, "mahlt\0zür").last(), Some(&("s".into(), 1)), "a control character is a gap");
+}
+
+#[test]
+fn long_texts_are_shown_where_they_begin_or_around_the_place() {
+    let (book, _dir) = book();
+    let around = format!("{} needle {}", "hay ".repeat(100), "straw ".repeat(100));
+    say(&book, "s", 2, &around).expect("added");
+    // Marking every place in this takes minutes.
+    say(&book, "t", 4, &"needle ".repeat(200_000)).expect("added");
+    say(&book, "u", 6, &format!("needle {}", "x".repeat(70_000))).expect("added");
+    let page = search(&book, "needle", "", 0).expect("read").expect("a page");
+    let shown: Vec<&str> = page.rows.iter().map(|hit| hit.snippet.as_str()).collect();
+    assert!(shown.iter().all(|snippet| snippet.chars().count() <= 170), "{shown:?}");
+    assert!(shown[0].starts_with("needle xxx"), "{}", shown[0]);
+    assert!(shown[1].starts_with("needle needle"), "{}", shown[1]);
+    assert!(shown[2].starts_with('…') && shown[2].ends_with('…'), "{}", shown[2]);
+    assert!(shown[2].contains("hay  \u{2}needle\u{3} straw"), "{}", shown[2]);
+}
+
+#[test]
+fn what_a_tenant_keeps_is_bounded_and_what_goes_makes_room() {
+    let (book, _dir) = book();
+    let text = "x".repeat(1000);
+    let put = |id, most| add(&book, &name("s"), &addition(id, SessionRole::USER, &text), most).expect("stored");
+    let size = || -> i64 { book.query_row("SELECT bytes FROM session_size", [], |row| row.get(0)).expect("read") };
+    assert_eq!(put(1, 2000), Ok(1));
+    assert_eq!(size(), 2204, "the session with its empty lists, and the message");
+    assert_eq!(put(2, 2000), Err(Refusal::Full));
+    assert_eq!(put(1, 2000), Ok(1), "what is there already");
+    let framed = |framing: &str, most| {
+        let change = Change { framing: Some(framing.into()), ..Change::default() };
+        update(&book, &name("s"), &change, (most, NOW)).expect("stored").map(|_| ())
+    };
+    assert_eq!(framed("warmly", 2000), Err(Refusal::Full));
+    assert_eq!((framed("warmly", 3000), size()), (Ok(()), 2210));
+    assert_eq!((framed("", 2000), size()), (Ok(()), 2204), "less is always taken");
+    act(&book, &name("s"), Deed::Clear, NOW).expect("stored").expect("there");
+    assert_eq!((size(), put(3, 2000)), (1004, Ok(2)));
+    act(&book, &name("s"), Deed::Delete, NOW).expect("stored").expect("there");
+    forget(&book, NOW + 1 + KEPT_MS).expect("done");
+    // Cleared messages are known for as long as a deleted session.
+    forget(&book, NOW + 1 + KEPT_MS).expect("done");
+    assert_eq!(size(), 0);
+}
+
+#[test]
+fn a_context_is_bounded_in_all_its_parts_together() {
+    let (book, _dir) = book();
+    let half = usize::try_from(MAX_CONTEXT / 2).expect("small");
+    let set = |change: Change| update(&book, &name("s"), &change, (u64::MAX, NOW)).expect("stored").map(|_| ());
+    assert_eq!(set(Change { framing: Some("x".repeat(half)), ..Change::default() }), Ok(()));
+    let more = Change { constraints: Some(vec!["y".repeat(half)]), ..Change::default() };
+    assert_eq!(set(more), Err(Refusal::TooLarge(2 * half as u64 + 4)));
+    assert_eq!(set(Change { constraints: Some(vec!["short".into()]), ..Change::default() }), Ok(()));
 }
 
 #[test]
@@ -248,7 +305,7 @@ fn the_oldest_is_left_out_and_a_question_comes_first() {
     }
     let each = tokens(&"x".repeat(30));
     assert_eq!(each, 14);
-    let read = |room| history(&book, &name("s"), room).expect("read").expect("there");
+    let read = |room| history(&book, &name("s"), room).expect("read");
     let all = read(6 * each);
     assert_eq!((all.turns.len(), all.left_out), (6, 0));
     assert_eq!(read(6 * each - 1).turns.len(), 4, "without its question an answer is none");
@@ -259,7 +316,13 @@ fn the_oldest_is_left_out_and_a_question_comes_first() {
     assert_eq!((shorter.turns.len(), shorter.left_out), (2, 4));
     shorter.shorten(0);
     assert_eq!((shorter.turns.len(), shorter.left_out), (0, 6));
-    assert_eq!(history(&book, &name("none"), 100).expect("read").expect("empty"), history::History::default());
+    // What has no word goes nowhere, and is not missed.
+    say(&book, "blank", 21, "why?").expect("added");
+    say(&book, "blank", 22, "").expect("added");
+    say(&book, "blank", 24, " \n").expect("added");
+    let blank = history(&book, &name("blank"), 100).expect("read");
+    assert_eq!((blank.turns.len(), blank.left_out), (1, 0));
+    assert_eq!(history(&book, &name("none"), 100).expect("read"), history::History::default());
     act(&book, &name("s"), Deed::Delete, NOW).expect("stored").expect("there");
-    assert_eq!(history(&book, &name("s"), 100).expect("read"), Err(Refusal::Deleted));
+    assert_eq!(history(&book, &name("s"), 100).expect("read"), history::History::default());
 }

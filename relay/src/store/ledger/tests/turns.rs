@@ -3,7 +3,7 @@
 use super::*;
 use crate::store::sessions::find::messages;
 use crate::store::sessions::turn::Question;
-use crate::store::sessions::{Deed, act, find_one};
+use crate::store::sessions::{Deed, Refusal, act, find_one};
 use belay_protocol::id::SessionId;
 use belay_protocol::message::SessionRole;
 
@@ -12,7 +12,7 @@ fn session() -> SessionId {
 }
 
 fn asking(id: u8, text: &str) -> HoldRequest {
-    HoldRequest { question: Some(Question { session: session(), text: text.into() }), ..request(id) }
+    HoldRequest { question: Some(Question { session: session(), text: text.into(), most: u64::MAX }), ..request(id) }
 }
 
 fn answering(id: u8, text: &str) -> Settlement {
@@ -96,4 +96,68 @@ fn one_that_is_deleted_meanwhile_has_the_answer_when_it_is_back() {
     settle(&book.connection, &answering(1, "There.")).expect("settled");
     act(&book.connection, &session(), Deed::Restore, NOW + 9).expect("stored").expect("there");
     assert_eq!(said(&book), pair(1, "Where to?", "There.", Outcome::COMPLETE));
+}
+
+#[test]
+fn money_does_not_wait_for_a_conversation() {
+    let book = book(50_000_000);
+    held(&book, &asking(1, "Where to?"));
+    // Whatever stands in the way of the messages.
+    let id = crate::store::sessions::turn::message_id(RequestId([1; 16]), SessionRole::ASSISTANT);
+    book.connection
+        .execute(
+            "INSERT INTO message (session, number, message_id, role, at_ms, device, outcome, model, cost_nano, text)
+             VALUES (1, 99, ?1, 1, 1, 'laptop', 1, '', 0, 'in the way')",
+            [id.0],
+        )
+        .expect("planted");
+    let settled = settle(&book.connection, &answering(1, "There.")).expect("settled all the same");
+    assert_eq!(settled.end.cost, NanoUsd(150_000));
+    clean(&book);
+}
+
+#[test]
+fn one_that_was_deleted_takes_no_question_but_a_repetition_gets_its_end() {
+    let book = book(50_000_000);
+    held(&book, &asking(1, "Where to?"));
+    let first = settle(&book.connection, &answering(1, "There.")).expect("settled");
+    act(&book.connection, &session(), Deed::Delete, NOW).expect("stored").expect("there");
+    match hold(&book.connection, &asking(1, "Where to?")).expect("works") {
+        HoldOutcome::Finished { end, .. } => assert_eq!(end, first.end_bytes),
+        other => panic!("not its end: {other:?}"),
+    }
+    assert_eq!(refusal(&book, &asking(2, "And then?")), HoldRefusal::Session(Refusal::Deleted));
+    act(&book.connection, &session(), Deed::Restore, NOW).expect("stored").expect("there");
+    let full =
+        HoldRequest { question: Some(Question { session: session(), text: "more".into(), most: 10 }), ..request(3) };
+    assert_eq!(refusal(&book, &full), HoldRefusal::Session(Refusal::Full));
+}
+
+#[test]
+fn a_question_that_never_ran_gives_no_title() {
+    let book = book(50_000_000);
+    let title = || find_one(&book.connection, &session()).expect("read").expect("begun").title;
+    held(&book, &asking(1, "Where to?"));
+    assert_eq!(title(), "Where to?");
+    void(&book.connection, RequestId([1; 16]), NOW).expect("voided");
+    assert_eq!(title(), "");
+    held(&book, &asking(2, "When?"));
+    settle(&book.connection, &answering(2, "Now.")).expect("settled");
+    assert_eq!(title(), "When?");
+}
+
+#[test]
+fn a_correction_is_seen_in_the_session() {
+    let book = book(50_000_000);
+    held(&book, &asking(1, "Where to?"));
+    let estimated = Settlement { estimated: true, ..answering(1, "There.") };
+    let charged = settle(&book.connection, &estimated).expect("settled").end.cost;
+    let usage = [UsageLine { kind: UnitKind::INPUT, units: 40 }, UsageLine { kind: UnitKind::OUTPUT, units: 20 }];
+    let day_later = NOW + 2 * 86_400_000;
+    let corrected = crate::store::ledger::correct::correct(&book.connection, RequestId([1; 16]), &usage, day_later);
+    let corrected = corrected.expect("works").expect("was an estimate");
+    assert!(corrected.after < charged);
+    let stored = find_one(&book.connection, &session()).expect("read").expect("there");
+    assert_eq!(stored.cost, corrected.after);
+    clean(&book);
 }
