@@ -5,7 +5,7 @@ use crate::error::ClientError;
 use crate::tunnel::{Tunnel, answered, read_answer};
 use belay_protocol::codec::Message;
 use belay_protocol::error::ProtocolError;
-use belay_protocol::frame::{FrameType, MAX_CHUNK, raw};
+use belay_protocol::frame::{FrameType, raw};
 use belay_protocol::id::{MessageId, SessionId};
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::{
@@ -177,17 +177,11 @@ async fn read_text(reader: &mut FrameReader, len: usize) -> Result<String, Clien
     String::from_utf8(text.into()).map_err(|error| malformed(error.to_string()))
 }
 
-async fn send_message(tunnel: &Tunnel, request: &SessionAdd, mut text: Bytes) -> Result<SessionAdded, ClientError> {
+async fn send_message(tunnel: &Tunnel, request: &SessionAdd, text: Bytes) -> Result<SessionAdded, ClientError> {
     let added = answered(async {
         let (mut writer, mut reader) = tunnel.stream(StreamKind::Session).await?;
         writer.queue(request)?;
-        let (mut prefixes, mut offset) = (raw::PrefixPool::default(), 0);
-        while !text.is_empty() {
-            let chunk = text.split_to(text.len().min(MAX_CHUNK));
-            writer.queue_raw(prefixes.prefix(FrameType::BodyChunk, offset, chunk.len())?);
-            offset += chunk.len() as u64;
-            writer.queue_raw(chunk);
-        }
+        writer.queue_chunks(text)?;
         // A refusal may come before all of it is taken.
         let sent = writer.flush().await;
         writer.finish();

@@ -6,7 +6,7 @@
 
 use crate::codec::Message;
 use crate::error::{ProtocolError, StreamCode};
-use crate::frame::{Frame, FrameDecoder, FrameType};
+use crate::frame::{Frame, FrameDecoder, FrameType, MAX_CHUNK, raw};
 use crate::kind::StreamKind;
 use bytes::{Buf, Bytes};
 use std::collections::VecDeque;
@@ -94,6 +94,18 @@ impl FrameWriter {
             self.queued += bytes.len();
             self.queue.push_back(bytes);
         }
+    }
+
+    /// Queues bytes of any length in body chunks, each after its offset.
+    pub fn queue_chunks(&mut self, mut bytes: Bytes) -> Result<(), ProtocolError> {
+        let (mut prefixes, mut offset) = (raw::PrefixPool::default(), 0);
+        while !bytes.is_empty() {
+            let chunk = bytes.split_to(bytes.len().min(MAX_CHUNK));
+            self.queue_raw(prefixes.prefix(FrameType::BodyChunk, offset, chunk.len())?);
+            offset += chunk.len() as u64;
+            self.queue_raw(chunk);
+        }
+        Ok(())
     }
 
     /// True if nothing waits to be written.

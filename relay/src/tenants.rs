@@ -197,7 +197,10 @@ mod tests {
     use crate::secrets::{MASTER_KEY, MasterKey};
     use crate::store::executor::StoreConfig;
     use crate::store::ledger::budget::{Measure, Scope};
+    use crate::store::ledger::hold::{HoldOutcome, hold};
+    use crate::store::ledger::money::{Operation, operate};
     use crate::store::ledger::rates::Bound;
+    use crate::store::ledger::{self};
     use crate::store::schema::Durability;
     use belay_protocol::id::RequestId;
     use belay_transport::env::Random;
@@ -212,17 +215,21 @@ mod tests {
         }
     }
 
+    fn tenants(dir: &std::path::Path) -> (Tenants, Arc<At>) {
+        let (threads, durability) = (0, Durability::None);
+        let idle_close = Duration::from_secs(60);
+        let store = Store::start(&StoreConfig { dir: dir.into(), threads, durability, idle_close, max_open: 2 });
+        let clock = Arc::new(At(AtomicU64::new(1_000_000)));
+        let boot = Boot { machine: "m1".into(), process: "p1".into() };
+        let master = MasterKey::load(&dir.join(MASTER_KEY), Some(&Random::from_seed(1))).expect("made");
+        let books = Books::new(store.clone(), clock.clone(), &master, NanoUsd::ZERO);
+        (Tenants::new(store, books, boot, clock.clone()), clock)
+    }
+
     #[tokio::test]
     async fn a_tenant_is_closed_once_its_last_minute_is_over() {
         let dir = tempfile::tempdir().expect("made");
-        let (threads, durability) = (0, Durability::None);
-        let idle_close = Duration::from_secs(60);
-        let store = Store::start(&StoreConfig { dir: dir.path().into(), threads, durability, idle_close, max_open: 2 });
-        let clock = Arc::new(At(AtomicU64::new(1_000_000)));
-        let boot = Boot { machine: "m".into(), process: "p".into() };
-        let master = MasterKey::load(&dir.path().join(MASTER_KEY), Some(&Random::from_seed(1))).expect("made");
-        let books = Books::new(store.clone(), clock.clone(), &master, NanoUsd::ZERO);
-        let tenants = Tenants::new(store, books, boot, clock.clone());
+        let (tenants, clock) = tenants(dir.path());
         let id = "acme".parse().expect("name");
         let limit = [Bound { scope: Scope::Tenant, measure: Measure::RequestsMinute, count: 2 }];
         let take = |handle: &TenantHandle| handle.rates.take(&limit, 0, clock.now_ms()).map(|_| ());
@@ -240,14 +247,27 @@ mod tests {
     #[tokio::test]
     async fn the_journal_keeps_what_it_says_of_holds_that_are_open() {
         let dir = tempfile::tempdir().expect("made");
-        let journal = Journal::start(dir.path(), HashMap::new()).expect("made");
-        let (open, resolved) = (RequestId([1; 16]), RequestId([2; 16]));
+        let (tenants, _) = tenants(dir.path());
+        let id: TenantId = "acme".parse().expect("name");
+        let open = ledger::tests::request(1);
+        let (request, store) = (open.request_id, tenants.store.clone());
+        let held = store.run(Db::Tenant(id.clone()), move |connection| {
+            operate(connection, Operation::Credit, NanoUsd(1 << 30), "opening", None, open.now_ms)?;
+            hold(connection, &open)
+        });
+        assert!(matches!(held.await.expect("works"), HoldOutcome::Held(_)));
+        let journal = Journal::start(&store.tenant_dir(&id), HashMap::new()).expect("made");
         let progress = journal::Progress { events: 7, ..journal::Progress::default() };
-        for id in [open, resolved] {
+        for id in [request, RequestId([9; 16])] {
             journal.append(id, progress).expect("noted");
         }
-        drop(Journal::start(dir.path(), HashMap::from([(open, progress)])).expect("begun anew"));
-        let said = journal::read(dir.path()).expect("read").expect("there");
-        assert_eq!(said, HashMap::from([(open, progress)]));
+        // Opened, and opened anew after it was closed, while the hold waits for the sweeper.
+        for _ in 0..2 {
+            tenants.handle(&id).await.expect("opened");
+            tenants.close_idle();
+            assert_eq!(tenants.open_count(), 0);
+            let said = journal::read(&store.tenant_dir(&id)).expect("read").expect("there");
+            assert_eq!(said, HashMap::from([(request, progress)]));
+        }
     }
 }

@@ -4,6 +4,7 @@
 use crate::first_token::Basis;
 use crate::report::{Report, Samples, us};
 use crate::scene::{CROWD, MANY, Scene, Way};
+use anyhow::Context;
 use belay_tests::fake_provider::Script;
 use std::sync::Arc;
 use std::time::Instant;
@@ -80,6 +81,7 @@ async fn first_token(scene: &Arc<Scene>, size: &Size, basis: &Basis, report: &mu
 async fn travel(scene: &Arc<Scene>, size: &Size, report: &mut Report) -> anyhow::Result<()> {
     let ways = [Way::Direct, Way::Proxy, Way::Gateway];
     let mut cpu = [(0, 0); 3];
+    let before = taken_and_all()?;
     for (streams, tokens) in [(1, size.tokens), (MANY, size.tokens), (CROWD, size.crowd_tokens)] {
         let mut seen: [Samples; 3] = Default::default();
         let rounds = if streams == CROWD { CROWDS } else { size.rounds };
@@ -113,6 +115,9 @@ async fn travel(scene: &Arc<Scene>, size: &Size, report: &mut Report) -> anyhow:
             report.figure("gateway_relay_memory", mib(relay), "MiB").bar(mib(before.1), MEMORY_BAR);
         }
     }
+    let after = taken_and_all()?;
+    let taken = 100.0 * (after.0 - before.0) as f64 / (after.1 - before.1).max(1) as f64;
+    report.figure("gateway_travel_taken", taken, "%");
     let per_token = |at: usize| us(cpu[at].0) / cpu[at].1.max(1) as f64;
     report.figure("gateway_cpu_per_token", per_token(2), "us").bar(per_token(1), CPU_BAR);
     Ok(())
@@ -159,6 +164,16 @@ async fn requests(scene: &Arc<Scene>, size: &Size, report: &mut Report) -> anyho
     report.figure("proxy_requests_per_second", rates[1], "1/s").against(rates[0]);
     report.figure("gateway_requests_per_second", rates[2], "1/s").against(rates[1]);
     Ok(())
+}
+
+/// Time of the processors that a hypervisor has taken, and all of it: what a run's slowest tokens met.
+fn taken_and_all() -> anyhow::Result<(u64, u64)> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let all = stat.lines().next().context("/proc/stat is empty")?.split_whitespace().skip(1);
+    let all = all.map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+    // user, nice, system, idle, iowait, irq, softirq, steal; guests are in user and nice.
+    let all = all.get(..8).context("/proc/stat is short")?;
+    Ok((all[7], all.iter().sum()))
 }
 
 /// CPU of what stands in a way.

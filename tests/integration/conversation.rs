@@ -1,11 +1,14 @@
 //! `belay ask --session`, `belay sessions` and `belay chat`, as their users have them.
 
-use crate::programs::{Site, belay, exits, one_json, program, run, run_with};
+use crate::programs::{DEADLINE, Site, belay, exits, one_json, program, run, run_with};
 use belay_tests::procs::Ran;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 fn json_of(home: &Path, args: &[&str]) -> Value {
     let ran = run(belay(home, args).arg("--json"));
@@ -86,6 +89,7 @@ fn a_conversation_is_asked_shown_found_exported_and_deleted() {
     assert_eq!(json_of(&home, &["sessions", "show", "rome"])["said"], json!([]));
     fails(&run(&mut belay(&home, &["sessions", "set", "rome"])), 2, "nothing is to be set");
     fails(&run(&mut belay(&home, &["ask", "--session", " ", "x"])), 2, "does not name a session");
+    fails(&run(&mut belay(&home, &["ask", "--history-tokens", "5", "x"])), 2, "--session");
 }
 
 #[test]
@@ -111,6 +115,30 @@ fn a_chat_reads_lines_from_a_pipe() {
     assert_eq!(shown["said"].as_array().unwrap().len(), 4);
     exits(&run_with(&mut belay(&home, &["chat", "--session", "sky"]), "/cost\n"), 0);
     fails(&run_with(&mut belay(&home, &["chat", "--request-id", &"0".repeat(32)]), ""), 2, "many requests");
+}
+
+#[test]
+fn ctrl_c_ends_a_chat_that_no_terminal_reads_for() {
+    let site = Site::start(1);
+    let home = joined(&site);
+    let mut command = belay(&home, &["chat", "--session", "sky"]);
+    let mut chat = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut input = chat.stdin.take().unwrap();
+    input.write_all(b"/session\n").unwrap();
+    // It has read that line, and waits for the next one.
+    let mut line = String::new();
+    BufReader::new(chat.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "sky\n");
+    let pid = Pid::from_raw(i32::try_from(chat.id()).unwrap()).unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while chat.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "it goes on");
+        // Between the two it may be in neither place; then it is told again.
+        kill_process(pid, Signal::INT).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(chat.wait().unwrap().code(), Some(130));
+    drop(input);
 }
 
 #[test]

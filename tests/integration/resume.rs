@@ -365,6 +365,11 @@ async fn above_the_memory_new_work_is_overloaded_and_running_work_goes_on() {
     eventually("there is room for no more", async || refused().await.is_some()).await;
     let failed = refused().await.expect("refused");
     assert_eq!((failed.code, failed.retry_after_ms), (FailureCode::OVERLOADED, Some(1000)));
+    let listed = client.client.session_list(false, String::new(), 0, PATIENCE).await;
+    assert!(
+        matches!(&listed, Err(ClientError::Failed(failed)) if failed.code == FailureCode::OVERLOADED),
+        "{listed:?}"
+    );
     let other = restarted(&client);
     let mut status = other.status();
     let waiting = status.wait_for(

@@ -396,3 +396,50 @@ async fn what_a_tenants_sessions_take_is_bounded() {
     relay.verify().await;
     relay.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_are_bounded_and_what_is_not_kept_of_an_answer_is_said() {
+    let provider = FakeProvider::start().await.unwrap();
+    let relay = start(&provider, "").await;
+    let client = relay.client().await;
+    // Streamed, 25 tokens of 200,000 bytes; and whole.
+    provider.push_script(Script { text: Some("x".repeat(200_000)), ..Script::tokens(25) });
+    let streamed = client.send(asking(&client, "s", "", "much?")).await;
+    assert_eq!(streamed.text.len(), 5_000_000, "its reader gets all of it");
+    let body = json!({
+        "choices": [{ "message": { "role": "assistant", "content": "é".repeat(2_500_000) }, "finish_reason": "stop" }],
+        "usage": { "prompt_tokens": 5, "completion_tokens": 7 },
+    });
+    provider.push_script(Script { body: Some(body.to_string()), ..Script::default() });
+    let mut whole = asking(&client, "t", "", "much?");
+    whole.stream = false;
+    assert_eq!(client.send(whole).await.text.len(), 5_000_000);
+    for session in ["s", "t"] {
+        let kept = texts(&client, session).await.remove(1);
+        let (text, words) = kept.split_at(4 << 20);
+        assert_eq!(words, "\n[the rest of this answer is not kept]", "{session}");
+        assert!(text.chars().all(|c| matches!(c, 'x' | 'é')));
+    }
+    let asked = client.send(asking(&client, "u", "", &"x".repeat(4 << 20))).await;
+    assert_eq!(asked.failed.map(|failed| failed.code), Some(FailureCode::LIMIT));
+    relay.verify().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_bounds_the_history_that_goes_along() {
+    let provider = FakeProvider::start().await.unwrap();
+    let relay = start(&provider, "[limits]\nsession_history_tokens = 40\nrequests_per_minute = 100000\n").await;
+    let client = relay.client().await;
+    for number in 1..=4_u8 {
+        let role = if number % 2 == 1 { SessionRole::USER } else { SessionRole::ASSISTANT };
+        client.client.session_add(&name("s"), (MessageId([number; 16]), role), "x".repeat(30), PATIENCE).await.unwrap();
+    }
+    let mut request = asking(&client, "s", "", "why?");
+    // Wanting more than there may be does not help.
+    request.history_tokens = Some(1_000_000);
+    let asked = client.send(request).await;
+    assert_eq!(header(&asked, "belay-session-messages").as_deref(), Some("2"));
+    assert_eq!(header(&asked, "belay-session-left-out").as_deref(), Some("2"));
+    relay.stop().await;
+}

@@ -37,6 +37,9 @@ pub(super) struct AskArgs {
     /// there; it is made if it is not there
     #[arg(long, value_name = "NAME", conflicts_with_all = ["body", "history"])]
     session: Option<SessionId>,
+    /// Take at most so many tokens of the session's history along (default: as the relay does)
+    #[arg(long, value_name = "TOKENS", requires = "session")]
+    history_tokens: Option<u32>,
     #[command(flatten)]
     pub(super) request: RequestArgs,
     #[command(flatten)]
@@ -73,9 +76,6 @@ pub(super) struct RequestArgs {
     /// Do not stream: wait for the whole answer
     #[arg(long)]
     pub(super) no_stream: bool,
-    /// Take at most so many tokens of the session's history along (default: as the relay does)
-    #[arg(long, value_name = "TOKENS")]
-    pub(super) history_tokens: Option<u32>,
     /// Repeat a request: the same id with the same content is charged once
     #[arg(long, value_name = "ID")]
     pub(super) request_id: Option<RequestId>,
@@ -90,7 +90,6 @@ impl RequestArgs {
         request.may_reduce_output = self.may_reduce;
         request.cost_cap = self.cost_cap;
         request.deadline_ms = self.deadline.map(|seconds| seconds.saturating_mul(1000));
-        request.history_tokens = self.history_tokens;
         request
     }
 }
@@ -130,7 +129,7 @@ pub(super) async fn run(global: &Global, args: AskArgs) -> anyhow::Result<()> {
     } else {
         let (dialect, body) = body(&args)?;
         let client = global.client()?;
-        let result = ask(global, &client, &args.request, args.session, (dialect, body)).await;
+        let result = ask(global, &client, &args.request, (args.session, args.history_tokens), (dialect, body)).await;
         client.close().await;
         result
     };
@@ -237,12 +236,12 @@ pub(super) async fn ask(
     global: &Global,
     client: &Client,
     args: &RequestArgs,
-    session: Option<SessionId>,
+    (session, history_tokens): (Option<SessionId>, Option<u32>),
     (dialect, body): (Dialect, Vec<u8>),
 ) -> anyhow::Result<Asked> {
     let begun = Instant::now();
     let mut request = args.to_request(args.request_id.unwrap_or_else(|| client.request_id()), dialect, body);
-    request.session = session;
+    (request.session, request.history_tokens) = (session, history_tokens);
     let escalation = client.escalate(request, global.wait()).await?;
     show(global, escalation, begun).await
 }

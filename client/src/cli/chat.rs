@@ -45,6 +45,9 @@ pub(super) struct ChatArgs {
     /// The session; it is made if it is not there (default: a new one)
     #[arg(long, value_name = "NAME")]
     session: Option<SessionId>,
+    /// Take at most so many tokens of what was said along (default: as the relay does)
+    #[arg(long, value_name = "TOKENS")]
+    history_tokens: Option<u32>,
     #[command(flatten)]
     request: RequestArgs,
 }
@@ -75,6 +78,7 @@ struct Chat<'a> {
     global: &'a Global,
     client: &'a Client,
     request: RequestArgs,
+    history_tokens: Option<u32>,
     session: SessionId,
     /// Of this conversation, since it was opened here.
     cost: NanoUsd,
@@ -90,7 +94,15 @@ pub(super) async fn run(global: &Global, args: ChatArgs) -> anyhow::Result<()> {
     if args.request.request_id.is_some() {
         return Err(Usage("a conversation has many requests: --request-id is for belay ask".into()).into());
     }
-    let mut chat = Chat { global, client: &client, request: args.request, session, cost: NanoUsd::ZERO, answers: 0 };
+    let mut chat = Chat {
+        global,
+        client: &client,
+        request: args.request,
+        history_tokens: args.history_tokens,
+        session,
+        cost: NanoUsd::ZERO,
+        answers: 0,
+    };
     let result = chat.talk().await;
     client.close().await;
     result
@@ -203,7 +215,7 @@ impl Chat<'_> {
         let begun = Instant::now();
         let body = serde_json::to_vec(&Prompt::new(text))?;
         let mut request = self.request.to_request(self.client.request_id(), Dialect::PROMPT, body);
-        request.session = Some(self.session.clone());
+        (request.session, request.history_tokens) = (Some(self.session.clone()), self.history_tokens);
         let escalation = tokio::select! {
             biased;
             _ = tokio::signal::ctrl_c() => bail!("interrupted before it was asked"),

@@ -119,7 +119,7 @@ async fn asked(global: &Global, args: &DevArgs, relay: &Relay, home: &Path) -> a
     let options = Options { state: Some(state_dir), sensors, ..Options::default() };
     let client = Arc::new(Client::start(Env::system(), identity, &key, options)?);
     let body = serde_json::to_vec(&Prompt::new(&args.prompt))?;
-    let asked = ask(global, &client, &args.request, None, (Dialect::PROMPT, body)).await?;
+    let asked = ask(global, &client, &args.request, (None, None), (Dialect::PROMPT, body)).await?;
     if global.json {
         print_json(&asked.to_json())?;
     } else {

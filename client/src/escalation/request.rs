@@ -1,7 +1,6 @@
 //! What is asked, and how it stands on a stream.
 
 use crate::error::ClientError;
-use belay_protocol::frame::{FrameType, MAX_CHUNK, raw};
 use belay_protocol::id::{RequestId, SessionId};
 use belay_protocol::message::escalate::HISTORY_TOKENS;
 use belay_protocol::message::{Dialect, EscalateRequest, Extension, Operation};
@@ -106,14 +105,5 @@ impl EscalationRequest {
 /// Queues a request with its body.
 pub(super) fn queue_whole(writer: &mut FrameWriter, request: &EscalationRequest) -> Result<(), ClientError> {
     writer.queue(&request.message())?;
-    let mut prefixes = raw::PrefixPool::default();
-    let mut offset = 0;
-    let mut body = request.body.clone();
-    while !body.is_empty() {
-        let chunk = body.split_to(body.len().min(MAX_CHUNK));
-        writer.queue_raw(prefixes.prefix(FrameType::BodyChunk, offset, chunk.len())?);
-        offset += chunk.len() as u64;
-        writer.queue_raw(chunk);
-    }
-    Ok(())
+    Ok(writer.queue_chunks(request.body.clone())?)
 }

@@ -261,7 +261,7 @@ impl Escalator {
             Ok(Beginning::Settled(recorded)) => resume::repeat_end(&mut stream, request.request_id, recorded).await,
             Ok(Beginning::Known) => self.join(caller, request.request_id, 0, stream).instrument(span.clone()).await,
             Ok(Beginning::Refused(refusal)) => {
-                refuse(&mut stream, &refused(request.request_id, request.session_id.as_deref(), &refusal), span).await;
+                refuse(&mut stream, &refused(request.request_id, &refusal), span).await;
                 // Only now: its tunnels close.
                 if let HoldRefusal::PaymentRequired { suspended: true, .. } = refusal {
                     self.suspend_at_ceiling(&caller.tenant).instrument(span.clone()).await;
@@ -302,7 +302,7 @@ impl Escalator {
         let registration = match self.flights.enter(&caller.tenant, id, &caller.device, hold_request.digest) {
             Entered::New(registration) => registration,
             Entered::Known => return Ok(Beginning::Known),
-            Entered::Conflict => return Err(refused(id, None, &HoldRefusal::Conflict)),
+            Entered::Conflict => return Err(refused(id, &HoldRefusal::Conflict)),
         };
         if self.draining.is_cancelled() {
             return Err(failed(id, FailureCode::DRAINING, "the relay is going down", "try again in a moment"));

@@ -52,7 +52,7 @@ pub(super) fn rate_limited(id: RequestId, refusal: &RateRefusal) -> Failed {
 }
 
 /// The book says no.
-pub(super) fn refused(id: RequestId, session: Option<&str>, refusal: &HoldRefusal) -> Failed {
+pub(super) fn refused(id: RequestId, refusal: &HoldRefusal) -> Failed {
     let make = |code, message: String, remedy: &str| failed(id, code, message, remedy);
     match refusal {
         HoldRefusal::PaymentRequired { missing, available, tier, suspended } => {
@@ -105,8 +105,8 @@ pub(super) fn refused(id: RequestId, session: Option<&str>, refusal: &HoldRefusa
             format!("the request names {field}, which the provider keeps under a key that tenants share"),
             "send the content itself, or use a provider key of your own",
         ),
-        HoldRefusal::Session(refusal) => {
-            let (code, message, remedy) = session::refused(session.unwrap_or_default(), refusal);
+        HoldRefusal::Session { name, refusal } => {
+            let (code, message, remedy) = session::refused(name, refusal);
             make(code, message, remedy)
         }
         HoldRefusal::TooManyAtOnce => Failed {

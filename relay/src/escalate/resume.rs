@@ -49,7 +49,7 @@ impl Escalator {
                 let dialect = kind.map_or(Dialect::PROMPT, |kind| kind.dialect());
                 Ok(Recorded { dialect, end, provider, model })
             }
-            Found::Open => Err(refused(id, None, &HoldRefusal::InProgress)),
+            Found::Open => Err(refused(id, &HoldRefusal::InProgress)),
             Found::Nothing => Err(unknown(id)),
         }
     }

@@ -10,9 +10,6 @@ use belay_protocol::id::SessionId;
 use belay_protocol::message::{Dialect, EscalateRequest, Failed, FailureCode, escalate};
 use std::sync::Arc;
 
-/// The alias that is asked where nobody names a model.
-const DEFAULT_MODEL: &str = "auto";
-
 /// The conversation that a request goes on with.
 #[derive(Debug)]
 pub(crate) struct Conversation {
@@ -25,11 +22,8 @@ pub(crate) struct Conversation {
 impl Conversation {
     /// Bytes of all that there is of it.
     pub(crate) fn bytes(&self) -> u64 {
-        let context = &self.history.context;
-        let knowledge: usize = context.knowledge.iter().map(|item| item.source.len() + item.text.len()).sum();
-        let constraints: usize = context.constraints.iter().map(String::len).sum();
         let turns: usize = self.history.turns.iter().map(|turn| turn.content.len()).sum();
-        (context.framing.len() + knowledge + constraints + turns) as u64
+        self.history.context.bytes() + turns as u64
     }
 
     /// Puts the conversation around a prompt, as far as there is room in the model's window of `context`
@@ -91,7 +85,10 @@ impl Escalator {
             return wrong(FailureCode::LIMIT, message, "ask for less, or without a session");
         }
         let most = self.config.limits.session_history_tokens;
-        let room = u64::from(wanted_history(request).map_or(most, |wanted| wanted.min(most)));
+        let room = match wanted_history(request) {
+            Ok(wanted) => u64::from(wanted.map_or(most, |wanted| wanted.min(most))),
+            Err(message) => return wrong(FailureCode::INVALID_REQUEST, message, "send four bytes, little endian"),
+        };
         let (db, named) = (Db::Tenant(caller.tenant.clone()), session.clone());
         // Whether it may be asked there, the hold decides: a repetition gets its end, whatever became of it.
         let found = self.store.run(db, move |connection| history(connection, &named, room)).await;
@@ -100,23 +97,22 @@ impl Escalator {
     }
 }
 
-/// How many tokens of history a request wants at the most.
-fn wanted_history(request: &EscalateRequest) -> Option<u32> {
-    let wanted = request.extensions.iter().find(|extension| extension.kind == escalate::HISTORY_TOKENS)?;
-    Some(u32::from_le_bytes(wanted.value.as_slice().try_into().ok()?))
+/// How many tokens of history a request wants at the most. Errors: that is no number.
+fn wanted_history(request: &EscalateRequest) -> Result<Option<u32>, String> {
+    let wanted = request.extensions.iter().find(|extension| extension.kind == escalate::HISTORY_TOKENS);
+    let read = |value: &[u8]| value.try_into().map(u32::from_le_bytes);
+    let read = wanted.map(|extension| read(&extension.value));
+    read.transpose().map_err(|_| "the tokens of history that are wanted are no number".to_owned())
 }
 
-/// The model that is meant where a request names none.
+/// The session's own model, where a request names none.
 pub(super) fn model_of(request: &EscalateRequest, conversation: Option<&Conversation>) -> Option<String> {
-    if !request.model.is_empty() {
-        return None;
-    }
-    let own = conversation.map(|conversation| conversation.history.model.as_str()).filter(|model| !model.is_empty());
-    Some(own.unwrap_or(DEFAULT_MODEL).to_owned())
+    let own = conversation.map(|conversation| &conversation.history.model);
+    own.filter(|model| request.model.is_empty() && !model.is_empty()).cloned()
 }
 
 /// What is said of a session that cannot be used.
-pub(crate) fn refused(session: &str, refusal: &Refusal) -> (FailureCode, String, &'static str) {
+pub(crate) fn refused(session: &SessionId, refusal: &Refusal) -> (FailureCode, String, &'static str) {
     match refusal {
         Refusal::NotFound => {
             (FailureCode::NOT_FOUND, format!("there is no session {session:?}"), "see belay sessions list")
@@ -137,6 +133,40 @@ pub(crate) fn refused(session: &str, refusal: &Refusal) -> (FailureCode, String,
         Refusal::Conflict => {
             let message = "a message with this id is in another session, or says something else".to_owned();
             (FailureCode::CONFLICT, message, "give each message an id of its own")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use belay_protocol::id::RequestId;
+    use belay_protocol::message::{Extension, Operation};
+
+    #[test]
+    fn how_much_history_is_wanted_is_a_number_or_an_error() {
+        let wanted = |value: Option<&[u8]>| {
+            let extension = |value: &[u8]| Extension { kind: escalate::HISTORY_TOKENS, value: value.to_vec() };
+            wanted_history(&EscalateRequest {
+                request_id: RequestId([1; 16]),
+                session_id: None,
+                operation: Operation::CHAT,
+                dialect: Dialect::PROMPT,
+                model: String::new(),
+                stream: true,
+                max_output_tokens: None,
+                may_reduce_output: false,
+                cost_cap: None,
+                deadline_ms: None,
+                headers: vec![],
+                body_len: 0,
+                extensions: value.map(extension).into_iter().collect(),
+            })
+        };
+        assert_eq!(wanted(None), Ok(None));
+        assert_eq!(wanted(Some(&[0x2c, 1, 0, 0])), Ok(Some(300)));
+        for wrong in [&[][..], &[1], &[0; 5]] {
+            assert!(wanted(Some(wrong)).is_err());
         }
     }
 }

@@ -201,7 +201,7 @@ impl Store {
     }
 
     /// Runs a question that may take long, beside the thread that writes to `tenant`'s book. It sees what is
-    /// durable by then; writing is an error, and so is taking longer than two seconds.
+    /// durable by then. Errors: `TooLong`; writing is an error, too.
     pub async fn read<T, F>(&self, tenant: &TenantId, mut question: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -215,7 +215,7 @@ impl Store {
         let (sender, receiver) = oneshot::channel();
         let path = tenant_dir(&self.inner.dir, tenant).join(BOOK);
         readers.run(Box::new(move || {
-            let answer = readers::open(&path).and_then(|connection| question(&connection));
+            let answer = readers::ask(&path, |connection| question(connection));
             // Whoever asked may have gone.
             let _ = sender.send(answer);
         }));

@@ -193,7 +193,9 @@ mod tests {
         assert_eq!(said.get(&a), Some(&later));
         assert_eq!(said.get(&b), Some(&Progress::default()));
         assert_eq!(said.get(&c), Some(&later));
-        drop(Journal::start(dir.path(), HashMap::new()).expect("emptied"));
+        drop(Journal::start(dir.path(), HashMap::from([(a, later)])).expect("begun anew"));
+        assert_eq!(read(dir.path()).expect("read"), Some(HashMap::from([(a, later)])));
+        drop(Journal::start(dir.path(), HashMap::new()).expect("begun anew"));
         assert_eq!(read(dir.path()).expect("read"), Some(HashMap::new()));
     }
 

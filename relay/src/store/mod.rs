@@ -58,6 +58,9 @@ pub enum StoreError {
         /// In which way.
         why: String,
     },
+    /// A question took longer than it may.
+    #[error("the answer takes longer than a question may")]
+    TooLong,
     /// The store has been shut down.
     #[error("the store is closed")]
     Closed,
@@ -73,7 +76,11 @@ impl StoreError {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Failed { operation: "sqlite", why: error.to_string() }
+        match error.sqlite_error_code() {
+            // Only questions have a time, and nobody else interrupts.
+            Some(rusqlite::ErrorCode::OperationInterrupted) => Self::TooLong,
+            _ => Self::Failed { operation: "sqlite", why: error.to_string() },
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Billing streams: balance, usage, statements, records, and where to pay.
 
-use super::{Intake, fail, failure, refuse};
-use crate::escalate::{Caller, ClientStream, Escalator, finish_stream, send_failed};
+use super::answer::{NoAnswer, end, taken};
+use super::{Intake, fail, refuse};
+use crate::escalate::{Caller, ClientStream, Escalator};
 use crate::store::StoreError;
 use crate::store::books::Days;
 use crate::store::ledger::standing::Tier;
@@ -9,21 +10,15 @@ use crate::store::ledger::statement::Line;
 use crate::store::ledger::usage::{Group, Grouping};
 use belay_protocol::calendar;
 use belay_protocol::codec::Message;
-use belay_protocol::error::{ProtocolError, StreamCode};
+use belay_protocol::error::ProtocolError;
 use belay_protocol::frame::{Frame, FrameType, frame};
 use belay_protocol::message::{
-    Balance, BalanceRequest, Done, Failed, FailureCode, FlushRequest, Flushed, ModelsRequest, PaysWith, RecordRequest,
+    Balance, BalanceRequest, Done, FailureCode, FlushRequest, Flushed, ModelsRequest, PaysWith, RecordRequest,
     StatementLine, StatementRequest, TopUp, TopUpRequest, UsageBy, UsageGroup, UsagePeriod, UsageRequest,
 };
 use belay_protocol::money::NanoUsd;
-use belay_protocol::stream::StreamError;
 use belay_transport::params::PRIORITY_BULK;
-use std::time::Duration;
-use tokio::time::timeout;
-use tracing::{debug, warn};
 
-/// How long a client may take to take a page of a list.
-const PAGE_TAKEN: Duration = Duration::from_secs(60);
 /// The largest number of a day that makes sense: it is in the year 4700.
 const LAST_DAY: u32 = 1_000_000;
 
@@ -53,36 +48,6 @@ impl Asked {
     }
 }
 
-/// Why there is no answer.
-enum NoAnswer {
-    Failed(Box<Failed>),
-    /// The client has gone, or takes nothing.
-    Gone,
-}
-
-impl From<StoreError> for NoAnswer {
-    fn from(error: StoreError) -> Self {
-        warn!(%error, "cannot serve a billing stream");
-        let mut failed = failure(FailureCode::STORE_UNAVAILABLE, "the relay could not read its books", "try again");
-        failed.retry_after_ms = Some(1000);
-        Self::Failed(Box::new(failed))
-    }
-}
-
-impl From<ProtocolError> for NoAnswer {
-    fn from(error: ProtocolError) -> Self {
-        warn!(%error, "cannot encode an answer");
-        Self::Failed(Box::new(failure(FailureCode::INTERNAL, "the answer cannot be sent", "ask for less")))
-    }
-}
-
-impl From<StreamError> for NoAnswer {
-    fn from(error: StreamError) -> Self {
-        debug!(%error, "a billing stream was lost");
-        Self::Gone
-    }
-}
-
 /// Serves one billing stream. `intake` bounds the request's arrival.
 pub async fn serve(escalator: &Escalator, caller: &Caller, intake: &Intake, mut stream: ClientStream) {
     let asked = match intake.within(stream.reader.frame()).await {
@@ -94,11 +59,8 @@ pub async fn serve(escalator: &Escalator, caller: &Caller, intake: &Intake, mut 
         Err(error) => return refuse(&mut stream, &error).await,
     };
     stream.writer.set_priority(PRIORITY_BULK);
-    match answer(escalator, caller, asked, &mut stream).await {
-        Ok(()) => finish_stream(&mut stream, StreamCode::NO_ERROR).await,
-        Err(NoAnswer::Failed(failure)) => send_failed(&mut stream, &failure).await,
-        Err(NoAnswer::Gone) => stream.writer.reset(StreamCode::TIMEOUT),
-    }
+    let answered = answer(escalator, caller, asked, &mut stream).await;
+    end(&mut stream, answered).await;
 }
 
 async fn answer(
@@ -129,8 +91,8 @@ async fn answer(
                 let tenant = &caller.tenant;
                 let remedy =
                     format!("ask the operator of the relay, who does it with: belayd tenant credit {tenant} 20");
-                let failed = failure(FailureCode::UNSUPPORTED, "money is added by the operator of this relay", &remedy);
-                return Err(NoAnswer::Failed(Box::new(failed)));
+                let message = "money is added by the operator of this relay";
+                return Err(NoAnswer::because(FailureCode::UNSUPPORTED, message, &remedy));
             }
         },
         Asked::Flush => {
@@ -207,7 +169,7 @@ fn named_days(from: u32, until: u32) -> Result<Days, NoAnswer> {
 }
 
 fn invalid(message: String) -> NoAnswer {
-    NoAnswer::Failed(Box::new(failure(FailureCode::INVALID_REQUEST, message, "see PROTOCOL.md, or use a newer relay")))
+    NoAnswer::because(FailureCode::INVALID_REQUEST, message, "see PROTOCOL.md, or use a newer relay")
 }
 
 fn unsigned(number: i64) -> u64 {
@@ -251,10 +213,7 @@ async fn statement(
         for line in page {
             stream.writer.queue(&entry(line))?;
         }
-        match timeout(PAGE_TAKEN, stream.writer.flush()).await {
-            Ok(flushed) => flushed?,
-            Err(_) => return Err(NoAnswer::Gone),
-        }
+        taken(&mut stream.writer).await?;
     }
     stream.writer.queue(&done(rows, days))?;
     Ok(())

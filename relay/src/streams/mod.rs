@@ -1,6 +1,7 @@
 //! A handler per kind of stream. Handlers are written on the protocol's stream traits: they parse,
 //! call a service, and write. They never see SQL or quinn.
 
+mod answer;
 pub mod billing;
 pub mod control;
 pub mod enrol;

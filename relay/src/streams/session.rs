@@ -1,10 +1,10 @@
 //! Session streams: what was said, what goes with requests, lists, the search.
 
+use super::answer::{NoAnswer, end, taken};
 use super::{Intake, fail, failure, refuse};
 use crate::escalate::session::refused;
-use crate::escalate::{Caller, ClientStream, finish_stream, send_failed};
+use crate::escalate::{Caller, ClientStream};
 use crate::ops::memory::{BodyBudget, Memory};
-use crate::store::StoreError;
 use crate::store::sessions::find::{Hit, Page};
 use crate::store::sessions::service::Sessions;
 use crate::store::sessions::turn::OF_REQUESTS;
@@ -13,26 +13,23 @@ use crate::streams::escalate::{NoRequest, read_body};
 use belay_protocol::codec::Message;
 use belay_protocol::dialect::prompt::Knowledge;
 use belay_protocol::error::{ProtocolError, StreamCode};
-use belay_protocol::frame::{Frame, FrameType, MAX_CHUNK, raw};
+use belay_protocol::frame::{Frame, FrameType};
 use belay_protocol::id::SessionId;
 use belay_protocol::message::{
-    Failed, FailureCode, Outcome, Session, SessionAct, SessionAdd, SessionAdded, SessionContext, SessionDeed,
-    SessionGet, SessionHit, SessionKnowledge, SessionList, SessionMessage, SessionRole, SessionRow, SessionSearch,
-    SessionUpdate, SessionsDone,
+    FailureCode, Outcome, Session, SessionAct, SessionAdd, SessionAdded, SessionContext, SessionDeed, SessionGet,
+    SessionHit, SessionKnowledge, SessionList, SessionMessage, SessionRole, SessionRow, SessionSearch, SessionUpdate,
+    SessionsDone,
 };
 use belay_protocol::money::NanoUsd;
-use belay_protocol::stream::{FrameWriter, StreamError};
+use belay_protocol::stream::FrameWriter;
 use belay_transport::params::PRIORITY_BULK;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
-use tracing::warn;
 
 /// What an answer takes in memory, about: a page of rows, or a page of messages.
 const ANSWER: usize = 512 << 10;
-/// How long a client may take nothing.
-const PAGE_TAKEN: Duration = Duration::from_secs(60);
 /// How long a message's text may take to arrive.
 const TEXT: Duration = Duration::from_secs(30);
 /// The longest title or model, and the longest framing, in bytes.
@@ -63,42 +60,8 @@ impl Asked {
     }
 }
 
-/// Why there is no answer.
-enum NoAnswer {
-    Failed(Box<Failed>),
-    Stream(StreamError),
-    /// The client takes nothing.
-    Gone,
-}
-
-impl From<StoreError> for NoAnswer {
-    fn from(error: StoreError) -> Self {
-        warn!(%error, "cannot serve a session stream");
-        let mut failed = failure(FailureCode::STORE_UNAVAILABLE, "the relay could not reach its sessions", "try again");
-        failed.retry_after_ms = Some(1000);
-        Self::Failed(Box::new(failed))
-    }
-}
-
-impl From<ProtocolError> for NoAnswer {
-    fn from(error: ProtocolError) -> Self {
-        warn!(%error, "cannot encode an answer");
-        Self::Failed(Box::new(failure(FailureCode::INTERNAL, "the answer cannot be sent", "ask for less")))
-    }
-}
-
-impl From<StreamError> for NoAnswer {
-    fn from(error: StreamError) -> Self {
-        Self::Stream(error)
-    }
-}
-
-fn no(code: FailureCode, message: impl Into<String>, remedy: &str) -> NoAnswer {
-    NoAnswer::Failed(Box::new(failure(code, message, remedy)))
-}
-
 fn invalid(message: impl Into<String>, remedy: &str) -> NoAnswer {
-    no(FailureCode::INVALID_REQUEST, message, remedy)
+    NoAnswer::because(FailureCode::INVALID_REQUEST, message, remedy)
 }
 
 /// Serves one session stream. `intake` bounds the request's arrival.
@@ -123,12 +86,8 @@ pub async fn serve(
         busy.retry_after_ms = Some(1000);
         return fail(&mut stream, busy, StreamCode::LIMIT).await;
     };
-    match answer(sessions, budget, caller, asked, &mut stream).await {
-        Ok(()) => finish_stream(&mut stream, StreamCode::NO_ERROR).await,
-        Err(NoAnswer::Failed(failure)) => send_failed(&mut stream, &failure).await,
-        Err(NoAnswer::Stream(error)) => refuse(&mut stream, &error).await,
-        Err(NoAnswer::Gone) => stream.writer.reset(StreamCode::TIMEOUT),
-    }
+    let answered = answer(sessions, budget, caller, asked, &mut stream).await;
+    end(&mut stream, answered).await;
 }
 
 async fn answer(
@@ -186,8 +145,8 @@ async fn answer(
 
 fn found<T>(session: &SessionId, result: Result<T, Refusal>) -> Result<T, NoAnswer> {
     result.map_err(|refusal| {
-        let (code, message, remedy) = refused(session.as_str(), &refusal);
-        no(code, message, remedy)
+        let (code, message, remedy) = refused(session, &refusal);
+        NoAnswer::because(code, message, remedy)
     })
 }
 
@@ -206,14 +165,14 @@ async fn get(
     let opened = sessions.open(&caller.tenant, &request.session, (request.after, request.last)).await?;
     let (stored, context, mut after) = found(&request.session, opened)?;
     writer.queue(&shown((stored.clone(), context)))?;
-    let (mut rows, mut prefixes) = (0, raw::PrefixPool::default());
+    let mut rows = 0;
     loop {
         let page = sessions.messages(&caller.tenant, &stored, after).await?;
         let Some(last) = page.last() else { break };
         after = last.number;
         rows += page.len();
         for message in page {
-            queue_message(writer, &mut prefixes, message)?;
+            queue_message(writer, message)?;
             taken(writer).await?;
         }
     }
@@ -221,19 +180,7 @@ async fn get(
     Ok(())
 }
 
-/// Waits until the client has taken what is queued; as long as it takes something, it may go on.
-async fn taken(writer: &mut FrameWriter) -> Result<(), NoAnswer> {
-    loop {
-        let before = writer.queued();
-        match timeout(PAGE_TAKEN, writer.flush()).await {
-            Ok(flushed) => return Ok(flushed?),
-            Err(_) if writer.queued() < before => {}
-            Err(_) => return Err(NoAnswer::Gone),
-        }
-    }
-}
-
-fn queue_message(writer: &mut FrameWriter, prefixes: &mut raw::PrefixPool, message: Said) -> Result<(), ProtocolError> {
+fn queue_message(writer: &mut FrameWriter, message: Said) -> Result<(), ProtocolError> {
     let Said { number, added } = message;
     writer.queue(&SessionMessage {
         number,
@@ -247,15 +194,7 @@ fn queue_message(writer: &mut FrameWriter, prefixes: &mut raw::PrefixPool, messa
         cost: added.cost,
         text_len: u32::try_from(added.text.len()).unwrap_or(u32::MAX),
     })?;
-    let mut text = Bytes::from(added.text);
-    let mut offset = 0;
-    while !text.is_empty() {
-        let chunk = text.split_to(text.len().min(MAX_CHUNK));
-        writer.queue_raw(prefixes.prefix(FrameType::BodyChunk, offset, chunk.len())?);
-        offset += chunk.len() as u64;
-        writer.queue_raw(chunk);
-    }
-    Ok(())
+    writer.queue_chunks(Bytes::from(added.text))
 }
 
 /// Reads a message's text and adds it.
@@ -275,15 +214,23 @@ async fn add(
     }
     if request.text_len as usize > MAX_TEXT {
         let message = format!("the text has {} bytes, at most {MAX_TEXT} are allowed", request.text_len);
-        return Err(no(FailureCode::LIMIT, message, "add it in pieces"));
+        return Err(NoAnswer::because(FailureCode::LIMIT, message, "add it in pieces"));
     }
     let mut permit = budget.body(&caller.tenant);
     let until = Instant::now() + TEXT;
     let read = timeout(TEXT, read_body(stream, request.text_len as usize, &mut permit, until)).await;
     let text = match read {
-        Err(_) => return Err(no(FailureCode::TIMED_OUT, "the text did not arrive in time", "send it at once")),
+        Err(_) => {
+            return Err(NoAnswer::because(
+                FailureCode::TIMED_OUT,
+                "the text did not arrive in time",
+                "send it at once",
+            ));
+        }
         Ok(Err(NoRequest::Stream(error))) => return Err(error.into()),
-        Ok(Err(_)) => return Err(no(FailureCode::OVERLOADED, "the relay has no memory left", "try again later")),
+        Ok(Err(_)) => {
+            return Err(NoAnswer::because(FailureCode::OVERLOADED, "the relay has no memory left", "try again later"));
+        }
         Ok(Ok(text)) => text,
     };
     let text = String::from_utf8(text.into()).map_err(|_| invalid("the text is not UTF-8", "send it as UTF-8"))?;
@@ -306,7 +253,7 @@ fn fits(what: &str, text: &str, most: usize) -> Result<(), NoAnswer> {
         return Ok(());
     }
     let message = format!("the {what} has {} bytes, at most {most} are allowed", text.len());
-    Err(no(FailureCode::LIMIT, message, "shorten it"))
+    Err(NoAnswer::because(FailureCode::LIMIT, message, "shorten it"))
 }
 
 /// What is to be changed. Errors: a field is too long, or means nothing.

@@ -14,7 +14,7 @@ use crate::store::ledger::usage::Class;
 use crate::store::sessions;
 use crate::store::sessions::turn::{self, Question};
 use belay_protocol::calendar;
-use belay_protocol::id::{DeviceId, RequestId};
+use belay_protocol::id::{DeviceId, RequestId, SessionId};
 use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, OptionalExtension};
 use std::sync::Arc;
@@ -194,7 +194,12 @@ pub enum HoldRefusal {
     /// The tenant is suspended.
     Suspended,
     /// Its session takes no question.
-    Session(sessions::Refusal),
+    Session {
+        /// Which one.
+        name: SessionId,
+        /// Why not.
+        refusal: sessions::Refusal,
+    },
 }
 
 /// Checks everything and sets the money aside, in the caller's transaction.
@@ -211,7 +216,7 @@ pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcom
     if let Some(question) = &request.question
         && let Err(refusal) = turn::check(connection, question)?
     {
-        return refused(HoldRefusal::Session(refusal));
+        return refused(HoldRefusal::Session { name: question.session.clone(), refusal });
     }
     if standing.open >= i64::from(request.at_once) {
         return refused(HoldRefusal::TooManyAtOnce);

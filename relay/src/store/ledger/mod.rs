@@ -30,7 +30,7 @@ pub mod settle;
 pub mod standing;
 pub mod statement;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod usage;
 pub mod verify;
 

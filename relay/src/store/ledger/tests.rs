@@ -63,7 +63,7 @@ fn boot(machine: &str, process: &str) -> Boot {
     Boot { machine: machine.into(), process: process.into() }
 }
 
-fn request(id: u8) -> HoldRequest {
+pub(crate) fn request(id: u8) -> HoldRequest {
     let line = |kind, nano_per_million| PriceLine { kind, nano_per_million };
     HoldRequest {
         request_id: RequestId([id; 16]),

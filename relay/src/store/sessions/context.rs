@@ -56,7 +56,8 @@ pub fn context(connection: &Connection, stored: &Stored) -> Result<Context, Stor
 }
 
 impl Context {
-    fn bytes(&self) -> u64 {
+    /// What it takes, in bytes, about.
+    pub(crate) fn bytes(&self) -> u64 {
         let knowledge: usize = self.knowledge.iter().map(|piece| piece.source.len() + piece.text.len() + 40).sum();
         let constraints: usize = self.constraints.iter().map(|constraint| constraint.len() + 4).sum();
         (self.framing.len() + knowledge + constraints) as u64

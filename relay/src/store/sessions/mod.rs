@@ -111,6 +111,7 @@ pub(crate) fn unsigned(number: i64) -> u64 {
 
 /// The longest text that a session keeps, in bytes.
 pub const MAX_TEXT: usize = 4 << 20;
+
 /// Whether there is room for more, of `most` bytes that a tenant's sessions may take.
 fn has_room(connection: &Connection, most: u64) -> Result<bool, StoreError> {
     let taken: i64 = connection.prepare_cached("SELECT bytes FROM session_size")?.query_row([], |row| row.get(0))?;

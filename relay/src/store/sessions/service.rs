@@ -180,3 +180,62 @@ impl Sessions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::executor::StoreConfig;
+    use crate::store::schema::Durability;
+    use crate::store::sessions::forget::KEPT_MS;
+    use belay_protocol::id::MessageId;
+    use belay_protocol::message::{Outcome, SessionRole};
+    use belay_protocol::money::NanoUsd;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    #[derive(Debug)]
+    struct At(AtomicU64);
+
+    impl Clock for At {
+        fn now_ms(&self) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_deleted_goes_by_itself_once_its_time_is_over() {
+        let dir = tempfile::tempdir().expect("made");
+        let (threads, durability, idle_close) = (0, Durability::None, Duration::from_secs(60));
+        let store = Store::start(&StoreConfig { dir: dir.path().into(), threads, durability, idle_close, max_open: 2 });
+        let clock = Arc::new(At(AtomicU64::new(1_790_000_000_000)));
+        let sessions = Sessions::new(store.clone(), clock.clone(), 1 << 20);
+        let (tenant, name): (TenantId, SessionId) = ("acme".parse().expect("name"), "rome".parse().expect("name"));
+        let (made, now_ms) = (tenant.clone(), clock.now_ms());
+        let made = store.run(Db::Central, move |connection| central::create_tenant(connection, &made, now_ms));
+        assert!(made.await.expect("stored"));
+        let addition = Addition {
+            message_id: MessageId([1; 16]),
+            role: SessionRole::USER,
+            at_ms: now_ms,
+            device: "laptop".parse().expect("name"),
+            request_id: None,
+            outcome: Outcome::COMPLETE,
+            model: String::new(),
+            cost: NanoUsd::ZERO,
+            text: "Where to?".into(),
+        };
+        sessions.add(&tenant, &name, addition).await.expect("stored").expect("added");
+        sessions.act(&tenant, &name, Deed::Delete).await.expect("stored").expect("deleted");
+        let (stop, forgetting) = (CancellationToken::new(), sessions.clone());
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move { forgetting.forget_daily(stopped).await });
+        let deleted =
+            async || sessions.list(&tenant, true, String::new(), 0).await.expect("read").expect("a page").rows.len();
+        sleep(FIRST_ROUND + ROUND * 3).await;
+        assert_eq!(deleted().await, 1, "its time is not over");
+        clock.0.fetch_add(KEPT_MS + 1, Ordering::Relaxed);
+        sleep(ROUND).await;
+        assert_eq!(deleted().await, 0);
+        stop.cancel();
+        task.await.expect("ends");
+    }
+}

@@ -235,6 +235,8 @@ fn words_are_found_however_they_are_written() {
     for words in ["müller", "MULLER", "zurich", "mahlt zür", "\"old\"", "near", "AND", "mill -", "not ("] {
         assert_eq!(places(&book, words).last(), Some(&("s".into(), 1)), "{words}");
     }
+    let many = format!("{} nowhere", "müller ".repeat(32));
+    assert_eq!(places(&book, &many).last(), Some(&("s".into(), 1)), "so many words are looked at");
     for words in ["", "  ", "-", "\"", "müller kind", "mül "] {
         assert!(places(&book, words).is_empty(), "{words:?}");
     }

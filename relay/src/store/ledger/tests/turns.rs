@@ -126,11 +126,14 @@ fn one_that_was_deleted_takes_no_question_but_a_repetition_gets_its_end() {
         HoldOutcome::Finished { end, .. } => assert_eq!(end, first.end_bytes),
         other => panic!("not its end: {other:?}"),
     }
-    assert_eq!(refusal(&book, &asking(2, "And then?")), HoldRefusal::Session(Refusal::Deleted));
+    assert_eq!(
+        refusal(&book, &asking(2, "And then?")),
+        HoldRefusal::Session { name: session(), refusal: Refusal::Deleted }
+    );
     act(&book.connection, &session(), Deed::Restore, NOW).expect("stored").expect("there");
     let full =
         HoldRequest { question: Some(Question { session: session(), text: "more".into(), most: 10 }), ..request(3) };
-    assert_eq!(refusal(&book, &full), HoldRefusal::Session(Refusal::Full));
+    assert_eq!(refusal(&book, &full), HoldRefusal::Session { name: session(), refusal: Refusal::Full });
 }
 
 #[test]
