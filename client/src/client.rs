@@ -8,7 +8,7 @@ use crate::reconnect::Keeper;
 use crate::state::{Identity, StateDir};
 use crate::status::TunnelStatus;
 use crate::tunnel::Tunnel;
-use crate::tunnels::{Signs, Tunnels};
+use crate::tunnels::{Outstanding, Signs, Tunnels};
 use crate::vitals::Sensors;
 use belay_certs::issue::DeviceKey;
 use belay_protocol::codec::Message;
@@ -177,6 +177,11 @@ impl Client {
         let tunnel = self.tunnel(within).await?;
         let record = self.pending.as_ref().map(|pending| pending.open(id)).transpose()?.flatten();
         Escalation::resume(Arc::clone(&self.tunnels), tunnel, id, self.resume_window, record).await
+    }
+
+    /// Somebody waits for an answer until this is dropped: a silent path is soon left.
+    pub(crate) fn waits(&self) -> Outstanding {
+        self.tunnels.wait_for_answer()
     }
 
     /// The tunnel that is up then at the latest.

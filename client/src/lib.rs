@@ -24,6 +24,7 @@ pub mod running;
 pub mod sessions;
 pub mod state;
 pub mod status;
+pub mod sync;
 pub mod tunnel;
 mod tunnels;
 pub mod vitals;

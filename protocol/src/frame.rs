@@ -149,6 +149,52 @@ frame_types! {
     SessionHit = 0x006a, CONTROL;
     /// Relay: the end of a page of sessions.
     SessionsDone = 0x006b, SMALL;
+    /// Client: a revision of an item.
+    SyncPush = 0x0080, REQUEST;
+    /// Relay: what became of it.
+    SyncPushed = 0x0081, SMALL;
+    /// Client: what has changed?
+    SyncPull = 0x0082, SMALL;
+    /// Relay: this.
+    SyncChange = 0x0083, REQUEST;
+    /// Relay: the end of a page of changes.
+    SyncPage = 0x0084, SMALL;
+    /// Client: what is in this revision?
+    SyncGet = 0x0085, SMALL;
+    /// Relay: this, or these parts.
+    SyncGot = 0x0086, REQUEST;
+    /// Client: what was this item?
+    SyncLog = 0x0087, SMALL;
+    /// Relay: this.
+    SyncRevision = 0x0088, SMALL;
+    /// Client: what is there?
+    SyncStatusRequest = 0x0089, SMALL;
+    /// Relay: so much of a kind.
+    SyncKindStatus = 0x008a, SMALL;
+    /// Relay: so much in all.
+    SyncStatus = 0x008b, SMALL;
+    /// Client: a lock, please.
+    SyncLock = 0x008c, SMALL;
+    /// Relay: here it is.
+    SyncLocked = 0x008d, SMALL;
+    /// Client: the lock is given back.
+    SyncUnlock = 0x008e, SMALL;
+    /// Relay: it is free.
+    SyncUnlocked = 0x008f, SMALL;
+    /// Client: content in these parts will come.
+    BlobBegin = 0x0090, REQUEST;
+    /// Relay: of which these are needed.
+    BlobNeeded = 0x0091, REQUEST;
+    /// Client: a part; its bytes follow in `BodyChunk`s.
+    BlobPut = 0x0092, SMALL;
+    /// Relay: it is on disk.
+    BlobStored = 0x0093, SMALL;
+    /// Client: this part, please.
+    BlobGet = 0x0094, SMALL;
+    /// Relay: here it is; its bytes follow in `BodyChunk`s.
+    BlobPart = 0x0095, SMALL;
+    /// Relay: the end of a log.
+    SyncLogDone = 0x0096, SMALL;
 }
 
 impl FrameType {

@@ -173,6 +173,15 @@ hex_id! {
     MessageId
 }
 
+hex_id! {
+    /// One revision of an item, for ever. Made once by whoever pushes it; a retry carries it again.
+    RevisionId
+}
+hex_id! {
+    /// Who holds a lock.
+    LockToken
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

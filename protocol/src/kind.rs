@@ -16,11 +16,11 @@ pub enum StreamKind {
     Billing = 0x04,
     /// Conversation sessions.
     Session = 0x05,
-    /// Sync of items (reserved).
+    /// Sync of items, and locks.
     Sync = 0x06,
-    /// Content-addressed bytes (reserved).
+    /// Content-addressed bytes.
     Blob = 0x07,
-    /// Live changes (reserved).
+    /// Live changes of items.
     Feed = 0x08,
 }
 

@@ -9,6 +9,7 @@
 //! a stranger can write a third end from `docs/PROTOCOL.md`.
 #![warn(missing_docs)]
 
+pub mod adapter;
 pub mod bounded;
 pub mod calendar;
 pub mod codec;
@@ -16,9 +17,11 @@ pub mod dialect;
 pub mod error;
 pub mod frame;
 pub mod id;
+pub mod item;
 pub mod kind;
 pub mod message;
 pub mod money;
+pub mod packing;
 pub mod stream;
 pub mod table;
 pub mod transcript;

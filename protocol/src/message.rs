@@ -7,9 +7,11 @@
 
 mod billing;
 mod session;
+mod sync;
 
 pub use billing::*;
 pub use session::*;
+pub use sync::*;
 
 use crate::bounded;
 use crate::error::codes;

@@ -97,10 +97,15 @@ impl FrameWriter {
     }
 
     /// Queues bytes of any length in body chunks, each after its offset.
-    pub fn queue_chunks(&mut self, mut bytes: Bytes) -> Result<(), ProtocolError> {
+    pub fn queue_chunks(&mut self, bytes: Bytes) -> Result<(), ProtocolError> {
+        self.queue_chunks_of(MAX_CHUNK, bytes)
+    }
+
+    /// The same in chunks of at most so many bytes: what has come of one counts only once all of it has.
+    pub fn queue_chunks_of(&mut self, most: usize, mut bytes: Bytes) -> Result<(), ProtocolError> {
         let (mut prefixes, mut offset) = (raw::PrefixPool::default(), 0);
         while !bytes.is_empty() {
-            let chunk = bytes.split_to(bytes.len().min(MAX_CHUNK));
+            let chunk = bytes.split_to(bytes.len().min(most));
             self.queue_raw(prefixes.prefix(FrameType::BodyChunk, offset, chunk.len())?);
             offset += chunk.len() as u64;
             self.queue_raw(chunk);

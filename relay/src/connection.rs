@@ -18,6 +18,7 @@ use crate::store::sessions::service::Sessions;
 use crate::streams;
 use crate::streams::Intake;
 use crate::streams::control::Link;
+use crate::sync::Sync;
 use belay_certs::identity::DeviceIdentity;
 use belay_protocol::MINOR;
 use belay_protocol::error::{CloseCode, StreamCode};
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) escalator: Arc<Escalator>,
     pub(crate) enrolment: Arc<Enrolment>,
     pub(crate) sessions: Sessions,
+    pub(crate) sync: Sync,
     pub(crate) registry: Arc<Registry>,
     pub(crate) bodies: BodyBudget,
     /// Tasks of streams; they outlive their connection until their request is settled.
@@ -373,7 +375,19 @@ async fn serve_small(
             let room = (&shared.escalator.memory, &shared.bodies);
             streams::session::serve(&shared.sessions, room, caller, intake, stream).await;
         }
-        (kind, Some(_)) => {
+        (StreamKind::Sync, Some(caller)) => {
+            streams::sync::serve(&shared.sync, &shared.escalator.memory, caller, intake, stream).await;
+        }
+        (StreamKind::Blob, Some(caller)) => {
+            let room = (&shared.escalator.memory, &shared.bodies);
+            // Large: kept off the stack of the task that dispatches.
+            Box::pin(streams::blob::serve(&shared.sync, room, caller, intake, stream)).await;
+        }
+        (StreamKind::Feed, Some(caller)) => {
+            let until = (intake, &shared.escalator.draining);
+            streams::sync::feed(&shared.sync, &shared.escalator.memory, caller, until, stream).await;
+        }
+        (kind @ (StreamKind::Control | StreamKind::Escalate), Some(_)) => {
             let message = format!("streams of kind {} are not served here", kind.name());
             let failure = streams::failure(FailureCode::UNSUPPORTED, message, "use a newer relay");
             streams::fail(&mut stream, failure, StreamCode::UNSUPPORTED).await;

@@ -10,6 +10,7 @@
 pub mod admin;
 mod admission;
 pub mod api_keys;
+pub mod blobs;
 pub mod config;
 mod connection;
 pub mod enrolment;
@@ -24,6 +25,7 @@ pub mod secrets;
 pub mod server;
 pub mod store;
 pub mod streams;
+pub mod sync;
 pub mod tenants;
 
 pub use config::{Config, ConfigError};

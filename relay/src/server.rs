@@ -3,6 +3,8 @@
 
 use crate::admin::service::AdminService;
 use crate::admission::Strangers;
+use crate::blobs::Blobs;
+use crate::blobs::disk::{Disk, SystemDisk};
 use crate::config::{Config, Limits};
 use crate::connection::Shared;
 use crate::enrolment::Enrolment;
@@ -19,6 +21,7 @@ use crate::store::lock::{LockError, StateLock};
 use crate::store::schema::Durability;
 use crate::store::sessions::service::Sessions;
 use crate::store::{StoreError, central};
+use crate::sync::Sync;
 use crate::tenants::Tenants;
 use belay_certs::ca::Authority;
 use belay_certs::tls::Time;
@@ -90,6 +93,8 @@ pub struct Overrides {
     pub providers: Providers,
     /// Run every store command on the calling thread, without waiting for the disk.
     pub inline_store: bool,
+    /// Where the bytes of synced content are kept, in place of the machine's disk.
+    pub disk: Option<Arc<dyn Disk>>,
 }
 
 /// A running relay.
@@ -161,6 +166,8 @@ impl Relay {
             deliveries: TaskTracker::new(),
             stop_deliveries: CancellationToken::new(),
         });
+        let disk = overrides.disk.unwrap_or_else(|| Arc::new(SystemDisk));
+        let blobs = Blobs::new(disk, env.random.clone(), overrides.inline_store);
         let enrolment = Arc::new(Enrolment::new(
             Arc::clone(&authority),
             env.clone(),
@@ -172,6 +179,7 @@ impl Relay {
             escalator: Arc::clone(&escalator),
             enrolment: Arc::clone(&enrolment),
             sessions: Sessions::new(store.clone(), clock(), config.limits.sessions),
+            sync: Sync::new(store.clone(), blobs, clock(), config.limits.sync),
             registry: Arc::clone(&registry),
             bodies: BodyBudget::new(config.limits.bodies_in_memory, config.limits.request_body, memory),
             streams: TaskTracker::new(),
@@ -201,6 +209,8 @@ impl Relay {
         background.spawn(async move { sweeper.sweep(stop).await });
         let (sessions, stop) = (shared.sessions.clone(), shared.stop.clone());
         background.spawn(async move { sessions.forget_daily(stop).await });
+        let (sync, stop) = (shared.sync.clone(), shared.stop.clone());
+        background.spawn(async move { sync.forget_daily(stop).await });
         let admin = Arc::new(AdminService::new(local, Arc::clone(&escalator), enrolment, registry));
         info!(%local, tcp, "belayd is listening");
         Ok(Self { local, admin, escalator, shared, connections, background, store, _lock: lock })
@@ -254,8 +264,8 @@ impl Relay {
         if timeout(Duration::from_secs(5), ended).await.is_err() {
             warn!("some tasks did not end in time");
         }
-        let store = self.store.clone();
-        store.close();
+        self.shared.sync.close();
+        self.store.close();
         info!("belayd has stopped");
     }
 }

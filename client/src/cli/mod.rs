@@ -15,6 +15,7 @@ mod sessions;
 mod signals;
 mod statement;
 mod status;
+mod sync;
 mod up;
 
 use anyhow::Context;
@@ -85,6 +86,8 @@ enum Command {
     /// Show, find and change conversations that the relay keeps
     #[command(after_help = "Examples:\n  belay sessions list\n  belay sessions search heartbeat")]
     Sessions(Box<sessions::SessionsArgs>),
+    /// Keep documents, adapters and settings of this computer and of others the same
+    Sync(Box<sync::SyncArgs>),
     /// Show what can be spent
     #[command(after_help = "Example:\n  belay balance --json")]
     Balance,
@@ -167,6 +170,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Ask(args) => runtime()?.block_on(ask::run(&global, *args)),
         Command::Chat(args) => runtime()?.block_on(chat::run(&global, *args)),
         Command::Sessions(args) => runtime()?.block_on(sessions::run(&global, *args)),
+        Command::Sync(args) => runtime()?.block_on(sync::run(&global, *args)),
         Command::Up(args) if args.background => background::start(&global),
         Command::Down => background::down(&global),
         Command::Up(args) => runtime()?.block_on(up::run(&global, args)),

@@ -40,6 +40,8 @@ pub struct Limits {
     pub session_history_tokens: u32,
     /// Bytes that a tenant's sessions may take.
     pub sessions: u64,
+    /// Bytes that what a tenant syncs may take.
+    pub sync: u64,
 }
 
 /// Times.
@@ -126,6 +128,7 @@ pub(super) fn limits(raw: &RawLimits) -> Result<Limits, Wrong> {
         event_logs: mib("limits.event_logs_mib", raw.event_logs_mib, (memory_mib / 4).clamp(1, 4095), 4095)? as usize,
         session_history_tokens: raw.session_history_tokens.unwrap_or(32_000),
         sessions: u64::from(raw.sessions_mib.unwrap_or(1024)) << 20,
+        sync: u64::from(raw.sync_mib.unwrap_or(10_240)) << 20,
     })
 }
 

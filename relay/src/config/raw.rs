@@ -107,6 +107,7 @@ pub(super) struct RawLimits {
     pub(super) event_logs_mib: Option<u32>,
     pub(super) session_history_tokens: Option<u32>,
     pub(super) sessions_mib: Option<u32>,
+    pub(super) sync_mib: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -89,6 +89,8 @@ memory_mib = 1024
 session_history_tokens = 32000
 # What a tenant's sessions may take on disk. Above it, nothing is added to them.
 sessions_mib = 1024
+# What a tenant's settings, documents and adapters may take, with what they were in the last 30 days.
+sync_mib = 10240
 
 [timeouts]
 handshake_ms = 10000

@@ -14,6 +14,7 @@
 use super::StoreError;
 use super::readers::{self, Readers};
 use super::schema::{self, Durability, Kind};
+use super::watch::Watchers;
 use belay_protocol::id::TenantId;
 use rusqlite::Connection;
 use std::collections::{HashMap, VecDeque};
@@ -24,7 +25,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 
 /// The relay-wide database, in the state directory.
@@ -75,6 +76,7 @@ struct Inner {
     dir: PathBuf,
     mode: Mode,
     commits: Arc<AtomicU64>,
+    watchers: Arc<Watchers>,
 }
 
 enum Mode {
@@ -139,11 +141,12 @@ impl Store {
     /// Starts the workers. Files are made when they are first used.
     #[must_use]
     pub fn start(config: &StoreConfig) -> Self {
-        let commits = Arc::<AtomicU64>::default();
+        let (commits, watchers) = (Arc::<AtomicU64>::default(), Arc::<Watchers>::default());
         let worker = || Worker {
             config: config.clone(),
             open: HashMap::new(),
             commits: Arc::clone(&commits),
+            watchers: Arc::clone(&watchers),
             commits_since_look: 0,
         };
         let mode = if config.threads == 0 {
@@ -165,7 +168,7 @@ impl Store {
             }
             Mode::Threads { senders, threads: Mutex::new(threads), readers: Readers::start() }
         };
-        Self { inner: Arc::new(Inner { dir: config.dir.clone(), mode, commits }) }
+        Self { inner: Arc::new(Inner { dir: config.dir.clone(), mode, commits, watchers }) }
     }
 
     /// Commits since the start; commands that wait together share one.
@@ -222,6 +225,12 @@ impl Store {
         receiver.await.unwrap_or(Err(StoreError::Closed))
     }
 
+    /// Follows the number of the last change of a tenant's items, from the next commit on.
+    #[must_use]
+    pub fn watch(&self, tenant: &TenantId) -> watch::Receiver<u64> {
+        self.inner.watchers.watch(tenant)
+    }
+
     /// The directory of a tenant's files.
     #[must_use]
     pub fn tenant_dir(&self, tenant: &TenantId) -> PathBuf {
@@ -275,6 +284,7 @@ struct Worker {
     config: StoreConfig,
     open: HashMap<Db, Open>,
     commits: Arc<AtomicU64>,
+    watchers: Arc<Watchers>,
     commits_since_look: u32,
 }
 
@@ -316,8 +326,13 @@ impl Worker {
     }
 
     fn run_batch(&mut self, db: &Db, mut group: Vec<Box<dyn Command>>, more: impl FnMut() -> Vec<Box<dyn Command>>) {
+        let watchers = Arc::clone(&self.watchers);
         let committed = match self.connection(db) {
-            Ok(connection) => transact(connection, &mut group, more),
+            Ok(connection) => transact(connection, &mut group, more).inspect(|()| {
+                if let Db::Tenant(tenant) = db {
+                    watchers.committed(tenant, connection);
+                }
+            }),
             Err(error) => Err((error, false)),
         };
         self.commits.fetch_add(1, Ordering::Relaxed);

@@ -15,6 +15,8 @@ pub mod lock;
 mod readers;
 pub mod schema;
 pub mod sessions;
+pub mod sync;
+mod watch;
 
 use belay_protocol::error::ProtocolError;
 use belay_protocol::money::MoneyError;

@@ -26,7 +26,11 @@ pub enum Durability {
 
 const CENTRAL: &[M<'static>] = &[M::up(include_str!("schema/central.sql"))];
 
-const TENANT: &[M<'static>] = &[M::up(include_str!("schema/tenant.sql")), M::up(include_str!("schema/sessions.sql"))];
+const TENANT: &[M<'static>] = &[
+    M::up(include_str!("schema/tenant.sql")),
+    M::up(include_str!("schema/sessions.sql")),
+    M::up(include_str!("schema/sync.sql")),
+];
 
 static CENTRAL_MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| Migrations::from_slice(CENTRAL));
 static TENANT_MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| Migrations::from_slice(TENANT));

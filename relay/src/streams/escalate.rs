@@ -8,7 +8,7 @@ use belay_protocol::error::{ProtocolError, StreamCode};
 use belay_protocol::frame::{FrameType, raw};
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{EscalateRequest, FailureCode, Resume};
-use belay_protocol::stream::StreamError;
+use belay_protocol::stream::{FrameReader, StreamError};
 use belay_transport::params::{PRIORITY_BULK, PRIORITY_TOKENS};
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
@@ -89,6 +89,26 @@ async fn read_request(
     Ok(Asked::Run(Box::new(request), body, permit))
 }
 
+/// The next piece of a body of `len` bytes, of which `at` have come.
+pub(super) async fn next_piece(reader: &mut FrameReader, at: usize, len: usize) -> Result<Bytes, StreamError> {
+    let kind = FrameType::BodyChunk;
+    let malformed = |why: String| StreamError::from(ProtocolError::Malformed { kind: kind.name(), why });
+    let Some(frame) = reader.frame().await? else {
+        return Err(ProtocolError::Truncated("the request body").into());
+    };
+    if frame.kind != kind {
+        return Err(ProtocolError::Unexpected { got: frame.kind.name(), expected: kind.name() }.into());
+    }
+    let (offset, piece) = raw::split(frame.kind, frame.body)?;
+    if offset != at as u64 {
+        return Err(malformed(format!("offset {offset}, expected {at}")));
+    }
+    if piece.is_empty() || at + piece.len() > len {
+        return Err(malformed(format!("{} bytes at offset {offset} of a body of {len}", piece.len())));
+    }
+    Ok(piece)
+}
+
 /// Reads a body of `len` bytes. What has arrived is counted in `permit`; room is waited for until then.
 pub(super) async fn read_body(
     stream: &mut ClientStream,
@@ -96,32 +116,17 @@ pub(super) async fn read_body(
     permit: &mut BodyPermit,
     until: Instant,
 ) -> Result<Bytes, NoRequest> {
-    let broken = |error: ProtocolError| NoRequest::Stream(error.into());
-    let malformed = |why: String| broken(ProtocolError::Malformed { kind: FrameType::BodyChunk.name(), why });
     // Grows with what has arrived, never with what was announced.
     let mut body = BytesMut::new();
     while body.len() < len {
-        let Some(frame) = stream.reader.frame().await.map_err(NoRequest::Stream)? else {
-            return Err(broken(ProtocolError::Truncated("the request body")));
-        };
-        if frame.kind != FrameType::BodyChunk {
-            let (got, expected) = (frame.kind.name(), FrameType::BodyChunk.name());
-            return Err(broken(ProtocolError::Unexpected { got, expected }));
-        }
-        let (offset, chunk) = raw::split(frame.kind, frame.body).map_err(broken)?;
-        if offset != body.len() as u64 {
-            return Err(malformed(format!("offset {offset}, expected {}", body.len())));
-        }
-        if chunk.is_empty() || body.len() + chunk.len() > len {
-            return Err(malformed(format!("{} bytes at offset {offset} of a body of {len}", chunk.len())));
-        }
-        if !permit.grow(body.len() + chunk.len(), until).await {
+        let piece = next_piece(&mut stream.reader, body.len(), len).await.map_err(NoRequest::Stream)?;
+        if !permit.grow(body.len() + piece.len(), until).await {
             return Err(NoRequest::NoMemory);
         }
-        if chunk.len() == len {
-            return Ok(chunk);
+        if piece.len() == len {
+            return Ok(piece);
         }
-        body.extend_from_slice(&chunk);
+        body.extend_from_slice(&piece);
     }
     Ok(body.freeze())
 }

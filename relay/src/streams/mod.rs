@@ -3,10 +3,12 @@
 
 mod answer;
 pub mod billing;
+pub mod blob;
 pub mod control;
 pub mod enrol;
 pub mod escalate;
 pub mod session;
+pub mod sync;
 
 use crate::escalate::{ClientStream, finish_stream};
 use belay_protocol::error::{ProtocolError, StreamCode};
@@ -34,11 +36,20 @@ impl Intake {
 
     /// What arrived; or what to answer, and the code that stops what still comes.
     pub(crate) async fn within<T>(&self, arrival: impl Future<Output = T>) -> Result<T, (Failed, StreamCode)> {
+        self.within_time(self.deadline, arrival).await
+    }
+
+    /// The same for what may take another time: the next request of a stream that has had one.
+    pub(crate) async fn within_time<T>(
+        &self,
+        deadline: Duration,
+        arrival: impl Future<Output = T>,
+    ) -> Result<T, (Failed, StreamCode)> {
         tokio::select! {
             // What has arrived is taken, whatever else is due.
             biased;
-            arrived = timeout(self.deadline, arrival) => arrived.map_err(|_| {
-                let message = format!("no request arrived within {} ms", self.deadline.as_millis());
+            arrived = timeout(deadline, arrival) => arrived.map_err(|_| {
+                let message = format!("no request arrived within {} ms", deadline.as_millis());
                 (failure(FailureCode::TIMED_OUT, message, "send the request at once"), StreamCode::TIMEOUT)
             }),
             () = self.draining.cancelled() => {

@@ -1,0 +1,75 @@
+//! `belay sync lock`: a command that runs while a lock is held.
+
+use super::super::Global;
+use crate::cli::exit::Usage;
+use anyhow::Context;
+use belay_client::{Client, ClientError};
+use belay_protocol::item::ItemKey;
+use belay_protocol::message::FailureCode;
+use clap::Args;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How often a lock is renewed.
+const RENEW: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Args)]
+pub(super) struct LockArgs {
+    /// The lock's name
+    #[arg(value_name = "NAME")]
+    key: ItemKey,
+    /// How long to wait for it, in seconds
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    patience: u64,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+pub(super) async fn run(global: &Global, client: &Client, args: &LockArgs) -> anyhow::Result<()> {
+    let token = client.lock_token();
+    let until = Instant::now() + Duration::from_secs(args.patience);
+    let locked = loop {
+        match client.sync_lock(&args.key, token, global.wait()).await {
+            Err(ClientError::Failed(failed)) if failed.code == FailureCode::CONFLICT && Instant::now() < until => {
+                sleep(Duration::from_millis(failed.retry_after_ms.unwrap_or(1000).clamp(50, 1000))).await;
+            }
+            other => break other?,
+        }
+    };
+    let Some((program, arguments)) = args.command.split_first() else {
+        return Err(Usage("no command is given".into()).into());
+    };
+    let mut command = std::process::Command::new(program);
+    command.args(arguments).env("BELAY_FENCE", locked.fence.to_string());
+    let mut child = command.spawn().with_context(|| format!("cannot run {program}"))?;
+    let mut renewed = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if renewed.elapsed() >= RENEW {
+            // While the relay is away the lock may pass to another; what comes with an older fence is too late then.
+            match client.sync_lock(&args.key, token, RENEW).await {
+                Ok(now) if now.fence != locked.fence => {
+                    eprintln!("belay: the lock was lost for a while; its fence is {}", now.fence)
+                }
+                Ok(_) => {}
+                Err(error) => eprintln!("belay: the lock is not renewed: {error}"),
+            }
+            renewed = Instant::now();
+        }
+        sleep(Duration::from_millis(50)).await;
+    };
+    match client.sync_unlock(&args.key, token, global.wait()).await {
+        // It had passed to another.
+        Err(ClientError::Failed(failed)) if failed.code == FailureCode::NOT_FOUND => {}
+        other => {
+            other?;
+        }
+    }
+    if status.success() {
+        return Ok(());
+    }
+    Err(anyhow::anyhow!("{program} failed ({status})"))
+}

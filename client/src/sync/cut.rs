@@ -1,0 +1,95 @@
+//! Content in parts: documents are cut where their content says, so that an edit changes few parts; adapters at every
+//! mebibyte.
+
+use super::place::{PlaceError, Sig};
+use belay_protocol::item::{ADAPTER_PART, Digest, INLINE_BYTES, ItemKind, Part, Parts, document_parts};
+use fastcdc::v2020::StreamCDC;
+use std::io::{self, Read};
+
+/// Gives each piece of content to `each`, in order.
+fn pieces(
+    kind: ItemKind,
+    size: u64,
+    reader: impl Read,
+    mut each: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    if kind == ItemKind::ADAPTER {
+        let mut reader = reader;
+        let mut piece = vec![];
+        loop {
+            piece.clear();
+            (&mut reader).take(u64::from(ADAPTER_PART)).read_to_end(&mut piece)?;
+            if piece.is_empty() {
+                return Ok(());
+            }
+            each(&piece)?;
+        }
+    }
+    let (least, usual, most) = document_parts(size);
+    for chunk in StreamCDC::new(reader, least as usize, usual as usize, most as usize) {
+        each(&chunk?.data)?;
+    }
+    Ok(())
+}
+
+/// The parts of content of that size.
+pub fn parts(kind: ItemKind, size: u64, reader: impl Read) -> io::Result<Parts> {
+    let mut parts = vec![];
+    pieces(kind, size, reader, |piece| {
+        let size = u32::try_from(piece.len()).map_err(io::Error::other)?;
+        parts.push(Part { digest: Digest::of(piece), size });
+        Ok(())
+    })?;
+    Parts::new(parts).map_err(io::Error::other)
+}
+
+/// What content of that size is. Errors: those of the reader; it has more or fewer bytes.
+pub fn sig(kind: ItemKind, size: u64, mut reader: impl Read, meta: String) -> io::Result<Sig> {
+    let digest = if size <= INLINE_BYTES as u64 {
+        let mut bytes = vec![];
+        (&mut reader).take(size + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 != size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Digest::of(&bytes)
+    } else {
+        let parts = parts(kind, size, &mut reader)?;
+        if parts.size() != size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        parts.digest()
+    };
+    Ok(Sig { digest, size, meta })
+}
+
+/// More than an item of that kind may have. Errors: `Unfit`.
+pub fn fits(kind: ItemKind, size: u64) -> Result<(), PlaceError> {
+    let most = kind.most_bytes();
+    if size <= most {
+        return Ok(());
+    }
+    Err(PlaceError::Unfit(format!("it has {size} bytes, at most {most} are synced; ignore it, or make it smaller")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_edit_changes_few_parts() {
+        let random = belay_transport::env::Random::from_seed(7);
+        let mut content: Vec<u8> = (0..10 << 17).flat_map(|_| random.bytes::<8>()).collect();
+        let cut = |content: &[u8]| parts(ItemKind::DOCUMENT, content.len() as u64, content).expect("cut");
+        let before = cut(&content);
+        assert_eq!(before.size(), 10 << 20);
+        content.insert(5 << 20, b'!');
+        let after = cut(&content);
+        let known: std::collections::HashSet<_> = before.all().iter().map(|part| part.digest).collect();
+        let new: u64 =
+            after.all().iter().filter(|part| !known.contains(&part.digest)).map(|part| u64::from(part.size)).sum();
+        assert!(new < 150 << 10, "{new} bytes of new parts");
+        let adapter = parts(ItemKind::ADAPTER, content.len() as u64, &content[..]).expect("cut");
+        assert_eq!(adapter.all().len(), 11);
+        assert_eq!(adapter.all()[10].size, 1);
+    }
+}

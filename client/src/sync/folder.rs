@@ -1,0 +1,369 @@
+//! A folder of documents: each file is an item, its path the key.
+
+use super::cut;
+use super::disk::{ARRIVING, OWN, Root, is_being_written, look, modified_ms, stamp};
+use super::place::{Content, Known, Local, Place, PlaceError, Problem, Scan, Sig, Source, Staged, Stamp, Unknown};
+use belay_protocol::item::{Digest, ItemKey, ItemKind, MAX_DEPTH, Part, Parts};
+use bytes::{Bytes, BytesMut};
+use ignore::WalkBuilder;
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{File, Metadata};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Patterns of files that programs leave for a moment, or that belong to one computer. `.belayignore` files, in the same
+/// syntax, can take them back.
+const IGNORED: &[&str] = &[
+    "*~",
+    ".*.sw?",
+    ".#*",
+    "#*#",
+    "*.tmp",
+    "*.part",
+    "*.partial",
+    "*.crdownload",
+    "~$*",
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
+    ".git/",
+];
+/// Files in the folder that say what is ignored.
+const IGNORE_FILE: &str = ".belayignore";
+/// A file that was changed so recently may be in the middle of being written.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// A folder of documents.
+#[derive(Debug)]
+pub struct Folder {
+    root: Root,
+    ignored: Gitignore,
+    /// Files that were not quiet when they were looked at last, and since when they look as they do.
+    restless: HashMap<ItemKey, (Stamp, Instant)>,
+}
+
+impl Folder {
+    /// The folder at a path, with patterns of what is ignored in the syntax of `.gitignore`. Errors: a pattern makes no
+    /// sense.
+    pub fn new(path: &Path, patterns: &[String]) -> Result<Self, PlaceError> {
+        let mut builder = GitignoreBuilder::new(path);
+        for pattern in IGNORED.iter().copied().chain(patterns.iter().map(String::as_str)) {
+            builder
+                .add_line(None, pattern)
+                .map_err(|error| PlaceError::Unfit(format!("the pattern {pattern:?} makes no sense: {error}")))?;
+        }
+        let ignored = builder.build().map_err(|error| PlaceError::Unfit(error.to_string()))?;
+        Ok(Self { root: Root { path: path.to_owned() }, ignored, restless: HashMap::new() })
+    }
+
+    /// Makes the folder ready to be synced.
+    pub fn set_up(path: &Path) -> Result<(), PlaceError> {
+        Root::set_up(path).map(|_| ())
+    }
+
+    /// Every file that is not ignored, with its key.
+    fn walk(&self, scan: &mut Scan) -> BTreeMap<ItemKey, (PathBuf, Metadata)> {
+        let (ignored, root) = (self.ignored.clone(), self.root.path.clone());
+        let mut walk = WalkBuilder::new(&self.root.path);
+        walk.standard_filters(false)
+            .follow_links(false)
+            .max_depth(Some(MAX_DEPTH))
+            .add_custom_ignore_filename(IGNORE_FILE);
+        walk.filter_entry(move |entry| {
+            let is_dir = entry.file_type().is_some_and(|kind| kind.is_dir());
+            entry.path() == root
+                || entry.file_name() != OWN
+                    && entry.file_name() != IGNORE_FILE
+                    && !ignored.matched(entry.path(), is_dir).is_ignore()
+        });
+        let mut files = BTreeMap::new();
+        for entry in walk.build() {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    scan.problems.push(Problem { key: String::new(), why: error.to_string() });
+                    continue;
+                }
+            };
+            let Some(kind) = entry.file_type().filter(|kind| !kind.is_dir()) else { continue };
+            let below = entry.path().strip_prefix(&self.root.path).unwrap_or(entry.path());
+            let names: Option<Vec<&str>> = below.components().map(|name| name.as_os_str().to_str()).collect();
+            let shown = below.display().to_string();
+            let mut problem = |why: String| scan.problems.push(Problem { key: shown.clone(), why });
+            let Some(key) = names.map(|names| names.join("/")) else {
+                problem("its name is not text that all computers can read; rename it".into());
+                continue;
+            };
+            let key = match key.parse::<ItemKey>() {
+                Ok(key) => key,
+                Err(error) => {
+                    problem(format!("{}; rename it, or ignore it", error.why));
+                    continue;
+                }
+            };
+            if !kind.is_file() {
+                problem(
+                    if kind.is_symlink() { "it is a link, and links are not followed" } else { "it is no file" }.into(),
+                );
+                scan.unknown.insert(key, Unknown::Hidden);
+                continue;
+            }
+            match entry.metadata() {
+                Ok(meta) => {
+                    files.insert(key, (entry.into_path(), meta));
+                }
+                // Gone since the folder was listed, or not to be looked at.
+                Err(error) => {
+                    if error.io_error().is_none_or(|error| error.kind() != io::ErrorKind::NotFound) {
+                        problem(error.to_string());
+                        scan.unknown.insert(key, Unknown::Hidden);
+                    }
+                }
+            }
+        }
+        files
+    }
+
+    /// Every file that is not ignored, if the folder is there.
+    pub(super) fn look(&mut self, scan: &mut Scan) -> Result<BTreeMap<ItemKey, (PathBuf, Metadata)>, PlaceError> {
+        self.root.check()?;
+        let files = self.walk(scan);
+        // A disk that went away while it was read has left fewer files than there are.
+        self.root.check()?;
+        self.restless.retain(|key, _| files.contains_key(key));
+        Ok(files)
+    }
+
+    /// Whether a file has been as it is for long enough to be whole.
+    pub(super) fn settled(&mut self, key: &ItemKey, meta: &Metadata) -> bool {
+        self.is_settled(key, meta, Instant::now())
+    }
+
+    fn is_settled(&mut self, key: &ItemKey, meta: &Metadata, now: Instant) -> bool {
+        // By the clock of the file system that both times are of, as far as that can be asked.
+        let age = meta.modified().ok().and_then(|at| at.elapsed().ok());
+        let stamp = stamp(meta);
+        let since = match self.restless.get(key) {
+            Some((known, since)) if *known == stamp => *since,
+            _ => {
+                self.restless.insert(key.clone(), (stamp, now));
+                now
+            }
+        };
+        let is_settled = now.duration_since(since) >= QUIET || age.is_some_and(|age| age > QUIET * 4);
+        if is_settled {
+            self.restless.remove(key);
+        }
+        is_settled
+    }
+
+    /// What became of items that were known and were not seen: gone, or only out of sight.
+    fn missing(&self, known: &Known, seen: &BTreeMap<ItemKey, (PathBuf, Metadata)>, scan: &mut Scan) {
+        for key in known
+            .keys()
+            .filter(|key| !seen.contains_key(key) && !scan.unknown.contains_key(key))
+            .cloned()
+            .collect::<Vec<_>>()
+        {
+            let is_gone = match std::fs::symlink_metadata(self.root.file(&key)) {
+                Err(error) => matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+                // The same file under a name that differs in case: that is the one that counts.
+                Ok(meta) => seen.values().any(|(_, other)| is_same_file(&meta, other)),
+            };
+            if !is_gone {
+                scan.unknown.insert(key, Unknown::Hidden);
+            }
+        }
+    }
+
+    fn read_sig(&self, path: &Path, meta: &Metadata) -> Result<Sig, PlaceError> {
+        cut::fits(ItemKind::DOCUMENT, meta.len())?;
+        let file = File::open(path).map_err(|error| PlaceError::io("cannot read it", error))?;
+        let sig = cut::sig(ItemKind::DOCUMENT, meta.len(), io::BufReader::new(file), String::new());
+        let sig = sig.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => PlaceError::Changed,
+            _ => PlaceError::io("cannot read it", error),
+        })?;
+        if stamp(&look(path)?) == stamp(meta) { Ok(sig) } else { Err(PlaceError::Changed) }
+    }
+}
+
+#[cfg(unix)]
+fn is_same_file(a: &Metadata, b: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+#[cfg(not(unix))]
+fn is_same_file(a: &Metadata, b: &Metadata) -> bool {
+    a.len() == b.len() && a.modified().ok() == b.modified().ok() && a.created().ok() == b.created().ok()
+}
+
+impl Place for Folder {
+    fn scan(&mut self, known: &Known) -> Result<Scan, PlaceError> {
+        let mut scan = Scan::default();
+        let files = self.look(&mut scan)?;
+        let now = Instant::now();
+        let mut changed = vec![];
+        for (key, (path, meta)) in &files {
+            match known.get(key) {
+                Some((then, sig)) if *then == stamp(meta) => {
+                    let local = Local { sig: sig.clone(), stamp: then.clone(), modified_ms: modified_ms(meta) };
+                    scan.items.insert(key.clone(), local);
+                }
+                _ if self.is_settled(key, meta, now) => changed.push((key, path, meta)),
+                _ => {
+                    scan.unknown.insert(key.clone(), Unknown::Unsettled);
+                }
+            }
+        }
+        let open = is_being_written(&changed.iter().map(|(_, path, _)| (*path).clone()).collect::<HashSet<_>>());
+        for (key, path, meta) in changed {
+            if open.contains(path) {
+                scan.unknown.insert(key.clone(), Unknown::Unsettled);
+                continue;
+            }
+            match self.read_sig(path, meta) {
+                Ok(sig) => {
+                    let local = Local { sig, stamp: stamp(meta), modified_ms: modified_ms(meta) };
+                    scan.items.insert(key.clone(), local);
+                }
+                Err(PlaceError::Changed) => {
+                    scan.unknown.insert(key.clone(), Unknown::Unsettled);
+                }
+                Err(error) => {
+                    scan.problems.push(Problem { key: key.to_string(), why: error.to_string() });
+                    scan.unknown.insert(key.clone(), Unknown::Hidden);
+                }
+            }
+        }
+        self.missing(known, &files, &mut scan);
+        Ok(scan)
+    }
+
+    fn open(&mut self, key: &ItemKey, local: &Local) -> Result<Box<dyn Source>, PlaceError> {
+        open_file(&self.root.file(key), &local.stamp)
+    }
+
+    fn parts(&mut self, key: &ItemKey, local: &Local) -> Result<Parts, PlaceError> {
+        file_parts(ItemKind::DOCUMENT, &self.root.file(key), local)
+    }
+
+    fn stage(&mut self, digest: Digest, size: u64) -> Result<Box<dyn Staged>, PlaceError> {
+        self.root.check()?;
+        stage(&self.root, digest, size)
+    }
+
+    fn put(
+        &mut self,
+        key: &ItemKey,
+        content: Content,
+        _: &Sig,
+        expected: Option<&Local>,
+        modified_ms: u64,
+    ) -> Result<Stamp, PlaceError> {
+        self.root.check()?;
+        let at = self.root.file(key);
+        self.root.make_way(&at)?;
+        let new = new_file(&self.root, content, modified_ms)?;
+        let meta = self.root.replace(&new, &at, expected.map(|local| &local.stamp))?;
+        Ok(stamp(&meta))
+    }
+
+    fn remove(&mut self, key: &ItemKey, expected: &Local) -> Result<(), PlaceError> {
+        self.root.check()?;
+        self.root.remove(&self.root.file(key), &expected.stamp)
+    }
+
+    fn set_aside(&mut self, key: &ItemKey, to: &ItemKey, expected: &Local) -> Result<Stamp, PlaceError> {
+        self.root.check()?;
+        Ok(stamp(&self.root.rename(&self.root.file(key), &self.root.file(to), &expected.stamp)?))
+    }
+
+    fn tidy(&mut self) -> Result<(), PlaceError> {
+        self.root.tidy()
+    }
+}
+
+/// A file with that content, in belay's own directory, on disk.
+pub(super) fn new_file(root: &Root, content: Content, modified_ms: u64) -> Result<PathBuf, PlaceError> {
+    let path = match content {
+        Content::Bytes(bytes) => root.write_new(&bytes)?,
+        Content::File(path) => path,
+    };
+    // It says when the content was made; nothing goes by it. One in the future would confuse programs here.
+    let at = std::time::UNIX_EPOCH + Duration::from_millis(modified_ms);
+    let at = at.min(std::time::SystemTime::now());
+    if let Ok(file) = File::options().write(true).open(&path) {
+        let _ = file.set_modified(at);
+    }
+    Ok(path)
+}
+
+/// A file that is read piece by piece.
+struct FileSource(File);
+
+impl Source for FileSource {
+    fn read(&mut self, offset: u64, len: u32) -> io::Result<Bytes> {
+        let mut bytes = BytesMut::zeroed(len as usize);
+        self.0.seek(SeekFrom::Start(offset))?;
+        self.0.read_exact(&mut bytes)?;
+        Ok(bytes.freeze())
+    }
+}
+
+/// Opens a file that looks as it did.
+pub(super) fn open_file(path: &Path, expected: &Stamp) -> Result<Box<dyn Source>, PlaceError> {
+    if stamp(&look(path)?) != *expected {
+        return Err(PlaceError::Changed);
+    }
+    let file = File::open(path).map_err(|error| PlaceError::io("cannot read it", error))?;
+    Ok(Box::new(FileSource(file)))
+}
+
+/// The parts of a file, if it is what was looked at.
+pub(super) fn file_parts(kind: ItemKind, path: &Path, local: &Local) -> Result<Parts, PlaceError> {
+    let file = File::open(path).map_err(|error| PlaceError::io("cannot read it", error))?;
+    let parts = cut::parts(kind, local.sig.size, io::BufReader::new(file));
+    let parts = parts.map_err(|error| PlaceError::io("cannot read it", error))?;
+    if parts.digest() == local.sig.digest { Ok(parts) } else { Err(PlaceError::Changed) }
+}
+
+/// Content that arrives in a file of belay's own directory.
+struct StagedFile {
+    file: File,
+    path: PathBuf,
+}
+
+/// Room for content: what arrived of it before a crash is there still.
+pub(super) fn stage(root: &Root, digest: Digest, size: u64) -> Result<Box<dyn Staged>, PlaceError> {
+    let path = root.own().join(format!("{ARRIVING}{digest}"));
+    let failed = |error| PlaceError::io("cannot make room for it", error);
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    file.set_len(size).map_err(failed)?;
+    Ok(Box::new(StagedFile { file, path }))
+}
+
+impl Staged for StagedFile {
+    fn has(&mut self, offset: u64, part: &Part) -> bool {
+        let mut bytes = vec![0; part.size as usize];
+        let read = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.read_exact(&mut bytes));
+        read.is_ok() && Digest::of(&bytes) == part.digest
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(offset))?;
+        self.file.write_all(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    fn into_content(self: Box<Self>) -> Content {
+        Content::File(self.path)
+    }
+}

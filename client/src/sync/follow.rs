@@ -1,0 +1,209 @@
+//! Sync that goes on: a round when something has changed in the folders, or at the relay.
+//!
+//! The system's notifications say where to look, not what to do: a round looks at everything that could have changed.
+//! They come in bursts, and are waited out. Where they get lost, a round every few minutes finds what they would have
+//! told. The relay's feed says when somebody else has changed something.
+
+use super::config::{SyncConfig, is_paused};
+use super::engine::{Engine, Event, Events, Report};
+use super::place::PlaceError;
+use super::remote::Tunnelled;
+use crate::client::Client;
+use crate::error::ClientError;
+use crate::state::StateDir;
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use std::path::Path;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+/// A burst of changes is over once nothing came for so long; or after so long in any case.
+const QUIET: Duration = Duration::from_millis(250);
+const BURST: Duration = Duration::from_secs(5);
+/// When files that were being written are looked at again.
+const UNSETTLED: Duration = Duration::from_millis(600);
+/// When what stood in the way is tried again.
+const PROBLEMS: Duration = Duration::from_secs(60);
+/// When everything is looked at, whatever was told.
+const ROUND: Duration = Duration::from_secs(300);
+/// How soon and how late a relay that does not answer is asked again.
+const SOON: Duration = Duration::from_secs(1);
+const LATE: Duration = Duration::from_secs(60);
+/// How often it is looked whether sync is paused.
+const PAUSED: Duration = Duration::from_secs(1);
+
+/// What a follower tells beside what the engine does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// A round is over.
+    InStep(Report),
+    /// The relay cannot be reached, and why; it is tried again.
+    Waiting(String),
+    /// It is paused.
+    Paused,
+}
+
+/// Watches folders. It ends when this is dropped.
+fn watch(config: &SyncConfig, changed: std::sync::Arc<Notify>) -> Result<RecommendedWatcher, PlaceError> {
+    let failed = |error: notify::Error| PlaceError::Missing(format!("cannot watch the folders: {error}"));
+    let is_own = |path: &Path| path.components().any(|name| name.as_os_str() == super::disk::OWN);
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
+        // Looking at a file changes nothing; what belay does itself is known.
+        Ok(event) if matches!(event.kind, EventKind::Access(access) if !matches!(access, notify::event::AccessKind::Close(notify::event::AccessMode::Write))) => {}
+        Ok(event) if !event.paths.is_empty() && event.paths.iter().all(|path| is_own(path)) => {}
+        // An error may have swallowed something: a look costs little.
+        _ => changed.notify_one(),
+    })
+    .map_err(failed)?;
+    for path in [config.knowledge.as_deref(), config.adapters.as_deref()].into_iter().flatten() {
+        watcher.watch(path, RecursiveMode::Recursive).map_err(failed)?;
+    }
+    if let Some(folder) = config.settings.as_deref().and_then(Path::parent) {
+        watcher.watch(folder, RecursiveMode::NonRecursive).map_err(failed)?;
+    }
+    Ok(watcher)
+}
+
+/// Waits until a burst of changes is over.
+async fn burst(changed: &Notify) {
+    let until = Instant::now() + BURST;
+    while timeout_at(until.min(Instant::now() + QUIET), changed.notified()).await.is_ok() && Instant::now() < until {}
+}
+
+/// Follows the relay's feed over one tunnel after the other.
+async fn feed(client: &Client, mut cursor: String, within: Duration, changed: &Notify) {
+    let mut wait = SOON;
+    loop {
+        let began = Instant::now();
+        let followed = client.sync_feed(&mut cursor, within, |changes, _| {
+            if !changes.is_empty() {
+                changed.notify_one();
+            }
+            true
+        });
+        if let Err(error) = followed.await {
+            tracing::debug!(%error, "the feed ended");
+        }
+        // Whatever happened meanwhile.
+        changed.notify_one();
+        wait = if began.elapsed() > LATE { SOON } else { (wait * 2).min(LATE) };
+        sleep(wait).await;
+    }
+}
+
+/// Keeps folders and relay the same until it is dropped. `events` is told what the engine does, `states` how it stands.
+pub async fn follow(
+    (client, within): (&Client, Duration),
+    (config, state): (&SyncConfig, &StateDir),
+    engine: &mut Engine<Tunnelled<'_>>,
+    events: &mut Events<'_>,
+    states: &mut (dyn FnMut(State) + Send),
+) -> Result<(), ClientError> {
+    let (here, there) = (std::sync::Arc::new(Notify::new()), Notify::new());
+    let missing = |error: PlaceError| ClientError::State { what: "a synced folder".into(), why: error.to_string() };
+    let _watcher = watch(config, std::sync::Arc::clone(&here)).map_err(missing)?;
+    let mut backoff = SOON;
+    // What was told before a first round is in it.
+    let mut next = Instant::now();
+    let following = async {
+        let (cursor, _) = engine.index().cursor()?;
+        Ok::<_, ClientError>(cursor)
+    };
+    let cursor = following.await?;
+    let feed = feed(client, cursor, within, &there);
+    tokio::pin!(feed);
+    loop {
+        tokio::select! {
+            biased;
+            () = here.notified() => burst(&here).await,
+            () = there.notified() => {}
+            () = sleep_until(next) => {}
+            () = &mut feed => {}
+        }
+        while is_paused(state) {
+            states(State::Paused);
+            // Nobody tells when that file goes.
+            while is_paused(state) {
+                sleep(PAUSED).await;
+            }
+        }
+        next = Instant::now()
+            + match engine.round(false, events).await {
+                Ok(report) => {
+                    backoff = SOON;
+                    let wait = match &report {
+                        report if report.unsettled > 0 => UNSETTLED,
+                        report if !report.problems.is_empty() => PROBLEMS,
+                        _ => ROUND,
+                    };
+                    states(State::InStep(report));
+                    wait
+                }
+                Err(error) if may_pass(&error) => {
+                    states(State::Waiting(error.to_string()));
+                    backoff = (backoff * 2).min(LATE);
+                    backoff
+                }
+                Err(error) => return Err(error),
+            };
+    }
+}
+
+/// Another time it may be different.
+fn may_pass(error: &ClientError) -> bool {
+    match error {
+        ClientError::Unreachable { .. } | ClientError::Lost(_) | ClientError::Failed(_) => true,
+        ClientError::Closed(_) => error.is_passing(),
+        _ => false,
+    }
+}
+
+/// Rounds until everything is the same, or nothing more can be done: files that are being written are waited for, for
+/// some seconds.
+pub async fn once(engine: &mut Engine<Tunnelled<'_>>, events: &mut Events<'_>) -> Result<Report, ClientError> {
+    let until = Instant::now() + BURST;
+    let mut whole = Report::default();
+    loop {
+        let report = engine.round(false, events).await?;
+        whole.pushed += report.pushed;
+        whole.pulled += report.pulled;
+        whole.conflicts += report.conflicts;
+        (whole.problems, whole.unsettled) = (report.problems, report.unsettled);
+        if whole.unsettled == 0 || Instant::now() >= until {
+            return Ok(whole);
+        }
+        sleep(UNSETTLED).await;
+    }
+}
+
+/// Items and problems, for whoever shows one event a line.
+#[must_use]
+pub fn words(event: &Event) -> Option<String> {
+    use super::reconcile::Action;
+    Some(match event {
+        Event::Resync(why) => format!("everything is read anew: {}", why_anew(*why)),
+        Event::Done(_, key, Action::Push) => format!("sent      {key}"),
+        Event::Done(_, key, Action::Delete) => format!("deleted   {key} at the relay"),
+        Event::Done(_, key, Action::Fetch) => format!("received  {key}"),
+        Event::Done(_, key, Action::Remove) => format!("removed   {key}, which was deleted elsewhere"),
+        Event::Conflict(_, key, Some(copy)) => {
+            format!("conflict  {key} was changed elsewhere at the same time; what was here is now {copy}")
+        }
+        Event::Conflict(kind, key, None) => format!(
+            "conflict  {key} was changed elsewhere at the same time; what was here: belay sync log {key} --kind {kind}"
+        ),
+        Event::Kept(_, key) => format!("kept      {key} was deleted here and edited elsewhere: it comes back"),
+        Event::Problem(_, problem) if problem.key.is_empty() => format!("problem   {}", problem.why),
+        Event::Problem(_, problem) => format!("problem   {}: {}", problem.key, problem.why),
+        Event::Begins(..) | Event::Progress(..) | Event::Done(..) => return None,
+    })
+}
+
+fn why_anew(why: belay_protocol::message::Resync) -> &'static str {
+    match why {
+        belay_protocol::message::Resync::TOO_OLD => {
+            "this computer was away for so long that the relay has forgotten what happened since"
+        }
+        _ => "the relay's state was restored from a backup",
+    }
+}

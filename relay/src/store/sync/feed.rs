@@ -1,0 +1,135 @@
+//! What has changed: each item once, in the order of the numbers of their last changes.
+
+use super::{COLUMNS, Content, Stored};
+use crate::store::StoreError;
+use crate::store::sessions::unsigned;
+use belay_protocol::id::RevisionId;
+use belay_protocol::item::{Digest, ItemKind};
+use belay_protocol::message::{Resync, SyncChange, SyncContent};
+use rusqlite::{Connection, Row};
+
+/// The most changes of a page.
+const MAX_PAGE: u32 = 1000;
+/// A page ends once it has so many bytes.
+const PAGE_BYTES: usize = 1 << 20;
+
+/// Some changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// What has changed.
+    pub changes: Vec<SyncChange>,
+    /// Where the next page begins.
+    pub cursor: String,
+    /// There is more already.
+    pub has_more: bool,
+    /// The cursor that was given led nowhere: this is the first page.
+    pub resync: Resync,
+}
+
+/// Where a reader stands: the epoch of the tenant's book, the number up to which it has read, and what was forgotten
+/// when it began to read from the beginning: that it need not know.
+fn parse(cursor: &str) -> Option<(i64, i64, i64)> {
+    let mut numbers = cursor.split('-').map(|number| number.parse().ok());
+    let cursor = (numbers.next()??, numbers.next()??, numbers.next()??);
+    numbers.next().is_none().then_some(cursor)
+}
+
+/// The cursor of a reader that has everything.
+pub fn here(connection: &Connection) -> Result<String, StoreError> {
+    let (epoch, number, _) = position(connection)?;
+    Ok(format!("{epoch}-{number}-0"))
+}
+
+/// Epoch, number of the last change, highest number that is forgotten.
+fn position(connection: &Connection) -> Result<(i64, i64, i64), StoreError> {
+    Ok(connection
+        .prepare_cached("SELECT tenant.epoch, sync_counter.number, forgotten FROM tenant, sync_counter")?
+        .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?)
+}
+
+/// The changes after a cursor. One that leads nowhere (too old, of another epoch, not one of ours) begins anew, which
+/// the page says.
+pub fn page(connection: &Connection, cursor: &str, limit: u32) -> Result<Page, StoreError> {
+    let (epoch, last, forgotten) = position(connection)?;
+    let (after, began, resync) = match parse(cursor) {
+        _ if cursor.is_empty() => (0, forgotten, Resync::NO),
+        Some((of, number, began)) if of == epoch && number <= last && began <= last => {
+            if number.max(began) >= forgotten { (number, began, Resync::NO) } else { (0, forgotten, Resync::TOO_OLD) }
+        }
+        _ => (0, forgotten, Resync::OTHER_EPOCH),
+    };
+    let limit = if limit == 0 { MAX_PAGE } else { limit.min(MAX_PAGE) };
+    let sql = format!(
+        "SELECT {COLUMNS}, sync_item.kind, sync_item.key, sync_item.number, sync_item.changed_ms, sync_item.deleted_ms,
+                sync_item.conflict_of, session.last_number
+         FROM sync_item LEFT JOIN sync_revision ON sync_revision.id = sync_item.head
+              LEFT JOIN session ON sync_item.kind = 4 AND session.name = sync_item.key
+         WHERE sync_item.number > ?1 ORDER BY sync_item.number"
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query([after])?;
+    let (mut changes, mut bytes, mut at, mut has_more) = (vec![], 0, after, false);
+    while let Some(row) = rows.next()? {
+        if changes.len() >= limit as usize || bytes >= PAGE_BYTES {
+            has_more = true;
+            break;
+        }
+        let change = read(row)?;
+        at = i64::try_from(change.number).unwrap_or(i64::MAX);
+        bytes += 200 + change.inline.len() + change.meta.len() + change.key.len();
+        changes.push(change);
+    }
+    // Numbers of changes that others have followed are nobody's; a reader that has everything need not ask for them.
+    let at = if has_more { at } else { last };
+    let began = if at < began { began } else { 0 };
+    Ok(Page { changes, cursor: format!("{epoch}-{at}-{began}"), has_more, resync })
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<SyncChange> {
+    let (kind, key, number) = (ItemKind(row.get(17)?), row.get(18)?, unsigned(row.get(19)?));
+    let deleted = row.get::<_, Option<i64>>(21)?.is_some();
+    if kind == ItemKind::HISTORY {
+        return history(row, key, number, deleted);
+    }
+    let stored = Stored::read(row)?;
+    let content = stored.content.code();
+    let inline = if let Content::Inline(bytes) = stored.content { bytes } else { vec![] };
+    Ok(SyncChange {
+        number,
+        kind,
+        key,
+        revision: stored.revision,
+        content,
+        device: Some(stored.device),
+        at_ms: stored.at_ms,
+        modified_ms: stored.modified_ms,
+        size: stored.size,
+        digest: stored.digest,
+        inline,
+        meta: stored.meta,
+        conflict_of: row.get(22)?,
+    })
+}
+
+/// A conversation has no revisions: what it is follows from its messages.
+fn history(row: &Row<'_>, key: String, number: u64, deleted: bool) -> rusqlite::Result<SyncChange> {
+    let (changed_ms, last): (i64, Option<i64>) = (row.get(20)?, row.get(23)?);
+    let mut revision = [0; 16];
+    revision[8..].copy_from_slice(&number.to_be_bytes());
+    let gone = deleted || last.is_none();
+    Ok(SyncChange {
+        number,
+        kind: ItemKind::HISTORY,
+        key,
+        revision: RevisionId(revision),
+        content: if gone { SyncContent::NONE } else { SyncContent::PARTS },
+        device: None,
+        at_ms: unsigned(changed_ms),
+        modified_ms: unsigned(changed_ms),
+        size: unsigned(last.unwrap_or(0)),
+        digest: Digest([0; 32]),
+        inline: vec![],
+        meta: String::new(),
+        conflict_of: String::new(),
+    })
+}

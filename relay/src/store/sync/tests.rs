@@ -1,0 +1,435 @@
+//! Pushes, conflicts, the feed, uploads, what is forgotten, locks.
+
+use super::feed::{here, page};
+use super::forget::{CHUNK_MS, REVISION_MS, TOMBSTONE_MS, UPLOAD_MS, forget, orphans};
+use super::lock::{LASTS_MS, lock, unlock};
+use super::log::{log, status};
+use super::push::{Push, Pushed, Source, push};
+use super::upload::{begin, expected, stored};
+use super::*;
+use crate::store::schema::{self, Durability, Kind};
+use crate::store::sessions::{self, Addition, Deed};
+use belay_protocol::id::{LockToken, MessageId};
+use belay_protocol::message::{Outcome, PushOutcome, Resync, RevisionState, SessionRole};
+use belay_protocol::money::NanoUsd;
+
+const NOW: u64 = 1_795_392_000_000;
+const QUOTA: u64 = 1 << 30;
+
+struct Book {
+    connection: Connection,
+    _dir: tempfile::TempDir,
+}
+
+fn book() -> Book {
+    let dir = tempfile::tempdir().expect("made");
+    let connection = schema::open(&dir.path().join("t.db"), Kind::Tenant, Durability::None).expect("made");
+    Book { connection, _dir: dir }
+}
+
+fn revision_of(number: u8) -> RevisionId {
+    RevisionId([number; 16])
+}
+
+/// A push of a text, or of a deletion.
+fn text(number: u8, parent: Option<u8>, kind: ItemKind, key: &str, content: Option<&str>) -> Push {
+    let bytes = content.unwrap_or_default().as_bytes().to_vec();
+    Push {
+        revision: revision_of(number),
+        parent: parent.map(revision_of),
+        kind,
+        key: key.parse().expect("a key"),
+        size: bytes.len() as u64,
+        digest: content.map_or(Digest([0; 32]), |_| Digest::of(&bytes)),
+        source: if content.is_some() { Source::Inline(bytes) } else { Source::None },
+        modified_ms: NOW - 5,
+        meta: String::new(),
+        device: format!("device-{}", number % 2).parse().expect("name"),
+        at_ms: NOW,
+        push: Digest([number; 32]),
+    }
+}
+
+fn document(number: u8, parent: Option<u8>, key: &str, content: Option<&str>) -> Push {
+    text(number, parent, ItemKind::DOCUMENT, key, content)
+}
+
+impl Book {
+    fn push(&self, one: &Push) -> Result<Pushed, Refusal> {
+        push(&self.connection, one, QUOTA).expect("stored")
+    }
+
+    fn outcome(&self, one: &Push) -> PushOutcome {
+        self.push(one).expect("pushed").outcome
+    }
+
+    /// Keys and contents of what is not deleted.
+    fn live(&self) -> Vec<(String, String)> {
+        let changes = page(&self.connection, "", 0).expect("read").changes.into_iter();
+        let live = changes.filter(|change| change.content != SyncContent::NONE);
+        let mut live: Vec<_> =
+            live.map(|change| (change.key, String::from_utf8(change.inline).expect("text"))).collect();
+        live.sort();
+        live
+    }
+
+    /// References are what revisions have, and sizes what there is.
+    fn check(&self) {
+        let mut refs = std::collections::HashMap::<Vec<u8>, i64>::new();
+        let mut statement =
+            self.connection.prepare("SELECT parts FROM sync_revision WHERE parts IS NOT NULL").expect("sql");
+        for list in statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).expect("read") {
+            for part in Parts::from_bytes(&list.expect("read")).expect("parts").all() {
+                *refs.entry(part.digest.0.to_vec()).or_default() += 1;
+            }
+        }
+        let mut statement = self.connection.prepare("SELECT hash, refs, idle_ms IS NULL FROM blob_chunk").expect("sql");
+        let rows = statement
+            .query_map([], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?, row.get::<_, bool>(2)?)));
+        for row in rows.expect("read") {
+            let (hash, count, in_use) = row.expect("read");
+            assert_eq!(refs.remove(&hash).unwrap_or(0), count);
+            assert_eq!(in_use, count > 0);
+        }
+        assert!(refs.is_empty(), "a revision has pieces that are not there");
+        let sql = "SELECT (SELECT ifnull(sum(500 + ifnull(octet_length(inline), 0) + ifnull(octet_length(parts), 0)
+                              + octet_length(meta)), 0) FROM sync_revision)
+                          + (SELECT ifnull(sum(size), 0) FROM blob_chunk)";
+        let size: i64 = self.connection.query_row(sql, [], |row| row.get(0)).expect("read");
+        let kept: i64 = self.connection.query_row("SELECT bytes FROM sync_size", [], |row| row.get(0)).expect("read");
+        assert_eq!(size, kept);
+    }
+}
+
+#[test]
+fn a_push_from_the_newest_revision_is_accepted_and_the_same_again_is_told_the_same() {
+    let book = book();
+    let first = document(1, None, "a.md", Some("one"));
+    let told = book.push(&first).expect("pushed");
+    assert_eq!(told, Pushed { outcome: PushOutcome::ACCEPTED, head: revision_of(1), number: 1, copy: None });
+    assert_eq!(book.push(&first), Ok(told));
+    assert_eq!(book.outcome(&document(2, Some(1), "a.md", Some("two"))), PushOutcome::ACCEPTED);
+    // The head has moved on; what became of the first has not.
+    let again = book.push(&first).expect("pushed");
+    assert_eq!((again.outcome, again.head, again.number), (PushOutcome::ACCEPTED, revision_of(2), 1));
+    let other = Push { push: Digest([9; 32]), ..first };
+    assert_eq!(book.push(&other), Err(Refusal::Conflict));
+    let same = book.push(&document(3, Some(1), "a.md", Some("two"))).expect("pushed");
+    assert_eq!((same.outcome, same.head, same.number), (PushOutcome::SAME, revision_of(2), 0));
+    assert_eq!(book.live(), [("a.md".to_owned(), "two".to_owned())]);
+    book.check();
+}
+
+#[test]
+fn a_stale_parent_never_overwrites() {
+    let book = book();
+    book.push(&document(1, None, "n/a.md", Some("one"))).expect("pushed");
+    book.push(&document(2, Some(1), "n/a.md", Some("two"))).expect("pushed");
+    let stale = document(3, Some(1), "n/a.md", Some("three"));
+    let told = book.push(&stale).expect("pushed");
+    let copy = "n/a (conflict device-1 2026-11-23).md";
+    assert_eq!((told.outcome, told.head), (PushOutcome::CONFLICT, revision_of(2)));
+    assert_eq!(told.copy.as_ref().map(ItemKey::as_str), Some(copy));
+    assert_eq!(book.push(&stale), Ok(told), "and the same again");
+    // Another one on the same day, by the same device.
+    let told = book.push(&document(5, Some(1), "n/a.md", Some("five"))).expect("pushed");
+    assert_eq!(told.copy.as_ref().map(ItemKey::as_str), Some("n/a (conflict device-1 2026-11-23 2).md"));
+    let live = book.live();
+    assert_eq!(live.len(), 3);
+    assert!(live.contains(&(copy.to_owned(), "three".to_owned())), "{live:?}");
+    let feed = page(&book.connection, "", 0).expect("read").changes;
+    assert_eq!(feed.iter().filter(|change| change.conflict_of == "n/a.md").count(), 2);
+    let status = status(&book.connection).expect("read");
+    assert_eq!((status[0].items, status[0].conflicts, status[0].bytes), (3, 2, 12));
+}
+
+#[test]
+fn an_edit_beats_a_deletion_whoever_comes_first() {
+    let book = book();
+    book.push(&document(1, None, "a", Some("one"))).expect("pushed");
+    book.push(&document(2, Some(1), "a", Some("two"))).expect("pushed");
+    let kept = book.push(&document(3, Some(1), "a", None)).expect("pushed");
+    assert_eq!((kept.outcome, kept.head, kept.number), (PushOutcome::KEPT, revision_of(2), 0));
+    book.push(&document(4, Some(2), "a", None)).expect("pushed");
+    assert_eq!(book.live(), []);
+    let edit = book.push(&document(5, Some(2), "a", Some("five"))).expect("pushed");
+    assert_eq!(edit.outcome, PushOutcome::ACCEPTED);
+    assert_eq!(book.live(), [("a".to_owned(), "five".to_owned())]);
+    // Deleting what is gone, and what never was.
+    book.push(&document(6, Some(5), "a", None)).expect("pushed");
+    assert_eq!(book.outcome(&document(7, Some(5), "a", None)), PushOutcome::SAME);
+    assert_eq!(book.outcome(&document(8, None, "never", None)), PushOutcome::SAME);
+}
+
+#[test]
+fn settings_merge_per_key_and_the_other_value_is_in_the_log() {
+    let book = book();
+    let setting = |number, parent, key, value| text(number, parent, ItemKind::SETTING, key, Some(value));
+    book.push(&setting(1, None, "theme", "\"light\"")).expect("pushed");
+    book.push(&setting(2, Some(1), "theme", "\"dark\"")).expect("pushed");
+    assert_eq!(book.outcome(&setting(3, None, "font", "12")), PushOutcome::ACCEPTED);
+    let before = here(&book.connection).expect("read");
+    let told = book.push(&setting(5, Some(1), "theme", "\"blue\"")).expect("pushed");
+    assert_eq!((told.outcome, told.head, told.copy), (PushOutcome::CONFLICT, revision_of(2), None));
+    let feed = page(&book.connection, &before, 0).expect("read").changes;
+    assert_eq!((feed.len(), feed[0].revision), (1, revision_of(2)), "whoever shows the log is told");
+    let log = log(&book.connection, ItemKind::SETTING, "theme").expect("read").expect("there");
+    let states: Vec<_> = log.iter().map(|(stored, state)| (stored.revision, *state)).collect();
+    let wanted = [(5, RevisionState::CONFLICT), (2, RevisionState::CURRENT), (1, RevisionState::REPLACED)];
+    assert_eq!(states, wanted.map(|(number, state)| (revision_of(number), state)));
+    let back = Push { source: Source::Earlier(revision_of(5)), ..setting(6, Some(2), "theme", "") };
+    assert_eq!(book.outcome(&back), PushOutcome::ACCEPTED);
+    assert!(book.live().contains(&("theme".into(), "\"blue\"".into())));
+    let elsewhere = Push { source: Source::Earlier(revision_of(5)), ..setting(7, Some(3), "font", "") };
+    assert!(matches!(book.push(&elsewhere), Err(Refusal::NotFound(_))), "a revision of another item");
+}
+
+#[test]
+fn the_feed_is_each_item_once_in_the_order_of_its_last_change() {
+    let book = book();
+    for number in 1..=5 {
+        book.push(&document(number, None, &format!("f{number}"), Some("x"))).expect("pushed");
+    }
+    book.push(&document(6, Some(2), "f2", Some("y"))).expect("pushed");
+    let first = page(&book.connection, "", 2).expect("read");
+    assert_eq!((first.changes.len(), first.has_more, first.resync), (2, true, Resync::NO));
+    let mut keys: Vec<_> = first.changes.iter().map(|change| change.key.clone()).collect();
+    let mut cursor = first.cursor;
+    loop {
+        let next = page(&book.connection, &cursor, 2).expect("read");
+        keys.extend(next.changes.iter().map(|change| change.key.clone()));
+        cursor = next.cursor;
+        if !next.has_more {
+            break;
+        }
+    }
+    assert_eq!(keys, ["f1", "f3", "f4", "f5", "f2"]);
+    assert_eq!(cursor, here(&book.connection).expect("read"));
+    assert!(page(&book.connection, &cursor, 0).expect("read").changes.is_empty());
+    for nowhere in ["9-1-0", "1-999-0", "x", "1-2", "1--1-0-0", "1-2-999"] {
+        let anew = page(&book.connection, nowhere, 0).expect("read");
+        assert_eq!((anew.resync, anew.changes.len()), (Resync::OTHER_EPOCH, 5), "{nowhere}");
+    }
+    book.connection.execute("UPDATE tenant SET epoch = 2", []).expect("set");
+    assert_eq!(page(&book.connection, &cursor, 0).expect("read").resync, Resync::OTHER_EPOCH);
+    // A page ends by bytes, too.
+    let large = "z".repeat(30_000);
+    for number in 10..60 {
+        book.push(&document(number, None, &format!("g{number}"), Some(&large))).expect("pushed");
+    }
+    let some = page(&book.connection, &here_before(&book), 0).expect("read");
+    assert!(some.has_more && some.changes.len() < 50);
+}
+
+/// A cursor before the last fifty changes.
+fn here_before(book: &Book) -> String {
+    let here = here(&book.connection).expect("read");
+    let numbers: Vec<i64> = here.split('-').map(|number| number.parse().expect("a number")).collect();
+    format!("{}-{}-0", numbers[0], numbers[1] - 50)
+}
+
+#[test]
+fn tombstones_are_told_for_180_days_and_then_a_reader_begins_anew() {
+    let book = book();
+    book.push(&document(1, None, "a", Some("one"))).expect("pushed");
+    let before = here(&book.connection).expect("read");
+    book.push(&document(2, Some(1), "a", None)).expect("pushed");
+    book.push(&document(3, None, "b", Some("b"))).expect("pushed");
+    forget(&book.connection, NOW + TOMBSTONE_MS - 1).expect("forgotten");
+    let told = page(&book.connection, &before, 0).expect("read");
+    assert_eq!((told.resync, told.changes[0].content), (Resync::NO, SyncContent::NONE));
+    forget(&book.connection, NOW + TOMBSTONE_MS + 1).expect("forgotten");
+    let anew = page(&book.connection, &before, 1).expect("read");
+    assert_eq!((anew.resync, anew.changes.len(), anew.changes[0].key.as_str()), (Resync::TOO_OLD, 1, "b"));
+    // Whoever begins then reads on to the end, though what was forgotten is above where he stands.
+    book.push(&document(4, None, "c", Some("c"))).expect("pushed");
+    let first = page(&book.connection, "", 1).expect("read");
+    assert!(first.has_more);
+    let second = page(&book.connection, &first.cursor, 1).expect("read");
+    assert_eq!((second.resync, second.changes[0].key.as_str()), (Resync::NO, "c"));
+    book.check();
+}
+
+#[test]
+fn what_was_replaced_is_kept_for_30_days() {
+    let book = book();
+    book.push(&document(1, None, "a", Some("one"))).expect("pushed");
+    book.push(&document(2, Some(1), "a", Some("two"))).expect("pushed");
+    forget(&book.connection, NOW + REVISION_MS - 1).expect("forgotten");
+    assert_eq!(log(&book.connection, ItemKind::DOCUMENT, "a").expect("read").expect("there").len(), 2);
+    forget(&book.connection, NOW + REVISION_MS + 1).expect("forgotten");
+    let left = log(&book.connection, ItemKind::DOCUMENT, "a").expect("read").expect("there");
+    assert_eq!((left.len(), left[0].0.revision), (1, revision_of(2)));
+    assert_eq!(log(&book.connection, ItemKind::DOCUMENT, "never").expect("read"), None);
+    book.check();
+}
+
+fn parts(contents: &[u8]) -> Parts {
+    let part = |content: &u8| Part { digest: Digest([*content; 32]), size: 20_000 };
+    Parts::new(contents.iter().map(part).collect()).expect("parts")
+}
+
+fn store_part(book: &Book, revision: u8, parts: &Parts, place: usize) -> bool {
+    let part = parts.all()[place];
+    let file = format!("{}-{revision}-{place}", part.digest);
+    let chunk = Chunk { part, encoding: Encoding::PLAIN, file };
+    stored(&book.connection, revision_of(revision), &chunk, NOW).expect("stored")
+}
+
+fn in_parts(number: u8, parent: Option<u8>, key: &str, parts: &Parts) -> Push {
+    let source = Source::Upload;
+    Push { source, size: parts.size(), digest: parts.digest(), ..document(number, parent, key, Some("")) }
+}
+
+#[test]
+fn content_in_parts_is_announced_sent_and_pushed() {
+    let book = book();
+    let list = parts(&[1, 2, 3, 2]);
+    let announced = |revision, list: &Parts, now_ms| {
+        begin(&book.connection, revision_of(revision), (ItemKind::DOCUMENT, list), QUOTA, now_ms).expect("stored")
+    };
+    assert_eq!(
+        book.push(&in_parts(1, None, "big", &list)),
+        Err(Refusal::NotFound("announced content of that revision"))
+    );
+    assert_eq!(announced(1, &list, NOW), Ok(vec![0, 1, 2]), "the same piece is needed once");
+    assert_eq!(used(&book.connection).expect("read"), 60_000, "room is set aside");
+    assert_eq!(announced(1, &parts(&[9, 8]), NOW), Err(Refusal::Conflict));
+    assert!(store_part(&book, 1, &list, 0) && store_part(&book, 1, &list, 1));
+    assert_eq!(announced(1, &list, NOW), Ok(vec![2]), "what is there is not asked for again");
+    assert_eq!(book.push(&in_parts(1, None, "big", &list)), Err(Refusal::Incomplete(1)));
+    assert_eq!(expected(&book.connection, revision_of(1), 0).expect("read"), Ok((list.all()[0], true)));
+    assert_eq!(expected(&book.connection, revision_of(1), 2).expect("read"), Ok((list.all()[2], false)));
+    assert!(expected(&book.connection, revision_of(1), 4).expect("read").is_err());
+    assert!(expected(&book.connection, revision_of(2), 0).expect("read").is_err());
+    assert!(store_part(&book, 1, &list, 2));
+    assert_eq!(book.push(&Push { size: 5, ..in_parts(1, None, "big", &list) }), Err(Refusal::Mismatch));
+    assert_eq!(book.outcome(&in_parts(1, None, "big", &list)), PushOutcome::ACCEPTED);
+    assert_eq!(announced(1, &list, NOW), Ok(vec![]), "whoever has not heard of it sends nothing");
+    assert!(!store_part(&book, 1, &list, 2), "nobody waits for it");
+    book.check();
+    // Another item with the same pieces sends nothing, and takes no room but its row's.
+    let before = used(&book.connection).expect("read");
+    assert_eq!(announced(2, &list, NOW), Ok(vec![]));
+    assert_eq!(book.outcome(&in_parts(2, None, "copy", &list)), PushOutcome::ACCEPTED);
+    assert!(used(&book.connection).expect("read") - before < 1000);
+    book.check();
+}
+
+#[test]
+fn pieces_that_nothing_has_go_after_a_while_and_pinned_ones_stay() {
+    let book = book();
+    let (list, other) = (parts(&[1, 2]), parts(&[2, 3]));
+    let announce = |revision, list: &Parts, now_ms| {
+        begin(&book.connection, revision_of(revision), (ItemKind::DOCUMENT, list), QUOTA, now_ms).expect("stored")
+    };
+    announce(1, &list, NOW).expect("announced");
+    assert!(store_part(&book, 1, &list, 0) && store_part(&book, 1, &list, 1));
+    book.push(&in_parts(1, None, "big", &list)).expect("pushed");
+    book.push(&document(2, Some(1), "big", Some("small"))).expect("pushed");
+    let later = NOW + REVISION_MS + 1;
+    assert_eq!(forget(&book.connection, later).expect("forgotten").files, Vec::<String>::new(), "not at once");
+    // Somebody is told that piece 2 is there, and is about to push it.
+    assert_eq!(announce(3, &other, later), Ok(vec![1]));
+    let gone = forget(&book.connection, later + CHUNK_MS + 1).expect("forgotten").files;
+    assert_eq!(gone, [format!("{}-1-0", Digest([1; 32]))]);
+    assert_eq!(announce(3, &other, later + CHUNK_MS + 1), Ok(vec![1]));
+    // Nobody has sent anything for a day.
+    forget(&book.connection, later + CHUNK_MS + UPLOAD_MS + 2).expect("forgotten");
+    let left = forget(&book.connection, later + CHUNK_MS + UPLOAD_MS + 2).expect("forgotten");
+    assert!(expected(&book.connection, revision_of(3), 0).expect("read").is_err());
+    assert_eq!(left.files.len() + usize::from(chunk(&book.connection, Digest([2; 32])).expect("read").is_some()), 0);
+    let names = ["known".to_owned(), "orphan".to_owned()];
+    let known = Chunk { part: other.all()[1], encoding: Encoding::PLAIN, file: "known".into() };
+    announce(4, &other, later).expect("announced");
+    assert!(stored(&book.connection, revision_of(4), &known, NOW).expect("stored"));
+    assert_eq!(orphans(&book.connection, &names).expect("read"), ["orphan"]);
+    book.check();
+}
+
+#[test]
+fn a_quota_is_kept_with_what_is_on_its_way() {
+    let book = book();
+    let quota = 50_000;
+    let announce = |revision, list: &Parts| {
+        begin(&book.connection, revision_of(revision), (ItemKind::DOCUMENT, list), quota, NOW).expect("stored")
+    };
+    announce(1, &parts(&[1, 2])).expect("there is room");
+    assert_eq!(announce(2, &parts(&[3, 4])), Err(Refusal::Full { wanted: 80_000, quota }));
+    let small = document(3, None, "a", Some(&"x".repeat(9_600)));
+    assert_eq!(push(&book.connection, &small, quota).expect("stored"), Err(Refusal::Full { wanted: 50_100, quota }));
+    let small = document(4, None, "a", Some(&"x".repeat(9_000)));
+    assert!(push(&book.connection, &small, quota).expect("stored").is_ok());
+    // There is always room to delete.
+    assert!(push(&book.connection, &document(5, Some(4), "a", None), 0).expect("stored").is_ok());
+}
+
+#[test]
+fn conversations_are_in_the_feed() {
+    let book = book();
+    let name = "trip".parse().expect("a name");
+    let say = |number: u8, text: &str| {
+        let addition = Addition {
+            message_id: MessageId([number; 16]),
+            role: SessionRole::USER,
+            at_ms: NOW,
+            device: "laptop".parse().expect("name"),
+            request_id: None,
+            outcome: Outcome::COMPLETE,
+            model: String::new(),
+            cost: NanoUsd::ZERO,
+            text: text.into(),
+        };
+        sessions::add(&book.connection, &name, &addition, QUOTA).expect("stored").expect("added");
+    };
+    let news = |cursor: &str| page(&book.connection, cursor, 0).expect("read");
+    say(1, "Where to?");
+    let first = news("");
+    assert_eq!((first.changes.len(), first.changes[0].kind, first.changes[0].size), (1, ItemKind::HISTORY, 1));
+    assert_eq!(first.changes[0].content, SyncContent::PARTS);
+    say(1, "Where to?");
+    assert!(news(&first.cursor).changes.is_empty(), "the same message is no change");
+    say(2, "To Rome.");
+    let second = news(&first.cursor);
+    assert_eq!((second.changes.len(), second.changes[0].size), (1, 2));
+    assert_ne!(second.changes[0].revision, first.changes[0].revision);
+    let act = |deed| sessions::act(&book.connection, &name, deed, NOW).expect("stored").expect("done");
+    for (deed, content) in
+        [(Deed::Clear, SyncContent::PARTS), (Deed::Delete, SyncContent::NONE), (Deed::Restore, SyncContent::PARTS)]
+    {
+        let before = here(&book.connection).expect("read");
+        act(deed);
+        let told = news(&before).changes;
+        assert_eq!((told.len(), told[0].content), (1, content), "{deed:?}");
+        let before = here(&book.connection).expect("read");
+        act(deed);
+        assert!(news(&before).changes.is_empty() || deed == Deed::Clear, "{deed:?} again is no change");
+    }
+}
+
+#[test]
+fn a_lock_is_one_holders_until_it_expires() {
+    let book = book();
+    let key: ItemKey = "index".parse().expect("a key");
+    let device = "laptop".parse().expect("name");
+    let take =
+        |token: u8, now_ms| lock(&book.connection, &key, LockToken([token; 16]), &device, now_ms).expect("stored");
+    let give = |token: u8, now_ms| unlock(&book.connection, &key, LockToken([token; 16]), now_ms).expect("stored");
+    assert_eq!(take(1, NOW), Ok(1));
+    assert_eq!(take(2, NOW + 1000), Err(Refusal::Locked(LASTS_MS - 1000)));
+    assert_eq!(take(1, NOW + 10_000), Ok(1), "renewed, with its fence");
+    assert!(matches!(take(2, NOW + LASTS_MS + 1000), Err(Refusal::Locked(_))));
+    assert!(matches!(give(2, NOW), Err(Refusal::NotFound(_))), "release needs the token");
+    assert_eq!(take(2, NOW + 10_000 + LASTS_MS), Ok(2), "it has expired, and the fence rises");
+    assert!(matches!(take(1, NOW + 10_001 + LASTS_MS), Err(Refusal::Locked(_))));
+    assert_eq!(give(2, NOW + 10_000 + LASTS_MS * 2), Ok(true), "it had expired");
+    assert_eq!(take(1, NOW), Ok(3));
+    assert_eq!(give(1, NOW), Ok(false));
+    // As many as there may be; those that are over make room.
+    for number in 0..10_000 {
+        let key = format!("k{number}").parse().expect("a key");
+        lock(&book.connection, &key, LockToken([1; 16]), &device, NOW).expect("stored").expect("taken");
+    }
+    assert!(matches!(take(1, NOW), Err(Refusal::Full { .. })));
+    assert_eq!(take(1, NOW + LASTS_MS), Ok(10_004));
+}
