@@ -145,17 +145,21 @@ impl<'de> Deserialize<'de> for Header {
 ///
 /// Errors: all of [`AdapterError`].
 pub fn check(start: &[u8], size: u64, config: &str) -> Result<AdapterConfig, AdapterError> {
+    if is_pickle(start) {
+        return Err(AdapterError::Pickle);
+    }
     let config = AdapterConfig::parse(config)?;
     let tensors = read_header(start, size)?;
     check_ranks(&tensors, &config)?;
     Ok(config)
 }
 
+/// A pickle's first opcode, where it is not the length of a header; a zip archive, in which PyTorch wraps one.
+fn is_pickle(start: &[u8]) -> bool {
+    matches!(start, [0x80, 2..=5, ..]) && start.get(3..8) != Some(&[0; 5]) || start.starts_with(b"PK\x03\x04")
+}
+
 fn read_header(start: &[u8], size: u64) -> Result<BTreeMap<String, Tensor>, AdapterError> {
-    // A pickle's first opcode; a zip archive, in which PyTorch wraps one.
-    if matches!(start, [0x80, 2..=5, ..]) && start.get(3..8) != Some(&[0; 5]) || start.starts_with(b"PK\x03\x04") {
-        return Err(AdapterError::Pickle);
-    }
     let Some((length, rest)) = start.split_first_chunk::<8>() else {
         return Err(weights(format!("it has {size} bytes, fewer than a header needs")));
     };

@@ -340,9 +340,7 @@ mod tests {
         assert_eq!(beside("a/plan.md", 1).as_str(), "a/plan (conflict laptop 2026-11-26).md");
         assert_eq!(beside("plan", 3).as_str(), "plan (conflict laptop 2026-11-26 3)");
         assert_eq!(beside(".env", 1).as_str(), ".env (conflict laptop 2026-11-26)");
-        for long in
-            ["x".repeat(MAX_NAME), format!("{}.md", "ü".repeat(110)), format!("{}x", "d/".repeat(31))]
-        {
+        for long in ["x".repeat(MAX_NAME), format!("{}.md", "ü".repeat(110)), format!("{}x", "d/".repeat(31))] {
             let copy = beside(&long[..long.len().min(MAX_NAME)], 12);
             assert!(copy.as_str().parse::<ItemKey>().is_ok(), "{copy}");
         }

@@ -170,6 +170,7 @@ fn the_defaults_are_the_documented_ones() {
         streams_per_tenant: 1024,
         session_history_tokens: 32_000,
         sessions: 1 << 30,
+        sync: 10_240 << 20,
     };
     let times = Timeouts {
         handshake: Duration::from_secs(10),

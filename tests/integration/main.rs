@@ -4,6 +4,7 @@
 mod access;
 mod background;
 mod billing;
+mod blobs;
 mod books;
 mod cli;
 mod conversation;
@@ -40,6 +41,8 @@ mod sdks;
 mod secrets;
 mod sessions;
 mod simulation;
+mod sync;
+mod sync_model;
 mod tcp;
 mod through;
 mod unread;

@@ -16,4 +16,5 @@ pub mod procs;
 pub mod python;
 pub mod relay;
 pub mod sim;
+pub mod synced;
 pub mod tcp_link;

@@ -6,6 +6,8 @@
 //! runtime adapter, the wall clock and the certificates' clock follow it. What stays real: the
 //! cryptography, SQLite, and the file system.
 
+pub mod disk;
 pub mod faults;
 pub mod net;
+pub mod sync;
 pub mod world;

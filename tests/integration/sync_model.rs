@@ -1,0 +1,50 @@
+//! Random histories of sync, each from a seed. `BELAY_HISTORIES=10000` runs so many; `BELAY_SEED=7` runs that one.
+
+use belay_tests::sim::sync::{Tally, history};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// So many take some seconds.
+const HISTORIES: u64 = 600;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+#[test]
+fn devices_converge_and_nothing_is_lost_whatever_happens() {
+    let first = number("BELAY_SEED").unwrap_or_else(|| u64::from(rand::random::<u32>()) << 16);
+    let count = number("BELAY_HISTORIES").unwrap_or(if number("BELAY_SEED").is_some() { 1 } else { HISTORIES });
+    eprintln!("seeds {first} to {}", first + count - 1);
+    let next = AtomicU64::new(first);
+    let run = || {
+        let (mut sum, mut wrong) = (Tally::default(), vec![]);
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count {
+                return (sum, wrong);
+            }
+            let (tally, found) = history(seed);
+            sum.rounds += tally.rounds;
+            sum.conflicts += tally.conflicts;
+            sum.crashes += tally.crashes;
+            sum.losses += tally.losses;
+            sum.restarts += tally.restarts;
+            sum.kept += tally.kept;
+            if !found.is_empty() {
+                wrong.push((seed, found));
+            }
+        }
+    };
+    let results = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..2).map(|_| scope.spawn(run)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    for (tally, wrong) in &results {
+        eprintln!("{tally:?}");
+        assert!(wrong.is_empty(), "seeds that went wrong: {wrong:#?}");
+        if count >= HISTORIES {
+            let all = [tally.rounds, tally.conflicts, tally.crashes, tally.losses, tally.restarts, tally.kept];
+            assert!(all.iter().all(|count| *count > 100), "histories are too quiet: {tally:?}");
+        }
+    }
+}
