@@ -554,15 +554,17 @@ impl<R: Remote> Engine<R> {
         };
         (entry.base, entry.stamp) = (None, None);
         let agreed = Base { revision, sig: Some(local.sig.clone()) };
+        let copy = (name.0, copy.clone());
+        // Others may have had it, and changed or deleted it, before its answer came.
+        let head = self.entries.get(&copy).and_then(|known| known.head.clone());
         let aside = Entry {
             base: Some(agreed.clone()),
             stamp: Some(moved),
-            head: Some(agreed),
+            head: Some(head.unwrap_or(agreed)),
             modified_ms: local.modified_ms,
             conflict_of: name.1.to_string(),
             inline: None,
         };
-        let copy = (name.0, copy.clone());
         self.index.put(&copy, &aside)?;
         self.entries.insert(copy, aside);
         Ok(())
