@@ -7,7 +7,8 @@
 use belay_protocol::codec::Message;
 use belay_protocol::error::{CloseCode, StreamCode};
 use belay_protocol::frame::{Frame, FrameDecoder, FrameType, HEADER_LEN, frame, raw};
-use belay_protocol::id::{InstanceId, MessageId, RequestId};
+use belay_protocol::id::{InstanceId, LockToken, MessageId, RequestId, RevisionId};
+use belay_protocol::item::{Digest, ItemKind};
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message as m;
 use belay_protocol::money::NanoUsd;
@@ -55,6 +56,10 @@ fn bytes_of(hex: &str) -> Vec<u8> {
     digits.chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
 }
 
+const REVISION: RevisionId = RevisionId(*b"\xc0\xc1\xc2\xc3\xc4\xc5\xc6\xc7\xc8\xc9\xca\xcb\xcc\xcd\xce\xcf");
+const PARENT: RevisionId = RevisionId(*b"\xd0\xd1\xd2\xd3\xd4\xd5\xd6\xd7\xd8\xd9\xda\xdb\xdc\xdd\xde\xdf");
+const TOKEN: LockToken = LockToken(*b"\xe0\xe1\xe2\xe3\xe4\xe5\xe6\xe7\xe8\xe9\xea\xeb\xec\xed\xee\xef");
+const DIGEST: Digest = Digest(*b" !\"#$%&'()*+,-./0123456789:;<=>?");
 const MESSAGE: MessageId = MessageId(*b"\xb0\xb1\xb2\xb3\xb4\xb5\xb6\xb7\xb8\xb9\xba\xbb\xbc\xbd\xbe\xbf");
 const REQUEST: RequestId = RequestId(*b"\xa0\xa1\xa2\xa3\xa4\xa5\xa6\xa7\xa8\xa9\xaa\xab\xac\xad\xae\xaf");
 
@@ -612,8 +617,161 @@ fn statements() -> Vec<Golden> {
     ]
 }
 
+fn synced() -> Vec<Golden> {
+    vec![
+        message(
+            "SyncPush",
+            m::SyncPush {
+                revision: REVISION,
+                parent: Some(PARENT),
+                kind: ItemKind::DOCUMENT,
+                key: "a/b.md".parse().expect("a key"),
+                content: m::SyncContent::INLINE,
+                modified_ms: 1_795_438_800_000,
+                size: 2,
+                digest: DIGEST,
+                inline: b"hi".to_vec(),
+                meta: String::new(),
+                earlier: None,
+            },
+            "59000000 8000 0100  c0c1c2c3c4c5c6c7c8c9cacbcccdcecf 01d0d1d2d3d4d5d6d7d8d9dadbdcdddedf 02 06612f622e6d64 01 fd80ec7d08a2010000 02 202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f 026869 00 00",
+        ),
+        message(
+            "SyncPushed",
+            m::SyncPushed {
+                revision: REVISION,
+                outcome: m::PushOutcome::CONFLICT,
+                head: PARENT,
+                number: 300,
+                copy: Some("a/b (conflict x).md".parse().expect("a key")),
+            },
+            "39000000 8100 0100  c0c1c2c3c4c5c6c7c8c9cacbcccdcecf 03 d0d1d2d3d4d5d6d7d8d9dadbdcdddedf fb2c01 0113612f622028636f6e666c6963742078292e6d64",
+        ),
+        message(
+            "SyncPull",
+            m::SyncPull { cursor: "1-300-0".into(), limit: 250 },
+            "09000000 8200 0100  07312d3330302d30 fa",
+        ),
+        message(
+            "SyncChange",
+            m::SyncChange {
+                number: 301,
+                kind: ItemKind::ADAPTER,
+                key: "style".into(),
+                revision: REVISION,
+                content: m::SyncContent::PARTS,
+                device: Some("laptop".parse().expect("a name")),
+                at_ms: 1_795_438_800_000,
+                modified_ms: 1_795_438_800_001,
+                size: 70_000,
+                digest: DIGEST,
+                inline: vec![],
+                meta: "{}".into(),
+                conflict_of: "old".into(),
+            },
+            "62000000 8300 0100  fb2d01 03 057374796c65 c0c1c2c3c4c5c6c7c8c9cacbcccdcecf 02 01066c6170746f70 fd80ec7d08a2010000 fd81ec7d08a2010000 fc70110100 202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f 00 027b7d 036f6c64",
+        ),
+        message(
+            "SyncPage",
+            m::SyncPage { changes: 1, cursor: "1-301-0".into(), has_more: true, resync: m::Resync::TOO_OLD },
+            "0b000000 8400 0100  01 07312d3330312d30 01 01",
+        ),
+        message("SyncGet", m::SyncGet { revision: REVISION }, "10000000 8500 0100  c0c1c2c3c4c5c6c7c8c9cacbcccdcecf"),
+        message(
+            "SyncGot",
+            m::SyncGot {
+                content: m::SyncContent::PARTS,
+                size: 5,
+                inline: vec![],
+                parts: [&DIGEST.0[..], &[5, 0, 0, 0]].concat(),
+            },
+            "28000000 8600 0100  02 05 00 24202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f05000000",
+        ),
+        message(
+            "SyncLog",
+            m::SyncLog { kind: ItemKind::SETTING, key: "theme".parse().expect("a key") },
+            "07000000 8700 0100  01 057468656d65",
+        ),
+        message(
+            "SyncRevision",
+            m::SyncRevision {
+                revision: REVISION,
+                parent: None,
+                state: m::RevisionState::CONFLICT,
+                content: m::SyncContent::INLINE,
+                device: "laptop".parse().expect("a name"),
+                at_ms: 1_795_438_800_000,
+                replaced_ms: Some(1_795_438_800_001),
+                size: 6,
+                digest: DIGEST,
+            },
+            "4e000000 8800 0100  c0c1c2c3c4c5c6c7c8c9cacbcccdcecf 00 03 01 066c6170746f70 fd80ec7d08a2010000 01fd81ec7d08a2010000 06 202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f",
+        ),
+        message("SyncStatusRequest", m::SyncStatusRequest { reserved: 0 }, "01000000 8900 0100  00"),
+        message(
+            "SyncKindStatus",
+            m::SyncKindStatus {
+                kind: ItemKind::DOCUMENT,
+                items: 10_000,
+                conflicts: 2,
+                bytes: 1 << 32,
+                changed_ms: 1_795_438_800_000,
+            },
+            "17000000 8a00 0100  02 fb1027 02 fd0000000001000000 fd80ec7d08a2010000",
+        ),
+        message(
+            "SyncStatus",
+            m::SyncStatus { used: 70_000, quota: 10 << 30, cursor: "1-301-0".into() },
+            "16000000 8b00 0100  fc70110100 fd0000008002000000 07312d3330312d30",
+        ),
+        message(
+            "SyncLock",
+            m::SyncLock { key: "index".parse().expect("a key"), token: TOKEN },
+            "16000000 8c00 0100  05696e646578 e0e1e2e3e4e5e6e7e8e9eaebecedeeef",
+        ),
+        message("SyncLocked", m::SyncLocked { fence: 251, expires_in_ms: 30_000 }, "06000000 8d00 0100  fbfb00 fb3075"),
+        message(
+            "SyncUnlock",
+            m::SyncUnlock { key: "index".parse().expect("a key"), token: TOKEN },
+            "16000000 8e00 0100  05696e646578 e0e1e2e3e4e5e6e7e8e9eaebecedeeef",
+        ),
+        message("SyncUnlocked", m::SyncUnlocked { was_expired: true }, "01000000 8f00 0100  01"),
+        message(
+            "BlobBegin",
+            m::BlobBegin {
+                revision: REVISION,
+                kind: ItemKind::ADAPTER,
+                parts: [&DIGEST.0[..], &[5, 0, 0, 0]].concat(),
+            },
+            "36000000 9000 0100  c0c1c2c3c4c5c6c7c8c9cacbcccdcecf 03 24202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f05000000",
+        ),
+        message(
+            "BlobNeeded",
+            m::BlobNeeded { needed: vec![1, 0, 0, 0, 5, 0, 0, 0] },
+            "09000000 9100 0100  080100000005000000",
+        ),
+        message(
+            "BlobPut",
+            m::BlobPut { revision: REVISION, part: 300, offset: 0, encoding: m::Encoding::ZSTD, len: 70_000 },
+            "1a000000 9200 0100  c0c1c2c3c4c5c6c7c8c9cacbcccdcecf fb2c01 00 01 fc70110100",
+        ),
+        message("BlobStored", m::BlobStored { part: 300 }, "03000000 9300 0100  fb2c01"),
+        message(
+            "BlobGet",
+            m::BlobGet { digest: DIGEST, offset: 65_536 },
+            "25000000 9400 0100  202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f fc00000100",
+        ),
+        message(
+            "BlobPart",
+            m::BlobPart { size: 1_048_576, encoding: m::Encoding::PLAIN, len: 983_040 },
+            "0b000000 9500 0100  fc00001000 00 fc00000f00",
+        ),
+        message("SyncLogDone", m::SyncLogDone { revisions: 3 }, "01000000 9600 0100  03"),
+    ]
+}
+
 fn all() -> Vec<Golden> {
-    [hello(), control(), enrolment(), requests(), answers(), ends(), billing(), statements(), sessions()]
+    [hello(), control(), enrolment(), requests(), answers(), ends(), billing(), statements(), sessions(), synced()]
         .into_iter()
         .flatten()
         .collect()
@@ -733,6 +891,29 @@ fn the_number_and_maximum_of_every_frame_type() {
         (0x0069, "SessionSearch", SMALL),
         (0x006a, "SessionHit", CONTROL),
         (0x006b, "SessionsDone", SMALL),
+        (0x0080, "SyncPush", REQUEST),
+        (0x0081, "SyncPushed", SMALL),
+        (0x0082, "SyncPull", SMALL),
+        (0x0083, "SyncChange", REQUEST),
+        (0x0084, "SyncPage", SMALL),
+        (0x0085, "SyncGet", SMALL),
+        (0x0086, "SyncGot", REQUEST),
+        (0x0087, "SyncLog", SMALL),
+        (0x0088, "SyncRevision", SMALL),
+        (0x0089, "SyncStatusRequest", SMALL),
+        (0x008a, "SyncKindStatus", SMALL),
+        (0x008b, "SyncStatus", SMALL),
+        (0x008c, "SyncLock", SMALL),
+        (0x008d, "SyncLocked", SMALL),
+        (0x008e, "SyncUnlock", SMALL),
+        (0x008f, "SyncUnlocked", SMALL),
+        (0x0090, "BlobBegin", REQUEST),
+        (0x0091, "BlobNeeded", REQUEST),
+        (0x0092, "BlobPut", SMALL),
+        (0x0093, "BlobStored", SMALL),
+        (0x0094, "BlobGet", SMALL),
+        (0x0095, "BlobPart", SMALL),
+        (0x0096, "SyncLogDone", SMALL),
     ];
     let known: Vec<_> = FrameType::ALL.iter().map(|kind| (kind.to_wire(), kind.name(), kind.max_body())).collect();
     assert_eq!(known, golden);
@@ -920,5 +1101,37 @@ golden_codes! {
         (1, "delete"),
         (2, "restore"),
         (3, "clear"),
+    ];
+    item_kinds: belay_protocol::item::ItemKind, 0xffff, [
+        (1, "setting"),
+        (2, "document"),
+        (3, "adapter"),
+        (4, "history"),
+    ];
+    sync_contents: m::SyncContent, 0xffff, [
+        (0, "none"),
+        (1, "inline"),
+        (2, "parts"),
+        (3, "earlier"),
+    ];
+    push_outcomes: m::PushOutcome, 0xffff, [
+        (1, "accepted"),
+        (2, "same"),
+        (3, "conflict"),
+        (4, "kept"),
+    ];
+    resyncs: m::Resync, 0xffff, [
+        (0, "no"),
+        (1, "too_old"),
+        (2, "other_epoch"),
+    ];
+    encodings: m::Encoding, 0xffff, [
+        (0, "plain"),
+        (1, "zstd"),
+    ];
+    revision_states: m::RevisionState, 0xffff, [
+        (1, "current"),
+        (2, "replaced"),
+        (3, "conflict"),
     ];
 }

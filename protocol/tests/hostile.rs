@@ -9,7 +9,8 @@ use belay_protocol::error::ProtocolError;
 use belay_protocol::frame::{
     FLAG_REQUIRED, Frame, FrameDecoder, FrameType, HEADER_LEN, MAX_CHUNK, MAX_SKIPPED, RAW_HEADER_LEN, frame, raw,
 };
-use belay_protocol::id::{DeviceId, InstanceId, MessageId, RequestId, SessionId, TenantId};
+use belay_protocol::id::{DeviceId, InstanceId, LockToken, MessageId, RequestId, RevisionId, SessionId, TenantId};
+use belay_protocol::item::{Digest, ItemKey, ItemKind};
 use belay_protocol::message as m;
 use belay_protocol::money::NanoUsd;
 use bytes::Bytes;
@@ -88,6 +89,29 @@ fn decode(kind: FrameType, body: &[u8]) -> Result<(), ProtocolError> {
         FrameType::SessionSearch => read::<m::SessionSearch>(body),
         FrameType::SessionHit => read::<m::SessionHit>(body),
         FrameType::SessionsDone => read::<m::SessionsDone>(body),
+        FrameType::SyncPush => read::<m::SyncPush>(body),
+        FrameType::SyncPushed => read::<m::SyncPushed>(body),
+        FrameType::SyncPull => read::<m::SyncPull>(body),
+        FrameType::SyncChange => read::<m::SyncChange>(body),
+        FrameType::SyncPage => read::<m::SyncPage>(body),
+        FrameType::SyncGet => read::<m::SyncGet>(body),
+        FrameType::SyncGot => read::<m::SyncGot>(body),
+        FrameType::SyncLog => read::<m::SyncLog>(body),
+        FrameType::SyncRevision => read::<m::SyncRevision>(body),
+        FrameType::SyncStatusRequest => read::<m::SyncStatusRequest>(body),
+        FrameType::SyncKindStatus => read::<m::SyncKindStatus>(body),
+        FrameType::SyncStatus => read::<m::SyncStatus>(body),
+        FrameType::SyncLock => read::<m::SyncLock>(body),
+        FrameType::SyncLocked => read::<m::SyncLocked>(body),
+        FrameType::SyncUnlock => read::<m::SyncUnlock>(body),
+        FrameType::SyncUnlocked => read::<m::SyncUnlocked>(body),
+        FrameType::BlobBegin => read::<m::BlobBegin>(body),
+        FrameType::BlobNeeded => read::<m::BlobNeeded>(body),
+        FrameType::BlobPut => read::<m::BlobPut>(body),
+        FrameType::BlobStored => read::<m::BlobStored>(body),
+        FrameType::BlobGet => read::<m::BlobGet>(body),
+        FrameType::BlobPart => read::<m::BlobPart>(body),
+        FrameType::SyncLogDone => read::<m::SyncLogDone>(body),
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => {
             raw::split(kind, Bytes::copy_from_slice(body)).map(|_| ())
         }
@@ -330,6 +354,19 @@ fn session() -> impl Strategy<Value = SessionId> {
     "[a-zäöü0-9][a-zß0-9 _/-]{0,40}[a-z0-9]".prop_map(|text| text.parse().expect("a name"))
 }
 
+fn rid() -> impl Strategy<Value = RevisionId> {
+    any::<[u8; 16]>().prop_map(RevisionId)
+}
+
+fn digest() -> impl Strategy<Value = Digest> {
+    any::<[u8; 32]>().prop_map(Digest)
+}
+
+fn item_key() -> impl Strategy<Value = ItemKey> {
+    "[a-zäöü0-9][a-zß0-9 _-]{0,20}[a-z0-9](/[a-wyz][a-z0-9]{4,9}){0,3}"
+        .prop_filter_map("a key", |text| text.parse::<ItemKey>().ok())
+}
+
 fn message_id() -> impl Strategy<Value = MessageId> {
     any::<[u8; 16]>().prop_map(MessageId)
 }
@@ -523,6 +560,157 @@ fn any_frame() -> BoxedStrategy<Bytes> {
         FrameType::SessionsDone => {
             whole((number(), text()).prop_map(|(rows, cursor)| m::SessionsDone { rows, cursor }))
         }
+        FrameType::SyncPush => whole(
+            (
+                (rid(), option::of(rid()), any::<u16>(), item_key(), any::<u16>()),
+                (number(), number(), digest(), vec(any::<u8>(), 0..40), text(), option::of(rid())),
+            )
+                .prop_map(
+                    |((revision, parent, kind, key, content), (modified_ms, size, digest, inline, meta, earlier))| {
+                        m::SyncPush {
+                            revision,
+                            parent,
+                            kind: ItemKind(kind),
+                            key,
+                            content: m::SyncContent(content),
+                            modified_ms,
+                            size,
+                            digest,
+                            inline,
+                            meta,
+                            earlier,
+                        }
+                    },
+                ),
+        ),
+        FrameType::SyncPushed => whole((rid(), any::<u16>(), rid(), number(), option::of(item_key())).prop_map(
+            |(revision, outcome, head, number, copy)| m::SyncPushed {
+                revision,
+                outcome: m::PushOutcome(outcome),
+                head,
+                number,
+                copy,
+            },
+        )),
+        FrameType::SyncPull => whole((text(), any::<u32>()).prop_map(|(cursor, limit)| m::SyncPull { cursor, limit })),
+        FrameType::SyncChange => whole(
+            (
+                (number(), any::<u16>(), text(), rid(), any::<u16>(), option::of(device())),
+                (number(), number(), number(), digest(), vec(any::<u8>(), 0..40), text(), text()),
+            )
+                .prop_map(
+                    |(
+                        (number, kind, key, revision, content, device),
+                        (at_ms, modified_ms, size, digest, inline, meta, conflict_of),
+                    )| m::SyncChange {
+                        number,
+                        kind: ItemKind(kind),
+                        key,
+                        revision,
+                        content: m::SyncContent(content),
+                        device,
+                        at_ms,
+                        modified_ms,
+                        size,
+                        digest,
+                        inline,
+                        meta,
+                        conflict_of,
+                    },
+                ),
+        ),
+        FrameType::SyncPage => {
+            whole((number(), text(), any::<bool>(), any::<u16>()).prop_map(|(changes, cursor, has_more, resync)| {
+                m::SyncPage { changes, cursor, has_more, resync: m::Resync(resync) }
+            }))
+        }
+        FrameType::SyncGet => whole(rid().prop_map(|revision| m::SyncGet { revision })),
+        FrameType::SyncGot => {
+            whole((any::<u16>(), number(), vec(any::<u8>(), 0..40), vec(any::<u8>(), 0..40)).prop_map(
+                |(content, size, inline, parts)| m::SyncGot { content: m::SyncContent(content), size, inline, parts },
+            ))
+        }
+        FrameType::SyncLog => {
+            whole((any::<u16>(), item_key()).prop_map(|(kind, key)| m::SyncLog { kind: ItemKind(kind), key }))
+        }
+        FrameType::SyncRevision => whole(
+            (
+                rid(),
+                option::of(rid()),
+                any::<u16>(),
+                any::<u16>(),
+                device(),
+                number(),
+                option::of(number()),
+                number(),
+                digest(),
+            )
+                .prop_map(
+                    |(revision, parent, state, content, device, at_ms, replaced_ms, size, digest)| m::SyncRevision {
+                        revision,
+                        parent,
+                        state: m::RevisionState(state),
+                        content: m::SyncContent(content),
+                        device,
+                        at_ms,
+                        replaced_ms,
+                        size,
+                        digest,
+                    },
+                ),
+        ),
+        FrameType::SyncStatusRequest => whole(any::<u8>().prop_map(|reserved| m::SyncStatusRequest { reserved })),
+        FrameType::SyncKindStatus => whole((any::<u16>(), number(), number(), number(), number()).prop_map(
+            |(kind, items, conflicts, bytes, changed_ms)| m::SyncKindStatus {
+                kind: ItemKind(kind),
+                items,
+                conflicts,
+                bytes,
+                changed_ms,
+            },
+        )),
+        FrameType::SyncStatus => {
+            whole((number(), number(), text()).prop_map(|(used, quota, cursor)| m::SyncStatus { used, quota, cursor }))
+        }
+        FrameType::SyncLock => {
+            whole((item_key(), rid()).prop_map(|(key, token)| m::SyncLock { key, token: LockToken(token.0) }))
+        }
+        FrameType::SyncLocked => {
+            whole((number(), number()).prop_map(|(fence, expires_in_ms)| m::SyncLocked { fence, expires_in_ms }))
+        }
+        FrameType::SyncUnlock => {
+            whole((item_key(), rid()).prop_map(|(key, token)| m::SyncUnlock { key, token: LockToken(token.0) }))
+        }
+        FrameType::SyncUnlocked => whole(any::<bool>().prop_map(|was_expired| m::SyncUnlocked { was_expired })),
+        FrameType::BlobBegin => {
+            whole((rid(), any::<u16>(), vec(any::<u8>(), 0..40)).prop_map(|(revision, kind, parts)| m::BlobBegin {
+                revision,
+                kind: ItemKind(kind),
+                parts,
+            }))
+        }
+        FrameType::BlobNeeded => whole(vec(any::<u8>(), 0..40).prop_map(|needed| m::BlobNeeded { needed })),
+        FrameType::BlobPut => whole((rid(), any::<u32>(), any::<u32>(), any::<u16>(), any::<u32>()).prop_map(
+            |(revision, part, offset, encoding, len)| m::BlobPut {
+                revision,
+                part,
+                offset,
+                encoding: m::Encoding(encoding),
+                len,
+            },
+        )),
+        FrameType::BlobStored => whole(any::<u32>().prop_map(|part| m::BlobStored { part })),
+        FrameType::BlobGet => {
+            whole((digest(), any::<u32>()).prop_map(|(digest, offset)| m::BlobGet { digest, offset }))
+        }
+        FrameType::BlobPart => {
+            whole((any::<u32>(), any::<u16>(), any::<u32>()).prop_map(|(size, encoding, len)| m::BlobPart {
+                size,
+                encoding: m::Encoding(encoding),
+                len,
+            }))
+        }
+        FrameType::SyncLogDone => whole(number().prop_map(|revisions| m::SyncLogDone { revisions })),
         FrameType::BodyChunk | FrameType::Event | FrameType::AnswerChunk => chunk(kind),
     };
     proptest::strategy::Union::new(FrameType::ALL.iter().map(|kind| of_type(*kind))).boxed()

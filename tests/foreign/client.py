@@ -440,7 +440,7 @@ async def run(args, checks):
     # Faults of a client: preface, bytes, FailureCode and StreamCode.
     for name, preface, data, failure, code in [
             ("unknown_kind", 0x7F, ask_balance, 20, 2),
-            ("reserved_kind", 0x06, ask_balance, 20, 2),
+            ("no_kind", 0x09, ask_balance, 20, 2),
             ("too_large", BILLING, raw_frame(0x40, b"", length=4097), 16, 3),
             ("too_large_request", ESCALATE, raw_frame(0x20, b"", length=1_048_577), 16, 3),
             ("unknown_too_large", BILLING, raw_frame(0x7001, b"", 0, SKIPPABLE + 1), 16, 3),

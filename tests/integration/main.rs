@@ -43,6 +43,7 @@ mod sessions;
 mod simulation;
 mod sync;
 mod sync_model;
+mod sync_wire;
 mod tcp;
 mod through;
 mod unread;

@@ -12,10 +12,11 @@ use belay_certs::tls::{self, system_time};
 use belay_protocol::codec::Message;
 use belay_protocol::error::{CloseCode, StreamCode};
 use belay_protocol::frame::{FrameType, MAX_SKIPPED};
+use belay_protocol::item::Digest;
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::{
-    Ack, BalanceRequest, EnrolAnswer, EnrolRequest, FailureCode, Hello, LeaveRequest, Outcome, ResponseHead,
-    SessionList,
+    Ack, BalanceRequest, BlobGet, EnrolAnswer, EnrolRequest, FailureCode, Hello, LeaveRequest, Outcome, ResponseHead,
+    SessionList, SyncPull,
 };
 use belay_protocol::{ALPN, RELAY_SERVER_NAME};
 use belay_tests::relay::TestRelay;
@@ -129,8 +130,7 @@ fn unserved_kinds() -> Vec<Break> {
         preface: Some(byte),
         ..Break::new("", StreamKind::Feed, vec![])
     };
-    let reserved = [StreamKind::Sync, StreamKind::Blob, StreamKind::Feed];
-    let all = reserved.map(known).into_iter().chain([0x00, 0x09, 0x80, 0xff].map(unknown));
+    let all = [0x00, 0x09, 0x80, 0xff].map(unknown).into_iter();
     // The control stream is there already; there is never a second one.
     all.chain([known(StreamKind::Control)])
         .map(|case| case.with(FailureCode::UNSUPPORTED, StreamCode::UNSUPPORTED))
@@ -139,6 +139,10 @@ fn unserved_kinds() -> Vec<Break> {
 
 fn enrolment() -> EnrolRequest {
     EnrolRequest { secret: vec![7; 24], csr_der: vec![8; 100], device_label: "raw".into() }
+}
+
+fn pull() -> SyncPull {
+    SyncPull { cursor: String::new(), limit: 0 }
 }
 
 fn session_list() -> SessionList {
@@ -154,6 +158,9 @@ async fn what_breaks_a_stream_costs_that_stream_and_nothing_else() {
         broken_frames(StreamKind::Escalate, &request(10)),
         broken_frames(StreamKind::Billing, &BalanceRequest { reserved: 0 }),
         broken_frames(StreamKind::Session, &session_list()),
+        broken_frames(StreamKind::Sync, &pull()),
+        broken_frames(StreamKind::Feed, &pull()),
+        broken_frames(StreamKind::Blob, &BlobGet { digest: Digest([7; 32]), offset: 0 }),
         broken_frames(StreamKind::Enrol, &enrolment()),
         broken_bodies(),
         unserved_kinds(),

@@ -4,6 +4,7 @@ use super::answer::{NoAnswer, end, taken};
 use super::{Intake, fail, failure, refuse};
 use crate::escalate::{Caller, ClientStream};
 use crate::ops::memory::Memory;
+use crate::store::sync::feed::Page;
 use crate::store::sync::push::{Push, Pushed, Source};
 use crate::store::sync::{Content, Refusal, Stored};
 use crate::sync::{Sync, SyncError};
@@ -196,7 +197,7 @@ async fn answer(sync: &Sync, caller: &Caller, frame: &Frame, writer: &mut FrameW
         }
         _ => {
             let SyncPull { cursor, limit } = SyncPull::from_frame(frame).map_err(broken)?;
-            page(sync, caller, cursor, limit, writer).await?;
+            queue_page(sync.pull(tenant, cursor, limit).await?, writer)?;
         }
     }
     Ok(())
@@ -226,19 +227,10 @@ fn revision(stored: Stored, state: RevisionState) -> SyncRevision {
     }
 }
 
-/// Queues a page; where the next one begins, and whether there is more.
-async fn page(
-    sync: &Sync,
-    caller: &Caller,
-    cursor: String,
-    limit: u32,
-    writer: &mut FrameWriter,
-) -> Result<(String, bool), NoAnswer> {
-    let page = sync.pull(&caller.tenant, cursor, limit).await?;
+fn queue_page(page: Page, writer: &mut FrameWriter) -> Result<(), NoAnswer> {
     page.changes.iter().try_for_each(|change| writer.queue(change))?;
-    let (changes, cursor, has_more) = (page.changes.len() as u64, page.cursor, page.has_more);
-    writer.queue(&SyncPage { changes, cursor: cursor.clone(), has_more, resync: page.resync })?;
-    Ok((cursor, has_more))
+    let Page { changes, cursor, has_more, resync } = page;
+    Ok(writer.queue(&SyncPage { changes: changes.len() as u64, cursor, has_more, resync })?)
 }
 
 /// Serves one feed stream: pages, and further ones when something changes, until the client leaves or `draining`.
@@ -256,18 +248,26 @@ pub async fn feed(
     };
     stream.writer.set_priority(PRIORITY_BULK);
     let mut changes = sync.watch(&caller.tenant);
-    let mut cursor = asked.cursor;
+    let (mut cursor, mut told) = (asked.cursor, false);
     let served = loop {
         // A page is in memory only while it is taken.
         let Some(charge) = memory.charge(STREAM) else {
             return fail(&mut stream, no_memory(), StreamCode::LIMIT).await;
         };
-        let has_more = match page(sync, caller, cursor, asked.limit, &mut stream.writer).await {
-            Ok((next, has_more)) => {
-                cursor = next;
+        let has_more = match sync.pull(&caller.tenant, cursor.clone(), asked.limit).await {
+            Ok(page) => {
+                let (is_empty, has_more) = (page.changes.is_empty(), page.has_more);
+                cursor.clone_from(&page.cursor);
+                // Something else of the tenant was written.
+                if !(is_empty && told)
+                    && let Err(error) = queue_page(page, &mut stream.writer)
+                {
+                    break Err(error);
+                }
+                told = true;
                 has_more
             }
-            Err(error) => break Err(error),
+            Err(error) => break Err(error.into()),
         };
         if let Err(error) = taken(&mut stream.writer).await {
             break Err(error);

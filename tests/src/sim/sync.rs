@@ -154,7 +154,7 @@ struct File {
     stamp: u64,
 }
 
-/// The documents of a device; they outlive its process.
+/// The documents, or the settings, of a device; they outlive its process.
 #[derive(Debug, Default)]
 struct Documents {
     files: BTreeMap<ItemKey, File>,
@@ -199,6 +199,7 @@ impl Documents {
 }
 
 struct SimPlace {
+    kind: ItemKind,
     world: Arc<World>,
     documents: Arc<Mutex<Documents>>,
 }
@@ -323,7 +324,7 @@ impl Place for SimPlace {
         let content = self.content(key, expected)?;
         let stamp = {
             let mut documents = lock(&self.documents);
-            if documents.files.contains_key(to) {
+            if documents.files.contains_key(to) || self.kind == ItemKind::SETTING {
                 return Err(PlaceError::Taken("taken".into()));
             }
             documents.files.remove(key);
@@ -503,9 +504,12 @@ impl Remote for SimRemote {
     }
 }
 
+/// The kinds that a device has.
+const KINDS: [ItemKind; 2] = [ItemKind::DOCUMENT, ItemKind::SETTING];
+
 struct Device {
     remote: SimRemote,
-    documents: Arc<Mutex<Documents>>,
+    places: BTreeMap<ItemKind, Arc<Mutex<Documents>>>,
     index: PathBuf,
     clock: Arc<Off>,
     online: bool,
@@ -515,10 +519,13 @@ impl Device {
     /// A round, in which the device may die.
     fn round(&self, runtime: &tokio::runtime::Runtime, seed: u64) -> Result<Report, ClientError> {
         let world = &self.remote.world;
-        let place = SimPlace { world: world.clone(), documents: self.documents.clone() };
+        let place = |(kind, documents): (&ItemKind, &Arc<Mutex<Documents>>)| {
+            let place = SimPlace { kind: *kind, world: world.clone(), documents: documents.clone() };
+            (*kind, Box::new(place) as Box<dyn Place>)
+        };
         let round = || {
             let index = Index::open(&self.index)?;
-            let places = BTreeMap::from([(ItemKind::DOCUMENT, Box::new(place) as Box<dyn Place>)]);
+            let places = self.places.iter().map(place).collect();
             let random = Random::from_seed(seed);
             let mut engine = Engine::new(self.remote.clone(), index, places, self.clock.clone(), random)?;
             runtime.block_on(engine.round(false, &mut |_| {}))
@@ -534,8 +541,11 @@ impl Device {
     }
 }
 
-fn content(world: &World) -> Bytes {
+fn content(world: &World, kind: ItemKind) -> Bytes {
     let number = world.below(u32::MAX);
+    if kind == ItemKind::SETTING {
+        return (number / (1 + world.below(2) * (u32::MAX / 4))).to_string().into();
+    }
     let text = format!("{number} ");
     match world.below(10) {
         // Now and then the same as somebody else's.
@@ -563,7 +573,7 @@ pub fn history(seed: u64) -> (Tally, Wrong) {
     let mut devices: Vec<Device> = (0..count)
         .map(|number| Device {
             remote: SimRemote { world: world.clone(), device: format!("d{number}").parse().unwrap() },
-            documents: Arc::default(),
+            places: KINDS.into_iter().map(|kind| (kind, Arc::default())).collect(),
             index: dir.path().join(format!("index-{number}.db")),
             clock: Arc::new(Off(clock.clone(), (i64::from(world.below(40)) - 20) * DAY_MS as i64)),
             online: true,
@@ -574,10 +584,12 @@ pub fn history(seed: u64) -> (Tally, Wrong) {
         let device = &mut devices[world.below(count) as usize];
         let name = |number: u32| format!("f{number}.md").parse::<ItemKey>().unwrap();
         let key = name(world.below(NAMES));
+        let kind = KINDS[world.below(4) as usize / 3];
+        let documents = device.places[&kind].clone();
         match world.below(12) {
-            0..=3 => lock(&device.documents).write(&key, content(&world)),
-            4 => lock(&device.documents).delete(&key),
-            5 => lock(&device.documents).rename(&key, &name(world.below(NAMES))),
+            0..=3 => lock(&documents).write(&key, content(&world, kind)),
+            4 => lock(&documents).delete(&key),
+            5 => lock(&documents).rename(&key, &name(world.below(NAMES))),
             6 => device.online = !device.online,
             // Of its 30 days, so that what was replaced is still in the log.
             7 => _ = clock.0.fetch_add(u64::from(world.below(12)) * 60 * 60 * 1000, Ordering::Relaxed),
@@ -618,36 +630,37 @@ fn check(world: &Arc<World>, runtime: &tokio::runtime::Runtime, devices: &[Devic
         wrong.push("the devices do not come to rest".into());
     }
     let (sync, tenant) = world.sync();
-    let mut live = BTreeMap::new();
-    let mut known = BTreeSet::new();
+    let (mut live, mut known) = (BTreeMap::new(), BTreeSet::new());
     for change in runtime.block_on(sync.pull(&tenant, String::new(), 0)).unwrap().changes {
-        let key: ItemKey = change.key.parse().unwrap();
-        if change.content != SyncContent::NONE {
-            live.insert(key.clone(), change.digest);
-        }
-        for (revision, _) in runtime.block_on(sync.log(&tenant, ItemKind::DOCUMENT, key)).unwrap() {
+        let name = (change.kind, change.key.parse::<ItemKey>().unwrap());
+        for (revision, _) in runtime.block_on(sync.log(&tenant, name.0, name.1.clone())).unwrap() {
             known.insert(revision.digest);
-            if let StoredContent::Parts(parts) = &revision.content {
-                for part in parts.all() {
-                    if runtime.block_on(sync.part(&tenant, part.digest)).is_err() {
-                        wrong.push(format!("a part of revision {} is gone", revision.revision));
-                    }
-                }
+            let StoredContent::Parts(parts) = &revision.content else { continue };
+            if parts.all().iter().any(|part| runtime.block_on(sync.part(&tenant, part.digest)).is_err()) {
+                wrong.push(format!("a part of revision {} is gone", revision.revision));
             }
+        }
+        if change.content != SyncContent::NONE {
+            live.insert(name, change.digest);
         }
     }
     for (number, device) in devices.iter().enumerate() {
-        let documents = lock(&device.documents);
-        let here: BTreeMap<_, _> =
-            documents.files.iter().map(|(key, file)| (key.clone(), sig(&file.content).digest)).collect();
+        let mut here = BTreeMap::new();
+        for (kind, documents) in &device.places {
+            let documents = lock(documents);
+            here.extend(documents.files.iter().map(|(key, file)| ((*kind, key.clone()), sig(&file.content).digest)));
+            for (key, digest) in &documents.written {
+                lock(&world.tally).kept += 1;
+                if !known.contains(digest) {
+                    wrong.push(format!("what the user of device {number} wrote into {key} is lost"));
+                }
+            }
+            if !documents.arriving.is_empty() && rounds > 12 {
+                wrong.push(format!("device {number} has leftovers"));
+            }
+        }
         if here != live {
             wrong.push(format!("device {number} has {:?}, the relay {:?}", here.keys(), live.keys()));
-        }
-        for (key, digest) in &documents.written {
-            lock(&world.tally).kept += 1;
-            if !known.contains(digest) {
-                wrong.push(format!("what the user of device {number} wrote into {key} is lost"));
-            }
         }
     }
     wrong
