@@ -42,6 +42,8 @@ mod secrets;
 mod sessions;
 mod simulation;
 mod sync;
+mod sync_cli;
+mod sync_faults;
 mod sync_model;
 mod sync_wire;
 mod tcp;

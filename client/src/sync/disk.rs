@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Belay's own directory in a synced folder.
@@ -21,6 +22,8 @@ const NEW: &str = "new-";
 const OLD: &str = "old-";
 /// In it: beginning of names of content that arrives.
 pub(super) const ARRIVING: &str = "arriving-";
+/// Counts names of this process.
+static FRESH: AtomicU64 = AtomicU64::new(0);
 /// How long content that arrives is kept for its next part, and a file that was moved away by a process that died.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
@@ -98,14 +101,12 @@ impl Root {
 
     /// A name in belay's own directory that nothing has.
     fn fresh(&self, what: &str) -> PathBuf {
-        let now = nanos(Ok(SystemTime::now()));
-        let mut count = 0_u32;
         loop {
-            let path = self.own().join(format!("{what}{now:x}-{}-{count}", std::process::id()));
+            let count = FRESH.fetch_add(1, Ordering::Relaxed);
+            let path = self.own().join(format!("{what}{}-{count}", std::process::id()));
             if fs::symlink_metadata(&path).is_err() {
                 return path;
             }
-            count += 1;
         }
     }
 

@@ -296,8 +296,9 @@ pub(super) fn new_file(root: &Root, content: Content, modified_ms: u64) -> Resul
     };
     // It says when the content was made; nothing goes by it. One in the future would confuse programs here.
     let at = std::time::UNIX_EPOCH + Duration::from_millis(modified_ms);
-    let at = at.min(std::time::SystemTime::now());
-    if let Ok(file) = File::options().write(true).open(&path) {
+    if let Ok(file) = File::options().write(true).open(&path)
+        && file.metadata().and_then(|meta| meta.modified()).is_ok_and(|now| at < now)
+    {
         let _ = file.set_modified(at);
     }
     Ok(path)

@@ -14,52 +14,7 @@ use rusqlite_migration::{M, Migrations};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-const SCHEMA: &str = "
--- What is known of an item. base: what both agreed on last; head: what the relay says.
-CREATE TABLE item (
-    kind INTEGER NOT NULL,
-    key TEXT NOT NULL,
-    base_revision BLOB,
-    base_digest BLOB,
-    base_size INTEGER,
-    base_meta TEXT,
-    -- What the file looked like then.
-    stamp TEXT,
-    head_revision BLOB,
-    head_digest BLOB,
-    head_size INTEGER,
-    head_meta TEXT,
-    -- The content itself, where it is small and does not lie here yet.
-    head_inline BLOB,
-    head_modified_ms INTEGER NOT NULL DEFAULT 0,
-    conflict_of TEXT NOT NULL DEFAULT '',
-    PRIMARY KEY (kind, key)
-) STRICT, WITHOUT ROWID;
--- Revisions that were made here and that the relay has not confirmed.
-CREATE TABLE push (
-    revision BLOB PRIMARY KEY,
-    kind INTEGER NOT NULL,
-    key TEXT NOT NULL,
-    parent BLOB,
-    digest BLOB,
-    size INTEGER,
-    meta TEXT
-) STRICT, WITHOUT ROWID;
-CREATE TABLE state (
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    cursor TEXT NOT NULL DEFAULT '',
-    -- Everything is being read anew: what was not seen by the end of it is gone at the relay.
-    resync INTEGER NOT NULL DEFAULT 0
-) STRICT;
-INSERT INTO state (id) VALUES (1);
-CREATE TABLE kind (
-    kind INTEGER PRIMARY KEY,
-    pushed_ms INTEGER NOT NULL DEFAULT 0,
-    pulled_ms INTEGER NOT NULL DEFAULT 0,
-    pending INTEGER NOT NULL DEFAULT 0,
-    problems INTEGER NOT NULL DEFAULT 0
-) STRICT;
-";
+const SCHEMA: &str = include_str!("index.sql");
 
 /// What is known of an item.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -322,8 +277,12 @@ impl Index {
         Ok(())
     }
 
-    /// Forgets what the relay said: everything will be read anew.
-    pub fn forget_heads(&self) -> Result<(), ClientError> {
+    /// Forgets what the relay said, and if wanted what was agreed on: everything will be read anew.
+    pub fn forget_heads(&self, and_bases: bool) -> Result<(), ClientError> {
+        if and_bases {
+            let sql = "UPDATE item SET base_revision = NULL, base_digest = NULL, base_size = NULL, base_meta = NULL";
+            self.connection.execute_batch(&format!("{sql}; DELETE FROM push")).map_err(|error| failed(&error))?;
+        }
         self.connection
             .execute(
                 "UPDATE item SET head_revision = NULL, head_digest = NULL, head_size = NULL, head_meta = NULL,
@@ -417,7 +376,7 @@ mod tests {
         assert_eq!(index.kind(ItemKind::DOCUMENT).expect("read"), kind);
         assert_eq!(index.kind(ItemKind::ADAPTER).expect("read"), KindState::default());
         index.confirmed(&name).expect("noted");
-        index.forget_heads().expect("noted");
+        index.forget_heads(false).expect("noted");
         assert_eq!(index.pending(&name).expect("read"), vec![]);
         assert_eq!(index.entries().expect("read")[&name].head, None);
         index.remove(&name).expect("noted");

@@ -85,22 +85,22 @@ pub enum PlaceError {
     #[error("this computer's disk is full; free some space, then it goes on")]
     Full,
     /// The disk failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {why}")]
     Io {
         /// Doing what, with which file.
         what: String,
         /// In which way.
-        source: io::Error,
+        why: String,
     },
 }
 
 impl PlaceError {
     /// What happened with a file.
     #[must_use]
-    pub fn io(what: impl Into<String>, source: io::Error) -> Self {
-        match source.kind() {
+    pub fn io(what: impl Into<String>, error: io::Error) -> Self {
+        match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
-            _ => Self::Io { what: what.into(), source },
+            _ => Self::Io { what: what.into(), why: error.to_string() },
         }
     }
 }

@@ -169,8 +169,27 @@ async fn push_all(
         }
         Ok(answers)
     };
-    let (sent, answers) = tokio::join!(biased; send, receive);
-    let answers = answers?;
-    sent?;
-    Ok(answers)
+    exchange(send, receive).await
+}
+
+/// Sends and receives at the same time. What is received tells more: a refusal comes before the stream that it stops. Once
+/// that has failed, nothing more is sent.
+pub(super) async fn exchange<T, E>(
+    send: impl Future<Output = Result<(), E>>,
+    receive: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    tokio::pin!(send, receive);
+    let mut sent = None;
+    let received = loop {
+        tokio::select! {
+            biased;
+            received = &mut receive => break received,
+            ended = &mut send, if sent.is_none() => sent = Some(ended),
+        }
+    };
+    match (received, sent) {
+        (Err(error), _) => Err(error),
+        (Ok(_), Some(Err(error))) => Err(error),
+        (Ok(answer), _) => Ok(answer),
+    }
 }

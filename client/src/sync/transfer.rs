@@ -2,7 +2,7 @@
 //! what it has of each part, and so does this side.
 
 use super::place::{PlaceError, Source, Staged};
-use super::remote::{Progress, TransferError, Tunnelled, again};
+use super::remote::{Progress, TransferError, Tunnelled, again, exchange};
 use crate::error::ClientError;
 use crate::tunnel::{Tunnel, read_answer};
 use belay_protocol::error::ProtocolError;
@@ -165,12 +165,7 @@ async fn send_parts(sending: &Sending<'_, '_>, tunnel: &Tunnel) -> Result<(), Tr
         }
         Ok::<_, TransferError>(())
     };
-    // A refusal comes before the stream that it stops.
-    let (received, sent) = tokio::join!(biased; receive, send);
-    match (received, sent) {
-        (Err(TransferError::Relay(ClientError::Lost(_))), Err(error)) => Err(error),
-        (received, sent) => received.and(sent),
-    }
+    exchange(send, receive).await
 }
 
 /// Queues a part, or what the relay does not have of it; returns how many bytes of content that is.

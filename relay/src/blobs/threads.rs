@@ -29,9 +29,12 @@ pub(super) struct Write {
     pub(super) done: oneshot::Sender<Result<(), BlobError>>,
 }
 
+/// Anything else that touches the disk.
+pub(super) type Work = Box<dyn FnOnce(&dyn Disk) + Send>;
+
 pub(super) enum Job {
     Keep(Box<Write>),
-    Other(Box<dyn FnOnce(&dyn Disk) + Send>),
+    Other(Work),
 }
 
 pub(super) struct Threads {

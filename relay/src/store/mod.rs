@@ -20,6 +20,8 @@ mod watch;
 
 use belay_protocol::error::ProtocolError;
 use belay_protocol::money::MoneyError;
+/// What commands of the store run on.
+pub use rusqlite::Connection;
 use thiserror::Error;
 
 /// Why a command of the store did not take effect, or may not have.

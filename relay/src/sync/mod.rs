@@ -9,17 +9,16 @@ mod uploads;
 
 use self::uploads::Uploads;
 use crate::blobs::{BlobError, Blobs};
-use crate::store::StoreError;
 use crate::store::executor::{Db, Store};
 use crate::store::sync::feed::{self, Page};
 use crate::store::sync::push::{Push, Pushed, Source, push};
 use crate::store::sync::{self, Chunk, Refusal, Stored, lock, log, upload};
+use crate::store::{Connection, StoreError};
 use belay_protocol::id::{DeviceId, LockToken, RevisionId, TenantId};
 use belay_protocol::item::{Digest, ItemKey, ItemKind, Part};
 use belay_protocol::message::{Encoding, RevisionState, SyncKindStatus};
 use belay_transport::env::Clock;
 use bytes::Bytes;
-use rusqlite::Connection;
 use std::sync::Arc;
 use tokio::sync::watch;
 

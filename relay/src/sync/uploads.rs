@@ -22,9 +22,11 @@ struct Live {
     senders: TaskTracker,
 }
 
+type LiveByName = HashMap<(TenantId, RevisionId), Arc<Live>>;
+
 /// Contents that are on their way.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Uploads(Arc<Mutex<HashMap<(TenantId, RevisionId), Arc<Live>>>>);
+pub(super) struct Uploads(Arc<Mutex<LiveByName>>);
 
 /// A stream that sends parts.
 #[derive(Debug)]

@@ -1,5 +1,4 @@
 //! What `belay sync` shows: lines and bars for people, objects for programs.
-#![expect(clippy::print_stderr, reason = "progress is no result")]
 
 use super::super::{Global, print_json};
 use super::{configured, engine, short, with_client};
@@ -38,10 +37,10 @@ impl Shown {
         match event {
             Event::Begins(_, key, _) => self.current = key.to_string(),
             Event::Progress(done, size) => self.progress(*done, *size),
-            Event::Problem(_, problem) => {
-                if self.problems.insert(problem.key.clone(), problem.why.clone()).as_ref() == Some(&problem.why) {
-                    return;
-                }
+            Event::Problem(_, problem)
+                if self.problems.insert(problem.key.clone(), problem.why.clone()).as_ref() == Some(&problem.why) =>
+            {
+                return;
             }
             Event::Done(..) => {
                 if let Some(bar) = self.bar.take() {
