@@ -2,16 +2,20 @@
 
 use super::super::Global;
 use crate::cli::exit::Usage;
+use crate::cli::signals::Signals;
 use anyhow::Context;
 use belay_client::{Client, ClientError};
+use belay_protocol::id::LockToken;
 use belay_protocol::item::ItemKey;
 use belay_protocol::message::FailureCode;
 use clap::Args;
+use std::process::ExitStatus;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// How often a lock is renewed.
+/// How often a lock is renewed, and how often it is looked whether the command has ended.
 const RENEW: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Args)]
 pub(super) struct LockArgs {
@@ -37,30 +41,8 @@ pub(super) async fn run(global: &Global, client: &Client, args: &LockArgs) -> an
             other => break other?,
         }
     };
-    let Some((program, arguments)) = args.command.split_first() else {
-        return Err(Usage("no command is given".into()).into());
-    };
-    let mut command = std::process::Command::new(program);
-    command.args(arguments).env("BELAY_FENCE", locked.fence.to_string());
-    let mut child = command.spawn().with_context(|| format!("cannot run {program}"))?;
-    let mut renewed = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if renewed.elapsed() >= RENEW {
-            // While the relay is away the lock may pass to another; what comes with an older fence is too late then.
-            match client.sync_lock(&args.key, token, RENEW).await {
-                Ok(now) if now.fence != locked.fence => {
-                    eprintln!("belay: the lock was lost for a while; its fence is {}", now.fence)
-                }
-                Ok(_) => {}
-                Err(error) => eprintln!("belay: the lock is not renewed: {error}"),
-            }
-            renewed = Instant::now();
-        }
-        sleep(Duration::from_millis(50)).await;
-    };
+    let ran = hold(client, args, (token, locked.fence)).await;
+    // Whatever became of the command.
     match client.sync_unlock(&args.key, token, global.wait()).await {
         // It had passed to another.
         Err(ClientError::Failed(failed)) if failed.code == FailureCode::NOT_FOUND => {}
@@ -68,8 +50,41 @@ pub(super) async fn run(global: &Global, client: &Client, args: &LockArgs) -> an
             other?;
         }
     }
+    let status = ran?;
     if status.success() {
         return Ok(());
     }
-    Err(anyhow::anyhow!("{program} failed ({status})"))
+    Err(anyhow::anyhow!("{} failed ({status})", args.command[0]))
+}
+
+/// Runs the command, and renews the lock while it does.
+async fn hold(client: &Client, args: &LockArgs, (token, fence): (LockToken, u64)) -> anyhow::Result<ExitStatus> {
+    let Some((program, arguments)) = args.command.split_first() else {
+        return Err(Usage("no command is given".into()).into());
+    };
+    let mut signals = Signals::listen()?;
+    let mut command = std::process::Command::new(program);
+    command.args(arguments).env("BELAY_FENCE", fence.to_string());
+    let mut child = command.spawn().with_context(|| format!("cannot run {program}"))?;
+    let mut renewed = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if renewed.elapsed() >= RENEW {
+            // While the relay is away the lock may pass to another; what comes with an older fence is too late then.
+            match client.sync_lock(&args.key, token, RENEW).await {
+                Ok(now) if now.fence != fence => eprintln!("belay: the lock was lost; its fence is {} now", now.fence),
+                Ok(_) => {}
+                Err(error) => eprintln!("belay: the lock is not renewed: {error}"),
+            }
+            renewed = Instant::now();
+        }
+        tokio::select! {
+            biased;
+            // A terminal has told the command, too; whoever means this process alone means what it runs.
+            () = signals.any() => child.kill()?,
+            () = sleep(LOOK) => {}
+        }
+    }
 }
