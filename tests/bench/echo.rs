@@ -9,13 +9,21 @@ use belay_certs::tls;
 use belay_protocol::{ALPN, RELAY_SERVER_NAME};
 use belay_transport::env::{Env, Side};
 use belay_transport::params;
+use bytes::Bytes;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, VarInt};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+/// First bytes of a stream that takes what comes, and of one that sends as many bytes as it is told.
+const SINK: u8 = 1;
+const SOURCE: u8 = 2;
+/// What bulk is sent in.
+static PIECE: [u8; 64 << 10] = [9; 64 << 10];
+/// Streams of a bulk transfer, as many as belay's has.
+pub(crate) const STREAMS: usize = 3;
 /// The message that goes to and fro.
 const MESSAGE: [u8; 64] = [7; 64];
 
@@ -44,9 +52,32 @@ async fn serve(incoming: Incoming) -> anyhow::Result<()> {
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(params::STREAMS_AFTER_HELLO));
     loop {
         let (mut send, mut recv) = connection.accept_bi().await?;
-        let message = recv.read_to_end(1 << 16).await?;
-        send.write_all(&message).await?;
-        send.finish()?;
+        let mut first = [0; 9];
+        recv.read_exact(&mut first).await?;
+        match first[0] {
+            SINK => tokio::spawn(async move {
+                while recv.read_chunk(usize::MAX, true).await?.is_some() {}
+                send.write_all(&[0]).await?;
+                send.finish()?;
+                anyhow::Ok(())
+            }),
+            SOURCE => tokio::spawn(async move {
+                let mut left = u64::from_le_bytes(first[1..].try_into()?);
+                while left > 0 {
+                    let piece = left.min(PIECE.len() as u64);
+                    send.write_chunk(Bytes::from_static(&PIECE[..usize::try_from(piece)?])).await?;
+                    left -= piece;
+                }
+                send.finish()?;
+                anyhow::Ok(())
+            }),
+            _ => {
+                let message = [&first[..], &recv.read_to_end(1 << 16).await?].concat();
+                send.write_all(&message).await?;
+                send.finish()?;
+                continue;
+            }
+        };
     }
 }
 
@@ -101,5 +132,53 @@ impl Raw {
         let took = start.elapsed();
         ensure!(echo == MESSAGE, "the echo is another message");
         u64::try_from(took.as_nanos()).context("an endless round trip")
+    }
+
+    /// Sends so many bytes on each of some streams at once, and waits until all have arrived.
+    pub(crate) async fn bulk_up(&self, each: usize) -> anyhow::Result<Duration> {
+        self.on_streams(|mut send, mut recv| async move {
+            send.write_all(&[SINK, 0, 0, 0, 0, 0, 0, 0, 0]).await?;
+            let mut left = each;
+            while left > 0 {
+                let piece = left.min(PIECE.len());
+                send.write_chunk(Bytes::from_static(&PIECE[..piece])).await?;
+                left -= piece;
+            }
+            send.finish()?;
+            recv.read_to_end(1).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Receives so many bytes on each of some streams at once.
+    pub(crate) async fn bulk_down(&self, each: usize) -> anyhow::Result<Duration> {
+        self.on_streams(|mut send, mut recv| async move {
+            send.write_all(&[&[SOURCE], &(each as u64).to_le_bytes()[..]].concat()).await?;
+            send.finish()?;
+            let mut came = 0;
+            while let Some(chunk) = recv.read_chunk(usize::MAX, true).await? {
+                came += chunk.bytes.len();
+            }
+            ensure!(came == each, "{came} bytes came");
+            Ok(())
+        })
+        .await
+    }
+
+    async fn on_streams<F>(&self, work: impl Fn(quinn::SendStream, quinn::RecvStream) -> F) -> anyhow::Result<Duration>
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let start = Instant::now();
+        let mut streams = tokio::task::JoinSet::new();
+        for _ in 0..STREAMS {
+            let (send, recv) = self.connection.open_bi().await?;
+            streams.spawn(work(send, recv));
+        }
+        while let Some(ended) = streams.join_next().await {
+            ended??;
+        }
+        Ok(start.elapsed())
     }
 }

@@ -24,6 +24,7 @@ mod report;
 mod roles;
 mod scene;
 mod sessions;
+mod sync;
 mod travel;
 
 use clap::Parser;
@@ -104,8 +105,16 @@ async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
         let sizes: &[u64] = if args.quick { &[10, 1000, 10_000] } else { &[10, 1000, 100_000] };
         sessions::measure(sizes, 200, report)?;
     }
-    // The books need no relay and no provider.
-    let of_the_store = || ledger::NAMES.iter().chain(&sessions::NAMES);
+    if wanted(&sync::NAMES) {
+        let size = if args.quick {
+            sync::Size { mib: 16, rounds: 1, documents: 2000, pushes: 200 }
+        } else {
+            sync::Size { mib: 64, rounds: 3, documents: 10_000, pushes: 1000 }
+        };
+        sync::measure(size, report).await?;
+    }
+    // The books need no relay and no provider, and sync has its own.
+    let of_the_store = || ledger::NAMES.iter().chain(&sessions::NAMES).chain(&sync::NAMES);
     if args.only.as_ref().is_some_and(|only| of_the_store().any(|name| only.starts_with(name))) {
         return Ok(());
     }

@@ -226,7 +226,7 @@ pub(super) async fn status(global: &Global, state: &StateDir) -> anyhow::Result<
             Ok(_lock) => Some(engine(global, client, (&config, state))?.round(true, &mut |_| {}).await?),
             Err(_) => None,
         };
-        let relay = client.sync_status(global.wait()).await?.1;
+        let (of_relay, relay) = client.sync_status(global.wait()).await?;
         let index = Index::open(&index_path(state))?;
         let mut rows = BTreeMap::new();
         for kind in config.places()?.into_keys() {
@@ -242,6 +242,12 @@ pub(super) async fn status(global: &Global, state: &StateDir) -> anyhow::Result<
                 let waits = |(of, _, what): &&(ItemKind, _, Action)| of == kind && *what != Action::Agree;
                 report.planned.iter().filter(waits).count() as u64
             });
+        }
+        // Conversations lie at the relay alone.
+        if let Some(history) = of_relay.iter().find(|status| status.kind == ItemKind::HISTORY) {
+            let kind =
+                KindState { pushed_ms: history.changed_ms, pulled_ms: history.changed_ms, ..KindState::default() };
+            rows.insert(ItemKind::HISTORY, Row { kind, items: history.items, ..Row::default() });
         }
         show(global, state, &rows, &relay, planned.is_none())
     })

@@ -2,12 +2,14 @@
 -- The number of the last change, and the highest number of a change that is forgotten.
 CREATE TABLE sync_counter (
     id INTEGER PRIMARY KEY CHECK (id = 1),
+    -- Tells this file from that of any other tenant or relay.
+    life INTEGER NOT NULL,
     number INTEGER NOT NULL,
     forgotten INTEGER NOT NULL,
     -- The last fence of a lock.
     fence INTEGER NOT NULL
 ) STRICT;
-INSERT INTO sync_counter (id, number, forgotten, fence) VALUES (1, 0, 0, 0);
+INSERT INTO sync_counter (id, life, number, forgotten, fence) VALUES (1, abs(random() >> 16), 0, 0, 0);
 CREATE TABLE sync_item (
     id INTEGER PRIMARY KEY,
     kind INTEGER NOT NULL,

@@ -26,12 +26,12 @@ pub struct Page {
     pub resync: Resync,
 }
 
-/// Where a reader stands: the epoch of the tenant's book, the number up to which it has read, and what was forgotten
-/// when it began to read from the beginning: that it need not know.
-fn parse(cursor: &str) -> Option<(i64, i64, i64)> {
-    let mut numbers = cursor.split('-').map(|number| number.parse().ok());
-    let cursor = (numbers.next()??, numbers.next()??, numbers.next()??);
-    numbers.next().is_none().then_some(cursor)
+/// Where a reader stands: in which life of which tenant's file, the number up to which it has read, and what was
+/// forgotten when it began to read from the beginning: that it need not know.
+fn parse(cursor: &str) -> Option<(&str, i64, i64)> {
+    let mut parts = cursor.split('-');
+    let cursor = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    parts.next().is_none().then_some(cursor)
 }
 
 /// The cursor of a reader that has everything.
@@ -40,11 +40,11 @@ pub fn here(connection: &Connection) -> Result<String, StoreError> {
     Ok(format!("{epoch}-{number}-0"))
 }
 
-/// Epoch, number of the last change, highest number that is forgotten.
-fn position(connection: &Connection) -> Result<(i64, i64, i64), StoreError> {
-    Ok(connection
-        .prepare_cached("SELECT tenant.epoch, sync_counter.number, forgotten FROM tenant, sync_counter")?
-        .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?)
+/// The epoch, number of the last change, highest number that is forgotten. The epoch is that of the tenant's book, and
+/// what tells this file from those of other tenants and relays: a client may come from one of them.
+fn position(connection: &Connection) -> Result<(String, i64, i64), StoreError> {
+    let sql = "SELECT format('%x.%d', life, tenant.epoch), sync_counter.number, forgotten FROM tenant, sync_counter";
+    Ok(connection.prepare_cached(sql)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?)
 }
 
 /// The changes after a cursor. One that leads nowhere (too old, of another epoch, not one of ours) begins anew, which
