@@ -42,6 +42,8 @@ pub const INLINE_BYTES: usize = 32 << 10;
 pub const META_BYTES: usize = 64 << 10;
 /// The size of an adapter's parts; the last one is shorter.
 pub const ADAPTER_PART: u32 = 1 << 20;
+/// The fewest bytes of a part that is not the last.
+pub const MIN_PART: u32 = 4 << 10;
 /// The most bytes of one part.
 pub const MAX_PART: u32 = 1 << 20;
 /// The most bytes of a part that are sent in one frame: what is lost of it with a tunnel.
@@ -230,8 +232,12 @@ impl Parts {
         if parts.is_empty() || parts.len() > MAX_PARTS {
             return Err(PartsError("it has none, or more than 20000"));
         }
-        if parts.iter().any(|part| part.size == 0 || part.size > MAX_PART) {
-            return Err(PartsError("a part is empty, or has more than 1 MiB"));
+        let (last, others) = parts.split_last().ok_or(PartsError("it has none"))?;
+        if last.size == 0
+            || last.size > MAX_PART
+            || others.iter().any(|part| !(MIN_PART..=MAX_PART).contains(&part.size))
+        {
+            return Err(PartsError("a part has fewer than 4 KiB and is not the last, or more than 1 MiB"));
         }
         Ok(Self(parts))
     }
@@ -349,9 +355,9 @@ mod tests {
     #[test]
     fn parts_are_listed_in_order() {
         let parts =
-            Parts::new(vec![Part { digest: Digest([1; 32]), size: 7 }, Part { digest: Digest([2; 32]), size: 9 }]);
+            Parts::new(vec![Part { digest: Digest([1; 32]), size: 4096 }, Part { digest: Digest([2; 32]), size: 9 }]);
         let parts = parts.expect("parts");
-        assert_eq!((parts.size(), parts.to_bytes().len()), (16, 72));
+        assert_eq!((parts.size(), parts.to_bytes().len()), (4105, 72));
         assert_eq!(Parts::from_bytes(&parts.to_bytes()).as_ref(), Ok(&parts));
         assert_ne!(parts.digest(), Digest::of(b""));
         let mut bytes = parts.to_bytes();
@@ -359,7 +365,13 @@ mod tests {
         assert!(Parts::from_bytes(&bytes).is_err() && Parts::from_bytes(&[]).is_err());
         let one = |size| Parts::new(vec![Part { digest: Digest([0; 32]), size }]);
         assert!(one(0).is_err() && one(MAX_PART + 1).is_err() && one(MAX_PART).is_ok());
-        let many = vec![Part { digest: Digest([0; 32]), size: 1 }; MAX_PARTS + 1];
-        assert!(Parts::new(many).is_err());
+        let part = |size| Part { digest: Digest([0; 32]), size };
+        assert!(
+            Parts::new(vec![part(MIN_PART); MAX_PARTS]).is_ok()
+                && Parts::new(vec![part(MIN_PART); MAX_PARTS + 1]).is_err()
+        );
+        assert!(
+            Parts::new(vec![part(MIN_PART - 1), part(1)]).is_err() && Parts::new(vec![part(MIN_PART), part(1)]).is_ok()
+        );
     }
 }

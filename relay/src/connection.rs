@@ -376,16 +376,15 @@ async fn serve_small(
             streams::session::serve(&shared.sessions, room, caller, intake, stream).await;
         }
         (StreamKind::Sync, Some(caller)) => {
-            streams::sync::serve(&shared.sync, &shared.escalator.memory, caller, intake, stream).await;
+            streams::sync::serve(&shared.sync, &shared.bodies, caller, intake, stream).await;
         }
         (StreamKind::Blob, Some(caller)) => {
-            let room = (&shared.escalator.memory, &shared.bodies);
             // Large: kept off the stack of the task that dispatches.
-            Box::pin(streams::blob::serve(&shared.sync, room, caller, intake, stream)).await;
+            Box::pin(streams::blob::serve(&shared.sync, &shared.bodies, caller, intake, stream)).await;
         }
         (StreamKind::Feed, Some(caller)) => {
             let until = (intake, &shared.escalator.draining);
-            streams::sync::feed(&shared.sync, &shared.escalator.memory, caller, until, stream).await;
+            streams::sync::feed(&shared.sync, &shared.bodies, caller, until, stream).await;
         }
         (kind @ (StreamKind::Control | StreamKind::Escalate), Some(_)) => {
             let message = format!("streams of kind {} are not served here", kind.name());

@@ -67,8 +67,10 @@ impl Device {
         let client = Client::start(Env::system(), identity, &key, Options::default())?;
         client.tunnel(WITHIN).await?;
         let at = |name: &str| Some(home.path().join(name));
-        let config = SyncConfig { knowledge: at("knowledge"), adapters: at("adapters"), ..SyncConfig::default() };
-        config.set_up()?;
+        let mut config = SyncConfig::default();
+        config.knowledge = at("knowledge");
+        config.adapters = at("adapters");
+        config.set_up(&Env::system().random)?;
         Ok(Self { client, config, home })
     }
 

@@ -27,10 +27,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
+from blake3 import blake3
 
 DEADLINE = 20.0  # seconds, for every single wait
 SERVER_NAME = "relay.belay.internal"
-CONTROL, ENROL, ESCALATE, BILLING = 1, 2, 3, 4  # prefaces
+CONTROL, ENROL, ESCALATE, BILLING, SYNC, BLOB, FEED = 1, 2, 3, 4, 6, 7, 8  # prefaces
 REQUIRED, SKIPPABLE = 0x01, 1_048_576  # the only flag; longest unknown body without it
 
 
@@ -86,6 +87,21 @@ for line in """
 49 4096 TopUp url:text
 4a 4096 FlushRequest reserved:u8
 4b 4096 Flushed waiting_rows:u64 waiting:i64
+80 1048576 SyncPush revision:id parent:?id kind:u16 key:text content:u16 modified_ms:u64 size:u64 \
+    digest:digest inline:bytes meta:text earlier:?id
+81 4096 SyncPushed revision:id outcome:u16 head:id number:u64 copy:?text
+82 4096 SyncPull cursor:text limit:u32
+83 1048576 SyncChange number:u64 kind:u16 key:text revision:id content:u16 device:?name at_ms:u64 \
+    modified_ms:u64 size:u64 digest:digest inline:bytes meta:text conflict_of:text
+84 4096 SyncPage changes:u64 cursor:text has_more:bool resync:u16
+85 4096 SyncGet revision:id
+86 1048576 SyncGot content:u16 size:u64 inline:bytes parts:bytes
+90 1048576 BlobBegin revision:id kind:u16 parts:bytes
+91 1048576 BlobNeeded needed:bytes
+92 4096 BlobPut revision:id part:u32 offset:u32 encoding:u16 len:u32
+93 4096 BlobStored part:u32
+94 4096 BlobGet digest:digest offset:u32
+95 4096 BlobPart size:u32 encoding:u16 len:u32
 """.strip().splitlines():
     number, largest, name, *fields = line.split()
     FRAMES[name] = int(number, 16), int(largest), [field.split(":") for field in fields]
@@ -106,8 +122,10 @@ def put(kind, value):
     if kind in ("text", "name", "bytes"):
         data = value if kind == "bytes" else value.encode()
         return put("u64", len(data)) + data
-    if kind in ("id", "u8", "bool"):
-        return value if kind == "id" else bytes([value])
+    if kind in ("id", "digest"):
+        return value
+    if kind in ("u8", "bool"):
+        return bytes([value])
     if kind == "i64":
         value = value * 2 if value >= 0 else -value * 2 - 1
     if value < 251:
@@ -135,8 +153,8 @@ class Reader:
             if count > longest:
                 raise Fault("a list is too long")
             return [{name: self.get(kind) for name, kind in fields} for _ in range(count)]
-        if kind in ("id", "bytes"):
-            return self.take(16 if kind == "id" else self.get("u64"))
+        if kind in ("id", "digest", "bytes"):
+            return self.take({"id": 16, "digest": 32}.get(kind) or self.get("u64"))
         if kind in ("text", "name"):
             value = self.get("bytes").decode()
             if kind == "name" and not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", value):
@@ -328,6 +346,60 @@ def text_of(event):
     return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
+def push(content, key, parent=None, parts=None):
+    """A SyncPush of a document, and its revision."""
+    revision, digest = os.urandom(16), blake3(parts or content).digest()
+    return revision, frame(
+        "SyncPush", revision=revision, parent=parent, kind=2, key=key, content=2 if parts else 1,
+        modified_ms=1, size=len(content), digest=digest, inline=b"" if parts else content,
+        meta="", earlier=None)
+
+
+async def synced(tunnel, checks):
+    feed = tunnel.open(FEED, frame("SyncPull", cursor="", limit=0))
+    page, _ = await feed.expect("SyncPage")
+    checks["feed_is_empty"] = (page["changes"], page["has_more"], page["resync"]) == (0, False, 0)
+    stream = tunnel.open(SYNC, b"")
+    first, sent = push(b"one", "notes/a.md")
+    stream.write(sent)
+    pushed = (await stream.expect("SyncPushed"))[0]
+    checks["pushed"] = (pushed["outcome"], pushed["head"], pushed["copy"]) == (1, first, None)
+    stream.write(sent)
+    checks["pushed_once"] = (await stream.expect("SyncPushed"))[0] == pushed
+    second, sent = push(b"two", "notes/a.md", first)
+    stream.write(sent + push(b"three", "notes/a.md", first)[1])
+    checks["edited"] = (await stream.expect("SyncPushed"))[0]["outcome"] == 1
+    pushed = (await stream.expect("SyncPushed"))[0]
+    checks["a_conflict_is_kept"] = (pushed["outcome"], pushed["head"]) == (3, second) \
+        and re.fullmatch(r"notes/a \(conflict .* \d{4}-\d\d-\d\d\)\.md", pushed["copy"]) is not None
+    # Two parts, the second of which is sent in two pieces.
+    parts = [os.urandom(30_000), os.urandom(20_000)]
+    listed = b"".join(blake3(part).digest() + struct.pack("<I", len(part)) for part in parts)
+    large, sent = push(b"".join(parts), "large.bin", parts=listed)
+    blob = tunnel.open(BLOB, frame("BlobBegin", revision=large, kind=2, parts=listed))
+    needed = (await blob.expect("BlobNeeded"))[0]["needed"]
+    checks["both_parts_are_needed"] = struct.unpack("<4I", needed) == (0, 0, 1, 0)
+    for place, part in enumerate(parts):
+        blob.write(frame("BlobPut", revision=large, part=place, offset=0, encoding=0, len=len(part)))
+        for at in range(0, len(part), 16_384):
+            blob.write(raw_frame(0x21, struct.pack("<Q", at) + part[at:at + 16_384]))
+        checks["stored"] = (await blob.expect("BlobStored"))[0] == {"part": place}
+    stream.write(sent + frame("SyncGet", revision=large))
+    checks["pushed_in_parts"] = (await stream.expect("SyncPushed"))[0]["outcome"] == 1
+    checks["parts_are_told"] = (await stream.expect("SyncGot"))[0]["parts"] == listed
+    blob.write(frame("BlobGet", digest=listed[36:68], offset=12_345))
+    head, came = (await blob.expect("BlobPart"))[0], b""
+    while len(came) < head["len"]:
+        came += (await blob.expect("BodyChunk"))[0][1]
+    checks["a_part_comes_back"] = (head["size"], head["encoding"], came) == (20_000, 0, parts[1][12_345:])
+    seen = {}
+    while "large.bin" not in seen:
+        name, values, _ = await feed.frame()
+        if name == "SyncChange":
+            seen[values["key"]] = values["inline"]
+    checks["the_feed_told_all"] = len(seen) == 3 and seen["notes/a.md"] == b"two"
+
+
 async def run(args, checks):
     pin, secret, addresses = parse_join(args.join)
 
@@ -436,6 +508,9 @@ async def run(args, checks):
     other = tunnel.open(ESCALATE, escalation(request_id, args.query + " Really?"))
     failed, _ = await other.expect("Failed")
     checks["conflict"] = (failed["code"], failed["request_id"]) == (7, request_id)
+
+    # Items: small ones, a conflict, one in two parts, and the feed.
+    await synced(tunnel, checks)
 
     # Faults of a client: preface, bytes, FailureCode and StreamCode.
     for name, preface, data, failure, code in [

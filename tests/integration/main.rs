@@ -43,6 +43,7 @@ mod sessions;
 mod simulation;
 mod sync;
 mod sync_cli;
+mod sync_edges;
 mod sync_faults;
 mod sync_model;
 mod sync_wire;

@@ -204,7 +204,9 @@ fn followers_see_each_others_changes_and_a_pause_is_one() {
 #[test]
 fn what_was_acknowledged_survives_kills_of_either_side() {
     let uploads: usize = std::env::var("BELAY_UPLOADS").map_or(24, |text| text.parse().unwrap());
-    let mut site = Site::start(1);
+    // A killed client has a tunnel still, for a while.
+    let config = crate::programs::demo_config(1).replace("[limits]", "[limits]\ninstances_per_device = 64");
+    let mut site = Site::with(&config, &[]);
     let (a, b) = (Computer::join(&site, "laptop"), Computer::join(&site, "desk"));
     let mut random = 1_u64;
     let mut below = |most: u64| {
@@ -257,15 +259,17 @@ fn a_full_disk_of_a_computer_is_said_and_loses_nothing() {
     a.text(&["--once"]);
     let notes = b.at("notes");
     // Mounts, syncs with too little room, makes room, syncs again, and copies out what is there.
-    let script = "set -e; mount -t tmpfs -o size=1m tmpfs \"$1\"; mkdir \"$1/.belay\"; echo > \"$1/.belay/folder\"
+    let script = "set -e; mount -t tmpfs -o size=1m tmpfs \"$1\"; mkdir \"$1/.belay\"; cp \"$5\" \"$1/.belay/folder\"
         \"$2\" --home \"$3\" sync --once && exit 9
         ls -A \"$1\"; ls \"$1/.belay\"; mount -o remount,size=8m \"$1\"
         \"$2\" --home \"$3\" sync --once; ls \"$1/.belay\"; cp \"$1/large.bin\" \"$1/small.md\" \"$4\"";
     let out = site.home("out");
     fs::create_dir_all(&out).unwrap();
+    let marker = site.home("marker");
+    fs::copy(notes.join(".belay/folder"), &marker).unwrap();
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]).arg(&notes);
-    command.arg(belay_tests::procs::binary("belay")).arg(&b.home).arg(&out);
+    command.arg(belay_tests::procs::binary("belay")).arg(&b.home).arg(&out).arg(&marker);
     let ran = run(&mut command);
     if ran.code == Some(1) && ran.stderr.contains("unshare") {
         assert!(!require_all(), "no namespaces: {}", ran.stderr);

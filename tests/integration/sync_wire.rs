@@ -148,9 +148,9 @@ async fn pushes_are_answered_in_order_and_one_that_fails_fails_alone() {
     }
     let page: SyncPage = stream.expect().await;
     assert_eq!((page.changes, page.has_more), (wrong.len() as u64, false));
-    // Content from nowhere ends the stream; so does a key that is none.
+    // Content from nowhere fails like others; a key that is none ends the stream.
     stream.send(&SyncPush { content: SyncContent(9), ..good(30) }).await;
-    stream.ended().await.is_failed(FailureCode::INVALID_REQUEST);
+    assert_eq!(stream.expect::<Failed>().await.code, FailureCode::INVALID_REQUEST);
     let mut stream = tunnel.peer.open(StreamKind::Sync).await;
     let mut frame = good(31).to_frame().unwrap().to_vec();
     let at = frame.windows(3).position(|bytes| bytes == b"f31").unwrap();
@@ -296,7 +296,7 @@ async fn a_quota_is_kept_and_locks_are_one_holders() {
     let first = asks(&tunnel, StreamKind::Blob, &begin(1, &parts(1))).await;
     assert_eq!(BlobNeeded::from_frame(&first.frames[0]).unwrap().needed.len(), 24);
     let failed = asks(&tunnel, StreamKind::Blob, &begin(2, &parts(9))).await.is_failed(FailureCode::LIMIT);
-    assert!(failed.message.contains("1800000 of 1048576 bytes"), "{}", failed.message);
+    assert!(failed.message.contains("1800900 of 1048576 bytes"), "{}", failed.message);
     assert!(failed.remedy.contains("limits.sync_mib"));
     let mut full = vec![];
     for number in 10..20 {

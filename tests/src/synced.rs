@@ -32,13 +32,12 @@ impl Synced {
     pub fn of(client: TestClient) -> Self {
         let home = tempfile::tempdir().unwrap();
         let at = |name: &str| Some(home.path().join(name));
-        let config = SyncConfig {
-            settings: at("config/settings.json"),
-            knowledge: at("knowledge"),
-            adapters: at("adapters"),
-            ignore: vec!["*.skip".into()],
-        };
-        config.set_up().unwrap();
+        let mut config = SyncConfig::default();
+        config.settings = at("config/settings.json");
+        config.knowledge = at("knowledge");
+        config.adapters = at("adapters");
+        config.ignore = vec!["*.skip".into()];
+        config.set_up(&Env::system().random).unwrap();
         Self { client, config, home }
     }
 

@@ -234,9 +234,12 @@ fn set_folders(global: &Global, state: &StateDir, args: FoldersArgs) -> anyhow::
         config.ignore = args.ignore;
     }
     if config != before {
-        forget_moved(state, &before, &config)?;
+        config.check(state)?;
+        // Nobody else is at work in what changes.
+        let _lock = SyncLock::take(state)?;
+        config.set_up(&Env::system().random)?;
         config.save(state)?;
-        config.set_up()?;
+        forget_moved(state, &before, &config)?;
     }
     if global.json {
         return print_json(&config);
@@ -265,7 +268,6 @@ fn forget_moved(state: &StateDir, before: &SyncConfig, now: &SyncConfig) -> anyh
     if moved.is_empty() {
         return Ok(());
     }
-    let _lock = SyncLock::take(state)?;
     let index = Index::open(&index_path(state))?;
     moved.iter().try_for_each(|(kind, ..)| index.forget_bases(*kind))?;
     Ok(())
@@ -287,7 +289,10 @@ async fn restore(global: &Global, client: &Client, item: &ItemArgs, to: Option<&
     let has_content = |row: &&SyncRevision| row.content != SyncContent::NONE && row.state != RevisionState::CURRENT;
     let mut candidates = log.iter().filter(has_content);
     let earlier = match to {
-        None => candidates.next().ok_or_else(|| Usage(format!("nothing is kept of what {} was", item.key)))?,
+        // What it was; not what somebody else wanted it to be.
+        None => candidates
+            .find(|row| row.state == RevisionState::REPLACED)
+            .ok_or_else(|| Usage(format!("nothing is kept of what {} was", item.key)))?,
         Some(to) => {
             let found: Vec<_> = candidates.filter(|row| row.revision.to_string().starts_with(to)).collect();
             match found[..] {
@@ -315,6 +320,10 @@ async fn restore(global: &Global, client: &Client, item: &ItemArgs, to: Option<&
             "revision": pushed.head.to_string(),
             "outcome": pushed.outcome.name(),
         }));
+    }
+    if pushed.outcome == PushOutcome::SAME {
+        println!("{} is what it was in {} already", item.key, short(earlier.revision));
+        return Ok(());
     }
     println!("{} is again what it was in {}; belay sync brings it here", item.key, short(earlier.revision));
     Ok(())

@@ -3,7 +3,7 @@
 
 use super::cut;
 use super::disk::{Root, is_being_written, look, modified_ms, stamp};
-use super::folder::{Folder, file_parts, new_file, open_file, stage};
+use super::folder::{Folder, file_parts, is_ready, new_file, open_file, stage};
 use super::place::{Content, Known, Local, Place, PlaceError, Problem, Scan, Sig, Source, Staged, Stamp, Unknown};
 use belay_protocol::adapter::{self, HEADER_REGION};
 use belay_protocol::item::{Digest, ItemKey, ItemKind, META_BYTES, Parts};
@@ -27,8 +27,8 @@ pub struct Adapters {
 
 impl Adapters {
     /// The folder at a path; see [`Folder::new`].
-    pub fn new(path: &Path, patterns: &[String]) -> Result<Self, PlaceError> {
-        Ok(Self { root: Root { path: path.to_owned() }, files: Folder::new(path, patterns)? })
+    pub fn new(path: &Path, mark: &str, patterns: &[String]) -> Result<Self, PlaceError> {
+        Ok(Self { root: Root::new(path, mark), files: Folder::new(path, mark, patterns)? })
     }
 
     fn weights(&self, key: &ItemKey) -> PathBuf {
@@ -238,8 +238,17 @@ impl Place for Adapters {
         Ok(joined(&(stamp(&weights), stamp(&config))))
     }
 
-    fn tidy(&mut self) -> Result<(), PlaceError> {
-        self.root.tidy()
+    fn ready(&mut self, key: &ItemKey, expected: Option<&Local>) -> Result<(), PlaceError> {
+        self.root.check()?;
+        let stamps = expected.map(|local| split(&local.stamp)).transpose()?;
+        is_ready(&self.root, &self.weights(key), stamps.as_ref().map(|(weights, _)| weights))?;
+        is_ready(&self.root, &self.config(key), stamps.as_ref().map(|(_, config)| config))
+    }
+
+    fn tidy(&mut self, _: &Known) -> Result<Vec<Problem>, PlaceError> {
+        self.root.check()?;
+        // Half an adapter is known by nobody: it comes back, and the user says what it is.
+        self.root.tidy(|_, _| false)
     }
 }
 

@@ -7,7 +7,8 @@ use super::settings::Settings;
 use crate::error::ClientError;
 use crate::state::StateDir;
 use belay_certs::file;
-use belay_protocol::item::ItemKind;
+use belay_protocol::item::{Digest, ItemKind};
+use belay_transport::env::Random;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,9 @@ pub struct SyncConfig {
     /// The folder of adapters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapters: Option<PathBuf>,
+    /// What the markers of the places say, by path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    marks: BTreeMap<PathBuf, String>,
     /// Patterns of files that are ignored, in the syntax of `.gitignore`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ignore: Vec<String>,
@@ -49,34 +53,28 @@ impl SyncConfig {
         serde_json::from_slice(&file::read(&path)?).map_err(|error| unusable(&path, error))
     }
 
-    /// Keeps it. Errors: two places lie in one another.
-    pub fn save(&self, state: &StateDir) -> Result<(), ClientError> {
-        let path = state.path().join(FILE);
-        self.check().map_err(|why| unusable(&path, why))?;
-        let json = serde_json::to_vec_pretty(self).map_err(|error| unusable(&path, error))?;
-        Ok(file::write_private(&path, &json)?)
-    }
-
-    fn check(&self) -> Result<(), String> {
-        let folders: Vec<&PathBuf> = [&self.knowledge, &self.adapters].into_iter().flatten().collect();
-        for (number, folder) in folders.iter().enumerate() {
-            for other in folders.iter().skip(number + 1) {
-                if folder.starts_with(other) || other.starts_with(folder) {
-                    return Err(format!("{} and {} lie in one another", folder.display(), other.display()));
+    /// Whether the places can be synced together. Errors: one lies in another, or in this client's own directory, where
+    /// its key is, or has that in it.
+    pub fn check(&self, state: &StateDir) -> Result<(), ClientError> {
+        let settings = self.settings.as_deref().and_then(Path::parent);
+        let places = [self.knowledge.as_deref(), self.adapters.as_deref(), settings, Some(state.path())];
+        let places: Vec<(&Path, PathBuf)> = places.into_iter().flatten().map(|path| (path, resolved(path))).collect();
+        for (number, (shown, path)) in places.iter().enumerate() {
+            for (other_shown, other) in &places[number + 1..] {
+                if path.starts_with(other) || other.starts_with(path) {
+                    let why = format!("{} and {} lie in one another", shown.display(), other_shown.display());
+                    return Err(unusable(&state.path().join(FILE), why));
                 }
             }
         }
-        let settings = self.settings.as_ref().and_then(|path| path.parent());
-        if let Some((folder, settings)) =
-            settings.and_then(|path| Some((folders.iter().find(|f| path.starts_with(f))?, path)))
-        {
-            return Err(format!(
-                "the settings file in {} lies in the synced folder {}",
-                settings.display(),
-                folder.display()
-            ));
-        }
         Ok(())
+    }
+
+    /// Keeps it.
+    pub fn save(&self, state: &StateDir) -> Result<(), ClientError> {
+        let path = state.path().join(FILE);
+        let json = serde_json::to_vec_pretty(self).map_err(|error| unusable(&path, error))?;
+        Ok(file::write_private(&path, &json)?)
     }
 
     /// True if nothing is synced.
@@ -85,26 +83,45 @@ impl SyncConfig {
         self.settings.is_none() && self.knowledge.is_none() && self.adapters.is_none()
     }
 
-    /// Makes the places ready: folders that are not there are made, and marked.
-    pub fn set_up(&self) -> Result<(), PlaceError> {
-        for folder in [&self.knowledge, &self.adapters].into_iter().flatten() {
-            Folder::set_up(folder)?;
+    /// Makes the places ready: folders that are not there are made, and those that are new here are marked.
+    pub fn set_up(&mut self, random: &Random) -> Result<(), PlaceError> {
+        let paths = self.paths();
+        self.marks.retain(|path, _| paths.contains(path));
+        let new: Vec<_> = paths.into_iter().filter(|path| !self.marks.contains_key(path)).collect();
+        for path in &new {
+            self.marks.insert(path.clone(), Digest::of(&random.bytes::<32>()).to_string());
         }
-        self.settings.as_deref().map_or(Ok(()), Settings::set_up)?;
+        if let Some(path) = self.knowledge.as_ref().filter(|path| new.contains(path)) {
+            Folder::new(path, self.mark(path), &self.ignore)?.set_up()?;
+        }
+        if let Some(path) = self.adapters.as_ref().filter(|path| new.contains(path)) {
+            Folder::new(path, self.mark(path), &self.ignore)?.set_up()?;
+        }
+        if let Some(path) = &self.settings {
+            Settings::new(path, self.settings_mark()).set_up()?;
+        }
         self.places().map(|_| ())
+    }
+
+    fn mark(&self, path: &Path) -> &str {
+        self.marks.get(path).map_or("", String::as_str)
+    }
+
+    fn settings_mark(&self) -> &str {
+        self.settings.as_deref().and_then(Path::parent).map_or("", |folder| self.mark(folder))
     }
 
     /// The places. Errors: a pattern makes no sense.
     pub fn places(&self) -> Result<BTreeMap<ItemKind, Box<dyn Place>>, PlaceError> {
         let mut places: BTreeMap<ItemKind, Box<dyn Place>> = BTreeMap::new();
         if let Some(path) = &self.settings {
-            places.insert(ItemKind::SETTING, Box::new(Settings::new(path)));
+            places.insert(ItemKind::SETTING, Box::new(Settings::new(path, self.settings_mark())));
         }
         if let Some(path) = &self.knowledge {
-            places.insert(ItemKind::DOCUMENT, Box::new(Folder::new(path, &self.ignore)?));
+            places.insert(ItemKind::DOCUMENT, Box::new(Folder::new(path, self.mark(path), &self.ignore)?));
         }
         if let Some(path) = &self.adapters {
-            places.insert(ItemKind::ADAPTER, Box::new(Adapters::new(path, &self.ignore)?));
+            places.insert(ItemKind::ADAPTER, Box::new(Adapters::new(path, self.mark(path), &self.ignore)?));
         }
         Ok(places)
     }
@@ -114,6 +131,24 @@ impl SyncConfig {
     pub fn paths(&self) -> Vec<PathBuf> {
         let settings = self.settings.as_ref().and_then(|path| path.parent()).map(Path::to_owned);
         [self.knowledge.clone(), self.adapters.clone(), settings].into_iter().flatten().collect()
+    }
+}
+
+/// A path without links and detours, as far as it is there.
+fn resolved(path: &Path) -> PathBuf {
+    let mut there = path.to_owned();
+    let mut rest = vec![];
+    loop {
+        if let Ok(real) = there.canonicalize() {
+            return rest.iter().rev().fold(real, |path, name| path.join(name));
+        }
+        match (there.file_name().map(ToOwned::to_owned), there.parent().map(Path::to_owned)) {
+            (Some(name), Some(above)) => {
+                rest.push(name);
+                there = above;
+            }
+            _ => return path.to_owned(),
+        }
     }
 }
 

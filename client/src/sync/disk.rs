@@ -4,28 +4,33 @@
 //! A file that is replaced or removed is first moved out of the way, then looked at: only if it is what was expected it
 //! goes, else it comes back. So whatever somebody saves between two looks stays.
 
-use super::place::{PlaceError, Stamp};
+use super::place::{PlaceError, Problem, Stamp};
 use belay_protocol::item::ItemKey;
 use std::collections::HashSet;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::time::Instant;
 
 /// Belay's own directory in a synced folder.
 pub(super) const OWN: &str = ".belay";
 /// In it: says that this is the folder that was set up.
 const MARKER: &str = "folder";
-/// In it: beginnings of names of files that are not in their places yet, or not any more.
+/// In it: beginnings of names of files that are not in their places yet, or not any more. The latter go on with where
+/// they were.
 const NEW: &str = "new-";
 const OLD: &str = "old-";
 /// In it: beginning of names of content that arrives.
 pub(super) const ARRIVING: &str = "arriving-";
 /// Counts names of this process.
 static FRESH: AtomicU64 = AtomicU64::new(0);
-/// How long content that arrives is kept for its next part, and a file that was moved away by a process that died.
+/// How long content that arrives is kept for its next part.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// How long it is believed which files are open for writing.
+const BELIEVED: Duration = Duration::from_millis(100);
 
 /// When a file was changed.
 fn nanos(time: io::Result<SystemTime>) -> u128 {
@@ -61,19 +66,25 @@ pub(super) fn modified_ms(meta: &Metadata) -> u64 {
 #[derive(Debug, Clone)]
 pub(super) struct Root {
     pub(super) path: PathBuf,
+    /// What its marker says: another folder that was set up, or this one by another home, says something else.
+    mark: String,
 }
 
 impl Root {
-    /// Sets a folder up: makes it if it is not there, and marks it.
-    pub(super) fn set_up(path: &Path) -> Result<Self, PlaceError> {
-        let root = Self { path: path.to_owned() };
-        let own = root.own();
+    pub(super) fn new(path: &Path, mark: &str) -> Self {
+        Self { path: path.to_owned(), mark: mark.to_owned() }
+    }
+
+    /// Makes the folder if it is not there, and marks it.
+    pub(super) fn set_up(&self) -> Result<(), PlaceError> {
+        let own = self.own();
         fs::create_dir_all(&own).map_err(|error| PlaceError::io(format!("cannot make {}", own.display()), error))?;
         let marker = own.join(MARKER);
-        let text = "This folder is synced by belay. Without this file, belay takes it for another one, and stops.\n";
-        fs::write(&marker, text)
-            .map_err(|error| PlaceError::io(format!("cannot write {}", marker.display()), error))?;
-        Ok(root)
+        let text = format!(
+            "{}\nThis folder is synced by belay. Without this file, belay takes it for another one, and stops.\n",
+            self.mark
+        );
+        fs::write(&marker, text).map_err(|error| PlaceError::io(format!("cannot write {}", marker.display()), error))
     }
 
     pub(super) fn own(&self) -> PathBuf {
@@ -82,12 +93,13 @@ impl Root {
 
     /// Errors: `Missing`, so that nothing in it counts as deleted.
     pub(super) fn check(&self) -> Result<(), PlaceError> {
-        if self.own().join(MARKER).is_file() {
+        let marker = fs::read_to_string(self.own().join(MARKER)).unwrap_or_default();
+        if marker.lines().next() == Some(&self.mark) {
             return Ok(());
         }
         let path = self.path.display();
         Err(PlaceError::Missing(format!(
-            "{path} is not there, or is not the folder that was set up ({OWN}/{MARKER} is missing); connect its disk, or \
+            "{path} is not there, or is not the folder that was set up (by {OWN}/{MARKER} in it); connect its disk, or \
              set it up anew: belay sync folders"
         )))
     }
@@ -100,10 +112,10 @@ impl Root {
     }
 
     /// A name in belay's own directory that nothing has.
-    fn fresh(&self, what: &str) -> PathBuf {
+    fn fresh(&self, what: &str, was: &str) -> PathBuf {
         loop {
             let count = FRESH.fetch_add(1, Ordering::Relaxed);
-            let path = self.own().join(format!("{what}{}-{count}", std::process::id()));
+            let path = self.own().join(format!("{what}{}-{count}{was}", std::process::id()));
             if fs::symlink_metadata(&path).is_err() {
                 return path;
             }
@@ -112,7 +124,7 @@ impl Root {
 
     /// Writes bytes to a new file in belay's own directory; they are on disk when this returns.
     pub(super) fn write_new(&self, bytes: &[u8]) -> Result<PathBuf, PlaceError> {
-        let path = self.fresh(NEW);
+        let path = self.fresh(NEW, "");
         let write = || {
             let mut file = File::create_new(&path)?;
             file.write_all(bytes)?;
@@ -148,13 +160,25 @@ impl Root {
         Ok(())
     }
 
-    /// Puts a new file into its place, where there is what was expected (`None`: nothing).
+    /// A name for a file that is moved out of the way, which says where it was.
+    fn aside(&self, at: &Path) -> PathBuf {
+        let below = at.strip_prefix(&self.path).unwrap_or(at).to_string_lossy();
+        let mut was: String = percent_encoding::utf8_percent_encode(&below, AS_NAME).to_string();
+        // A very long one comes back under its last letters.
+        while was.len() > 200 {
+            was.remove(0);
+        }
+        self.fresh(OLD, &format!("~{was}"))
+    }
+
+    /// Puts a new file into its place, where there is what was expected (`None`: nothing). If that is not so, content
+    /// that arrived is kept for the next time.
     pub(super) fn replace(&self, new: &Path, at: &Path, expected: Option<&Stamp>) -> Result<Metadata, PlaceError> {
         let put = match expected {
             None => no_clobber(new, at),
             Some(expected) => self.exchange(new, at, expected),
         };
-        if put.is_err() {
+        if put.is_err() && new.file_name().is_some_and(|name| name.to_string_lossy().starts_with(NEW)) {
             let _ = fs::remove_file(new);
         }
         put?;
@@ -162,33 +186,24 @@ impl Root {
         fs::symlink_metadata(at).map_err(|error| PlaceError::io("cannot look at it", error))
     }
 
-    /// Puts new files together into a folder that is not there, all of them at once.
-    pub(super) fn put_folder(&self, files: &[(PathBuf, &str)], at: &Path) -> Result<(), PlaceError> {
-        let new = self.fresh(NEW);
-        let failed = |error| PlaceError::io(format!("cannot make {}", at.display()), error);
-        fs::create_dir(&new).map_err(failed)?;
-        for (file, name) in files {
-            fs::rename(file, new.join(name)).map_err(failed)?;
-        }
-        sync_dir(Some(&new));
-        no_clobber(&new, at)?;
-        sync_dir(at.parent());
-        Ok(())
-    }
-
     fn exchange(&self, new: &Path, at: &Path, expected: &Stamp) -> Result<(), PlaceError> {
-        let before = look(at)?;
-        if stamp(&before) != *expected || is_being_written(&HashSet::from([at.to_owned()])).contains(at) {
-            return Err(PlaceError::Changed);
-        }
+        let before = is_as_expected(at, expected)?;
+        // Who may read it, and whether it runs, is this computer's business.
+        let _ = fs::set_permissions(new, before.permissions());
         #[cfg(target_os = "linux")]
-        if swap(new, at).is_ok() {
-            // The old file has the new one's name now.
-            if identity(&look(new)?) == identity(&before) {
-                return fs::remove_file(new).map_err(|error| PlaceError::io("cannot remove what it was", error));
+        {
+            // Under this name from now on, since it will be what lay there: only what is known to be that goes.
+            let old = self.aside(at);
+            fs::rename(new, &old).map_err(|error| PlaceError::io("cannot move it", error))?;
+            if swap(&old, at).is_ok() {
+                if identity(&look(&old)?) == identity(&before) {
+                    return fs::remove_file(&old).map_err(|error| PlaceError::io("cannot remove what it was", error));
+                }
+                swap(&old, at).map_err(|error| PlaceError::io("cannot put it back", error))?;
+                let _ = fs::rename(&old, new);
+                return Err(PlaceError::Changed);
             }
-            swap(new, at).map_err(|error| PlaceError::io("cannot put it back", error))?;
-            return Err(PlaceError::Changed);
+            fs::rename(&old, new).map_err(|error| PlaceError::io("cannot move it", error))?;
         }
         let old = self.move_away(at, &before)?;
         match no_clobber(new, at) {
@@ -202,7 +217,7 @@ impl Root {
 
     /// Moves a file out of the way, if it is what was seen. Where it is now.
     fn move_away(&self, at: &Path, before: &Metadata) -> Result<PathBuf, PlaceError> {
-        let old = self.fresh(OLD);
+        let old = self.aside(at);
         fs::rename(at, &old).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => PlaceError::Changed,
             _ => PlaceError::io("cannot move it", error),
@@ -216,14 +231,25 @@ impl Root {
 
     /// Removes a file, if it is what was expected.
     pub(super) fn remove(&self, at: &Path, expected: &Stamp) -> Result<(), PlaceError> {
-        let before = look(at)?;
-        if stamp(&before) != *expected || is_being_written(&HashSet::from([at.to_owned()])).contains(at) {
-            return Err(PlaceError::Changed);
-        }
+        let before = is_as_expected(at, expected)?;
         let old = self.move_away(at, &before)?;
         fs::remove_file(&old).map_err(|error| PlaceError::io("cannot remove it", error))?;
         sync_dir(at.parent());
         self.prune(at);
+        Ok(())
+    }
+
+    /// Puts new files together into a folder that is not there, all of them at once.
+    pub(super) fn put_folder(&self, files: &[(PathBuf, &str)], at: &Path) -> Result<(), PlaceError> {
+        let new = self.fresh(NEW, "");
+        let failed = |error| PlaceError::io(format!("cannot make {}", at.display()), error);
+        fs::create_dir(&new).map_err(failed)?;
+        for (file, name) in files {
+            fs::rename(file, new.join(name)).map_err(failed)?;
+        }
+        sync_dir(Some(&new));
+        no_clobber(&new, at)?;
+        sync_dir(at.parent());
         Ok(())
     }
 
@@ -250,26 +276,64 @@ impl Root {
         }
     }
 
-    /// Removes what is left of arrivals that are over.
-    pub(super) fn tidy(&self) -> Result<(), PlaceError> {
+    /// Removes what is left of arrivals that are over. Of files that a process that died had moved out of the way,
+    /// `keep` says what becomes of each, by the place that it had: true if it is not needed.
+    pub(super) fn tidy(&self, mut is_known: impl FnMut(&Path, &str) -> bool) -> Result<Vec<Problem>, PlaceError> {
         let failed = |error| PlaceError::io(format!("cannot look at {}", self.own().display()), error);
+        let mut told = vec![];
         let entries = match fs::read_dir(self.own()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(told),
             other => other.map_err(failed)?,
         };
         for entry in entries {
             let entry = entry.map_err(failed)?;
-            let name = entry.file_name().to_string_lossy().into_owned();
+            let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
             let age = entry.metadata().and_then(|meta| meta.modified()).ok().and_then(|at| at.elapsed().ok());
-            let is_old = age.is_some_and(|age| age > KEPT);
-            if name.starts_with(NEW) || is_old && (name.starts_with(OLD) || name.starts_with(ARRIVING)) {
-                let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-                let path = entry.path();
+            if name.starts_with(NEW) || name.starts_with(ARRIVING) && age.is_some_and(|age| age > KEPT) {
                 if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) }.map_err(failed)?;
+            } else if let Some((_, was)) = name.strip_prefix(OLD).and_then(|name| name.split_once('~')) {
+                let was = percent_encoding::percent_decode_str(was).decode_utf8_lossy().into_owned();
+                if is_known(&path, &was) {
+                    fs::remove_file(path).map_err(failed)?;
+                } else {
+                    told.push(self.bring_back(&path, &was)?);
+                }
             }
         }
-        Ok(())
+        Ok(told)
     }
+
+    /// Puts a file that was moved out of the way beside where it was.
+    fn bring_back(&self, path: &Path, was: &str) -> Result<Problem, PlaceError> {
+        let key = was.parse::<ItemKey>().or_else(|_| "recovered".parse());
+        let key = key.map_err(|error| PlaceError::Unfit(error.to_string()))?;
+        let mut number = 1;
+        loop {
+            let to = key.beside("recovered", number);
+            let at = self.file(&to);
+            match self.make_way(&at).and_then(|()| no_clobber(path, &at)) {
+                Ok(()) => {
+                    let why = format!("a process that died had moved it; what it was is now {to}");
+                    return Ok(Problem { key: was.to_owned(), why });
+                }
+                Err(PlaceError::Taken(_)) if number < 1000 => number += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// What may not stand in a file's name.
+const AS_NAME: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b'%').add(b'/').add(b'~');
+
+/// What a file is, if it looks as it did and nobody is writing to it. Errors: `Changed`.
+pub(super) fn is_as_expected(at: &Path, expected: &Stamp) -> Result<Metadata, PlaceError> {
+    let meta = look(at)?;
+    if stamp(&meta) != *expected || is_written(at) {
+        return Err(PlaceError::Changed);
+    }
+    Ok(meta)
 }
 
 /// What a file is. Errors: `Changed` if there is none any more.
@@ -323,15 +387,37 @@ fn sync_dir(dir: Option<&Path>) {
     let _ = dir;
 }
 
+/// What was open for writing when that was looked at last.
+static OPEN: Mutex<Option<(Instant, HashSet<PathBuf>)>> = Mutex::new(None);
+
 /// Of these files, those that a process of this user has open for writing. Only where the system tells; elsewhere a file
 /// counts as written once it has been quiet for a while.
 pub(super) fn is_being_written(files: &HashSet<PathBuf>) -> HashSet<PathBuf> {
-    let mut open = HashSet::new();
     if files.is_empty() || !cfg!(target_os = "linux") {
-        return open;
+        return HashSet::new();
     }
-    let resolved: std::collections::HashMap<PathBuf, &PathBuf> =
-        files.iter().filter_map(|file| Some((file.canonicalize().ok()?, file))).collect();
+    let now = open_for_writing();
+    let written = files.iter().filter(|file| file.canonicalize().is_ok_and(|file| now.contains(&file))).cloned();
+    let written = written.collect();
+    *OPEN.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), now));
+    written
+}
+
+/// The same of one file, where many are looked at one after the other.
+fn is_written(file: &Path) -> bool {
+    let known = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*known {
+        Some((since, open)) if since.elapsed() < BELIEVED => file.canonicalize().is_ok_and(|file| open.contains(&file)),
+        _ => {
+            drop(known);
+            !is_being_written(&HashSet::from([file.to_owned()])).is_empty()
+        }
+    }
+}
+
+/// All files that a process of this user has open for writing.
+fn open_for_writing() -> HashSet<PathBuf> {
+    let mut open = HashSet::new();
     let own = std::process::id().to_string();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let is_process = |name: &str| name != own && name.bytes().all(|byte| byte.is_ascii_digit());
@@ -339,14 +425,17 @@ pub(super) fn is_being_written(files: &HashSet<PathBuf>) -> HashSet<PathBuf> {
         // Those of others cannot be looked at.
         for descriptor in fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten() {
             let Ok(target) = fs::read_link(descriptor.path()) else { continue };
-            let Some(file) = resolved.get(&target) else { continue };
+            // Sockets, pipes and the like have no path.
+            if !target.is_absolute() {
+                continue;
+            }
             let info = process.path().join("fdinfo").join(descriptor.file_name());
             let info = fs::read_to_string(info).unwrap_or_default();
             let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
             let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).unwrap_or(0);
             // O_WRONLY or O_RDWR.
             if flags & 0o3 != 0 {
-                open.insert((*file).clone());
+                open.insert(target);
             }
         }
     }

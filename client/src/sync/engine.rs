@@ -58,6 +58,25 @@ pub struct Report {
     pub unsettled: u64,
     /// What would be done, if only that was asked.
     pub planned: Vec<(ItemKind, ItemKey, Action)>,
+    /// Of what went and came, how much is of each kind.
+    pub by_kind: BTreeMap<ItemKind, (u64, u64)>,
+}
+
+impl Report {
+    /// How much has been done.
+    fn moved(&self) -> (u64, u64, u64) {
+        (self.pushed, self.pulled, self.conflicts)
+    }
+
+    fn went(&mut self, kind: ItemKind) {
+        self.pushed += 1;
+        self.by_kind.entry(kind).or_default().0 += 1;
+    }
+
+    fn came(&mut self, kind: ItemKind) {
+        self.pulled += 1;
+        self.by_kind.entry(kind).or_default().1 += 1;
+    }
 }
 
 /// What keeps the items of this computer and the relay the same.
@@ -106,26 +125,34 @@ impl<R: Remote> Engine<R> {
 
     /// Brings both sides together. With `dry_run`, only says what would be done.
     pub async fn round(&mut self, dry_run: bool, events: &mut Events<'_>) -> Result<Report, ClientError> {
-        let mut report = Report::default();
-        for place in self.places.values_mut() {
-            if let Err(error) = place.tidy() {
-                tracing::debug!(%error, "cannot tidy a place");
-            }
+        let done = self.rounds(dry_run, events).await;
+        if done.is_err() {
+            // What was not noted did not happen, as far as this computer knows.
+            self.index.give_up()?;
+            self.entries = self.index.entries()?;
         }
-        for number in 0..ROUNDS {
+        done
+    }
+
+    async fn rounds(&mut self, dry_run: bool, events: &mut Events<'_>) -> Result<Report, ClientError> {
+        let mut report = Report::default();
+        let mut recovered = vec![];
+        if !dry_run {
+            recovered = self.tidy();
+        }
+        for _ in 0..ROUNDS {
             self.pull(events).await?;
-            report.problems.clear();
+            report.problems.clone_from(&recovered);
             let scans = self.scan(&mut report);
             let actions = self.decide(&scans);
             if dry_run {
                 report.planned = actions.into_iter().map(|((kind, key), action)| (kind, key, action)).collect();
                 return Ok(report);
             }
-            let nothing_to_do = actions.iter().all(|(_, action)| *action == Action::Agree);
-            let before = report.problems.len();
+            let before = report.moved();
             self.act(&scans, actions, &mut report, events).await?;
-            let is_last = number + 1 == ROUNDS || report.problems.len() > before && report.conflicts == 0;
-            if nothing_to_do || is_last {
+            // What came of a conflict, or of a deletion that was no use, is fetched by the next one.
+            if report.moved() == before {
                 break;
             }
         }
@@ -136,11 +163,23 @@ impl<R: Remote> Engine<R> {
         Ok(report)
     }
 
+    fn tidy(&mut self) -> Vec<(ItemKind, Problem)> {
+        let mut told = vec![];
+        for (kind, place) in &mut self.places {
+            match place.tidy(&known(&self.entries, *kind)) {
+                Ok(recovered) => told.extend(recovered.into_iter().map(|problem| (*kind, problem))),
+                Err(error) => tracing::debug!(%error, "cannot tidy a place"),
+            }
+        }
+        told
+    }
+
     /// Reads what has changed at the relay into the index.
     pub async fn pull(&mut self, events: &mut Events<'_>) -> Result<(), ClientError> {
-        let (mut cursor, mut resync) = self.index.cursor()?;
+        let mut cursor = self.index.cursor()?;
         loop {
             let (changes, page) = self.remote.pull(&cursor).await?;
+            self.index.begin()?;
             if page.resync != Resync::NO {
                 events(Event::Resync(page.resync));
                 // Where the relay has forgotten, what is not there any more was deleted. Where it remembers less than this
@@ -153,15 +192,12 @@ impl<R: Remote> Engine<R> {
                         entry.base = None;
                     }
                 }
-                resync = true;
             }
-            self.index.begin()?;
             for change in changes {
                 self.heard(change)?;
             }
             cursor = page.cursor;
-            resync = resync && page.has_more;
-            self.index.set_cursor(&cursor, resync)?;
+            self.index.set_cursor(&cursor)?;
             self.index.commit()?;
             if !page.has_more {
                 return Ok(());
@@ -182,8 +218,9 @@ impl<R: Remote> Engine<R> {
             meta: change.meta,
         });
         let entry = self.entries.entry(name.clone()).or_default();
-        if let Some(mine) = self.index.pending_of(change.revision)? {
-            // Its answer was lost.
+        // Its answer was lost. One that was in conflict is heard of under the name of its copy, and is answered again.
+        let mine = self.index.pending(&name)?.into_iter().find(|mine| mine.revision == change.revision);
+        if let Some(mine) = mine {
             entry.base = Some(Base { revision: mine.revision, sig: mine.sig });
             self.index.confirmed(&name)?;
         }
@@ -204,13 +241,7 @@ impl<R: Remote> Engine<R> {
         let mut scans = Scans::new();
         report.unsettled = 0;
         for (kind, place) in &mut self.places {
-            let of_kind = self.entries.iter().filter(|((of, _), _)| of == kind);
-            let known: Known = of_kind
-                .filter_map(|((_, key), entry)| {
-                    Some((key.clone(), (entry.stamp.clone()?, entry.base.as_ref()?.sig.clone()?)))
-                })
-                .collect();
-            match place.scan(&known) {
+            match place.scan(&known(&self.entries, *kind)) {
                 Ok(scan) => {
                     let unsettled = scan.unknown.values().filter(|why| **why == Unknown::Unsettled).count();
                     report.unsettled += unsettled as u64;
@@ -268,10 +299,11 @@ impl<R: Remote> Engine<R> {
         for kind in kinds {
             let known = self.index.kind(kind)?;
             let problems = report.problems.iter().filter(|(of, _)| *of == kind).count() as u64;
-            let at = |when: u64, what: u64| if what > 0 || when == 0 { now_ms } else { when };
+            let at = |when: u64, what: u64| if what > 0 { now_ms } else { when };
+            let (pushed, pulled) = report.by_kind.get(&kind).copied().unwrap_or_default();
             let state = KindState {
-                pushed_ms: at(known.pushed_ms, report.pushed),
-                pulled_ms: at(known.pulled_ms, report.pulled),
+                pushed_ms: at(known.pushed_ms, pushed),
+                pulled_ms: at(known.pulled_ms, pulled),
                 pending: report.unsettled,
                 problems,
             };
@@ -279,6 +311,14 @@ impl<R: Remote> Engine<R> {
         }
         Ok(())
     }
+}
+
+/// What was known of items of a kind when they were looked at last.
+fn known(entries: &BTreeMap<Name, Entry>, kind: ItemKind) -> Known {
+    let of_kind = entries.iter().filter(|((of, _), _)| *of == kind);
+    let known = of_kind
+        .filter_map(|((_, key), entry)| Some((key.clone(), (entry.stamp.clone()?, entry.base.as_ref()?.sig.clone()?))));
+    known.collect()
 }
 
 /// One half of it is of one, the other of the other.

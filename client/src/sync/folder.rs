@@ -1,7 +1,7 @@
 //! A folder of documents: each file is an item, its path the key.
 
 use super::cut;
-use super::disk::{ARRIVING, OWN, Root, is_being_written, look, modified_ms, stamp};
+use super::disk::{ARRIVING, OWN, Root, is_as_expected, is_being_written, look, modified_ms, stamp};
 use super::place::{Content, Known, Local, Place, PlaceError, Problem, Scan, Sig, Source, Staged, Stamp, Unknown};
 use belay_protocol::item::{Digest, ItemKey, ItemKind, MAX_DEPTH, Part, Parts};
 use bytes::{Bytes, BytesMut};
@@ -46,9 +46,9 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The folder at a path, with patterns of what is ignored in the syntax of `.gitignore`. Errors: a pattern makes no
+    /// The folder at a path, known by its mark, with patterns of what is ignored in the syntax of `.gitignore`. Errors: a pattern makes no
     /// sense.
-    pub fn new(path: &Path, patterns: &[String]) -> Result<Self, PlaceError> {
+    pub fn new(path: &Path, mark: &str, patterns: &[String]) -> Result<Self, PlaceError> {
         let mut builder = GitignoreBuilder::new(path);
         for pattern in IGNORED.iter().copied().chain(patterns.iter().map(String::as_str)) {
             builder
@@ -56,12 +56,12 @@ impl Folder {
                 .map_err(|error| PlaceError::Unfit(format!("the pattern {pattern:?} makes no sense: {error}")))?;
         }
         let ignored = builder.build().map_err(|error| PlaceError::Unfit(error.to_string()))?;
-        Ok(Self { root: Root { path: path.to_owned() }, ignored, restless: HashMap::new() })
+        Ok(Self { root: Root::new(path, mark), ignored, restless: HashMap::new() })
     }
 
     /// Makes the folder ready to be synced.
-    pub fn set_up(path: &Path) -> Result<(), PlaceError> {
-        Root::set_up(path).map(|_| ())
+    pub fn set_up(&self) -> Result<(), PlaceError> {
+        self.root.set_up()
     }
 
     /// Every file that is not ignored, with its key.
@@ -70,7 +70,7 @@ impl Folder {
         let mut walk = WalkBuilder::new(&self.root.path);
         walk.standard_filters(false)
             .follow_links(false)
-            .max_depth(Some(MAX_DEPTH))
+            .max_depth(Some(MAX_DEPTH + 1))
             .add_custom_ignore_filename(IGNORE_FILE);
         walk.filter_entry(move |entry| {
             let is_dir = entry.file_type().is_some_and(|kind| kind.is_dir());
@@ -88,6 +88,12 @@ impl Folder {
                     continue;
                 }
             };
+            let is_dir = entry.file_type().is_some_and(|kind| kind.is_dir());
+            if is_dir && entry.depth() > MAX_DEPTH {
+                let below = entry.path().strip_prefix(&self.root.path).unwrap_or(entry.path());
+                let why = format!("it lies below {MAX_DEPTH} folders: what is in it is not synced");
+                scan.problems.push(Problem { key: below.display().to_string(), why });
+            }
             let Some(kind) = entry.file_type().filter(|kind| !kind.is_dir()) else { continue };
             let below = entry.path().strip_prefix(&self.root.path).unwrap_or(entry.path());
             let names: Option<Vec<&str>> = below.components().map(|name| name.as_os_str().to_str()).collect();
@@ -170,7 +176,8 @@ impl Folder {
         {
             let is_gone = match std::fs::symlink_metadata(self.root.file(&key)) {
                 Err(error) => matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
-                // The same file under a name that differs in case: that is the one that counts.
+                // A folder in its place; or the same file under a name that differs in case, which is the one that counts.
+                Ok(meta) if meta.is_dir() => true,
                 Ok(meta) => seen.values().any(|(_, other)| is_same_file(&meta, other)),
             };
             if !is_gone {
@@ -283,8 +290,36 @@ impl Place for Folder {
         Ok(stamp(&self.root.rename(&self.root.file(key), &self.root.file(to), &expected.stamp)?))
     }
 
-    fn tidy(&mut self) -> Result<(), PlaceError> {
-        self.root.tidy()
+    fn ready(&mut self, key: &ItemKey, expected: Option<&Local>) -> Result<(), PlaceError> {
+        self.root.check()?;
+        is_ready(&self.root, &self.root.file(key), expected.map(|local| &local.stamp))
+    }
+
+    fn tidy(&mut self, known: &Known) -> Result<Vec<Problem>, PlaceError> {
+        self.root.check()?;
+        self.root.tidy(|path, was| {
+            let sig = was.parse::<ItemKey>().ok().and_then(|key| known.get(&key)).map(|(_, sig)| sig);
+            let there = look(path).and_then(|meta| self.read_sig(path, &meta));
+            sig.is_some_and(|sig| there.is_ok_and(|there| there == *sig))
+        })
+    }
+}
+
+/// Whether a new file may come there now.
+pub(super) fn is_ready(root: &Root, at: &Path, expected: Option<&Stamp>) -> Result<(), PlaceError> {
+    match expected {
+        Some(expected) => is_as_expected(at, expected).map(|_| ()),
+        None => {
+            root.make_way(at)?;
+            match std::fs::symlink_metadata(at) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Ok(meta) if meta.is_dir() => Err(PlaceError::Taken(format!(
+                    "{} is a folder here, with files that are not synced in it; remove or rename it",
+                    at.display()
+                ))),
+                _ => Err(PlaceError::Taken(format!("{} is there already, and is something else", at.display()))),
+            }
+        }
     }
 }
 

@@ -6,13 +6,14 @@
 
 use super::config::{SyncConfig, is_paused};
 use super::engine::{Engine, Event, Events, Report};
-use super::place::PlaceError;
 use super::remote::Tunnelled;
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::state::StateDir;
+use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -26,6 +27,8 @@ const UNSETTLED: Duration = Duration::from_millis(600);
 const PROBLEMS: Duration = Duration::from_secs(60);
 /// When everything is looked at, whatever was told.
 const ROUND: Duration = Duration::from_secs(300);
+/// When folders are looked at that cannot be watched.
+const UNWATCHED: Duration = Duration::from_secs(20);
 /// How soon and how late a relay that does not answer is asked again.
 const SOON: Duration = Duration::from_secs(1);
 const LATE: Duration = Duration::from_secs(60);
@@ -41,27 +44,48 @@ pub enum State {
     Waiting(String),
     /// It is paused.
     Paused,
+    /// A folder is not watched, and why; it is looked at now and then.
+    Unwatched(String),
 }
 
-/// Watches folders. It ends when this is dropped.
-fn watch(config: &SyncConfig, changed: std::sync::Arc<Notify>) -> Result<RecommendedWatcher, PlaceError> {
-    let failed = |error: notify::Error| PlaceError::Missing(format!("cannot watch the folders: {error}"));
+/// Watches folders, until it is dropped, as far as that is possible: which cannot be, and why.
+fn watch(config: &SyncConfig, changed: Arc<Notify>) -> (Option<RecommendedWatcher>, Vec<String>) {
     let is_own = |path: &Path| path.components().any(|name| name.as_os_str() == super::disk::OWN);
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
+    let made = notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
         // Looking at a file changes nothing; what belay does itself is known.
-        Ok(event) if matches!(event.kind, EventKind::Access(access) if !matches!(access, notify::event::AccessKind::Close(notify::event::AccessMode::Write))) => {}
+        Ok(event) if matches!(event.kind, EventKind::Access(access) if !matches!(access, AccessKind::Close(AccessMode::Write))) =>
+            {}
         Ok(event) if !event.paths.is_empty() && event.paths.iter().all(|path| is_own(path)) => {}
         // An error may have swallowed something: a look costs little.
         _ => changed.notify_one(),
-    })
-    .map_err(failed)?;
-    for path in [config.knowledge.as_deref(), config.adapters.as_deref()].into_iter().flatten() {
-        watcher.watch(path, RecursiveMode::Recursive).map_err(failed)?;
-    }
-    if let Some(folder) = config.settings.as_deref().and_then(Path::parent) {
-        watcher.watch(folder, RecursiveMode::NonRecursive).map_err(failed)?;
-    }
-    Ok(watcher)
+    });
+    let mut watcher = match made {
+        Ok(watcher) => watcher,
+        Err(error) => return (None, vec![error.to_string()]),
+    };
+    let folders = [config.knowledge.as_deref(), config.adapters.as_deref()].into_iter().flatten();
+    let folders = folders.map(|path| (path, RecursiveMode::Recursive));
+    let settings = config.settings.as_deref().and_then(Path::parent).map(|path| (path, RecursiveMode::NonRecursive));
+    let failed = folders.chain(settings).filter_map(|(path, mode)| {
+        watcher.watch(path, mode).err().map(|error| format!("{} cannot be watched: {error}", path.display()))
+    });
+    let failed = failed.collect();
+    (Some(watcher), failed)
+}
+
+/// What the folders are: another one under the same name is not watched by a watch of the first.
+fn identities(config: &SyncConfig) -> Vec<Option<(u64, u64)>> {
+    let one = |path: std::path::PathBuf| {
+        let meta = std::fs::metadata(path).ok()?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            Some((meta.dev(), meta.ino()))
+        }
+        #[cfg(not(unix))]
+        Some((0, meta.created().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs()))
+    };
+    config.paths().into_iter().map(one).collect()
 }
 
 /// Waits until a burst of changes is over.
@@ -99,17 +123,13 @@ pub async fn follow(
     events: &mut Events<'_>,
     states: &mut (dyn FnMut(State) + Send),
 ) -> Result<(), ClientError> {
-    let (here, there) = (std::sync::Arc::new(Notify::new()), Notify::new());
-    let missing = |error: PlaceError| ClientError::State { what: "a synced folder".into(), why: error.to_string() };
-    let _watcher = watch(config, std::sync::Arc::clone(&here)).map_err(missing)?;
+    let (here, there) = (Arc::new(Notify::new()), Notify::new());
+    let mut watched = identities(config);
+    let (mut watcher, mut unwatched) = watch(config, Arc::clone(&here));
     let mut backoff = SOON;
     // What was told before a first round is in it.
     let mut next = Instant::now();
-    let following = async {
-        let (cursor, _) = engine.index().cursor()?;
-        Ok::<_, ClientError>(cursor)
-    };
-    let cursor = following.await?;
+    let cursor = engine.index().cursor()?;
     let feed = feed(client, cursor, within, &there);
     tokio::pin!(feed);
     loop {
@@ -127,6 +147,13 @@ pub async fn follow(
                 sleep(PAUSED).await;
             }
         }
+        let now = identities(config);
+        if now != watched || !unwatched.is_empty() {
+            watched = now;
+            drop(watcher.take());
+            (watcher, unwatched) = watch(config, Arc::clone(&here));
+            unwatched.iter().for_each(|why| states(State::Unwatched(why.clone())));
+        }
         next = Instant::now()
             + match engine.round(false, events).await {
                 Ok(report) => {
@@ -134,6 +161,7 @@ pub async fn follow(
                     let wait = match &report {
                         report if report.unsettled > 0 => UNSETTLED,
                         report if !report.problems.is_empty() => PROBLEMS,
+                        _ if !unwatched.is_empty() => UNWATCHED,
                         _ => ROUND,
                     };
                     states(State::InStep(report));
@@ -152,7 +180,10 @@ pub async fn follow(
 /// Another time it may be different.
 fn may_pass(error: &ClientError) -> bool {
     match error {
-        ClientError::Unreachable { .. } | ClientError::Lost(_) | ClientError::Failed(_) => true,
+        // The index is on a disk that may be full for a while.
+        ClientError::Unreachable { .. } | ClientError::Lost(_) | ClientError::Failed(_) | ClientError::State { .. } => {
+            true
+        }
         ClientError::Closed(_) => error.is_passing(),
         _ => false,
     }
@@ -168,6 +199,10 @@ pub async fn once(engine: &mut Engine<Tunnelled<'_>>, events: &mut Events<'_>) -
         whole.pushed += report.pushed;
         whole.pulled += report.pulled;
         whole.conflicts += report.conflicts;
+        for (kind, (pushed, pulled)) in report.by_kind {
+            let of_kind = whole.by_kind.entry(kind).or_default();
+            *of_kind = (of_kind.0 + pushed, of_kind.1 + pulled);
+        }
         (whole.problems, whole.unsettled) = (report.problems, report.unsettled);
         if whole.unsettled == 0 || Instant::now() >= until {
             return Ok(whole);

@@ -42,6 +42,8 @@ pub struct Pending {
     pub parent: Option<RevisionId>,
     /// Its content; `None`: a deletion.
     pub sig: Option<Sig>,
+    /// When that was last changed here.
+    pub modified_ms: u64,
 }
 
 /// What is told of a kind.
@@ -67,7 +69,8 @@ pub struct Index {
 }
 
 fn failed(error: &dyn std::fmt::Display) -> ClientError {
-    ClientError::State { what: "the index of synced items".into(), why: error.to_string() }
+    let why = format!("{error}; if that stays so, remove sync.db: what lies here and at the relay is then read anew");
+    ClientError::State { what: "the index of synced items".into(), why }
 }
 
 fn signed(number: u64) -> i64 {
@@ -127,6 +130,14 @@ impl Index {
     /// Begins to write many things at once.
     pub fn begin(&self) -> Result<(), ClientError> {
         self.connection.execute_batch("BEGIN IMMEDIATE").map_err(|error| failed(&error))
+    }
+
+    /// Whatever was begun and not ended, was not.
+    pub fn give_up(&self) -> Result<(), ClientError> {
+        if self.connection.is_autocommit() {
+            return Ok(());
+        }
+        self.connection.execute_batch("ROLLBACK").map_err(|error| failed(&error))
     }
 
     /// Ends it.
@@ -203,31 +214,17 @@ impl Index {
     /// Revisions of an item that the relay has not confirmed, the newest last.
     pub fn pending(&self, (kind, key): &Name) -> Result<Vec<Pending>, ClientError> {
         let read = || -> rusqlite::Result<Vec<Pending>> {
-            let sql = "SELECT revision, digest, size, meta, parent FROM push WHERE kind = ?1 AND key = ?2";
+            let sql = "SELECT revision, digest, size, meta, parent, modified_ms FROM push WHERE kind = ?1 AND key = ?2";
             let mut statement = self.connection.prepare_cached(sql)?;
             let rows = statement.query_map(params![kind.0, key.as_str()], |row| {
                 let head = read_head(row, 0)?;
                 let parent = row.get::<_, Option<[u8; 16]>>(4)?.map(RevisionId);
-                Ok(head.map(|head| Pending { revision: head.revision, parent, sig: head.sig }))
+                let modified_ms = unsigned(row.get(5)?);
+                Ok(head.map(|head| Pending { revision: head.revision, parent, sig: head.sig, modified_ms }))
             })?;
             Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?.into_iter().flatten().collect())
         };
         read().map_err(|error| failed(&error))
-    }
-
-    /// The item that an unconfirmed revision belongs to, and the revision.
-    pub fn pending_of(&self, revision: RevisionId) -> Result<Option<Pending>, ClientError> {
-        let read = || {
-            self.connection
-                .prepare_cached("SELECT revision, digest, size, meta, parent FROM push WHERE revision = ?1")?
-                .query_row([revision.0], |row| {
-                    let head = read_head(row, 0)?;
-                    let parent = row.get::<_, Option<[u8; 16]>>(4)?.map(RevisionId);
-                    Ok(head.map(|head| Pending { revision: head.revision, parent, sig: head.sig }))
-                })
-                .optional()
-        };
-        read().map(Option::flatten).map_err(|error: rusqlite::Error| failed(&error))
     }
 
     /// Notes a revision before it is sent, so that it is sent by the same name after a crash.
@@ -235,8 +232,8 @@ impl Index {
         let write = || -> rusqlite::Result<()> {
             let head = Head { revision: pending.revision, sig: pending.sig.clone() };
             let (revision, digest, size, meta) = columns(Some(&head));
-            let sql = "INSERT OR REPLACE INTO push (revision, kind, key, parent, digest, size, meta)
-                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+            let sql = "INSERT OR REPLACE INTO push (revision, kind, key, parent, digest, size, meta, modified_ms)
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
             self.connection.prepare_cached(sql)?.execute(params![
                 revision,
                 kind.0,
@@ -245,6 +242,7 @@ impl Index {
                 digest,
                 size,
                 meta,
+                signed(pending.modified_ms),
             ])?;
             Ok(())
         };
@@ -262,18 +260,14 @@ impl Index {
         write().map_err(|error| failed(&error))
     }
 
-    /// Where the feed is read on, and whether everything is being read anew.
-    pub fn cursor(&self) -> Result<(String, bool), ClientError> {
-        self.connection
-            .query_row("SELECT cursor, resync FROM state", [], |row| Ok((row.get(0)?, row.get(1)?)))
-            .map_err(|error| failed(&error))
+    /// Where the feed is read on.
+    pub fn cursor(&self) -> Result<String, ClientError> {
+        self.connection.query_row("SELECT cursor FROM state", [], |row| row.get(0)).map_err(|error| failed(&error))
     }
 
     /// Notes where the feed is read on.
-    pub fn set_cursor(&self, cursor: &str, resync: bool) -> Result<(), ClientError> {
-        self.connection
-            .execute("UPDATE state SET cursor = ?1, resync = ?2", params![cursor, resync])
-            .map_err(|error| failed(&error))?;
+    pub fn set_cursor(&self, cursor: &str) -> Result<(), ClientError> {
+        self.connection.execute("UPDATE state SET cursor = ?1", [cursor]).map_err(|error| failed(&error))?;
         Ok(())
     }
 
@@ -299,7 +293,7 @@ impl Index {
             // The relay's content, where it was in the index, is not any more: it comes again.
             self.connection.execute("DELETE FROM item WHERE kind = ?1", [kind.0])?;
             self.connection.execute("DELETE FROM push WHERE kind = ?1", [kind.0])?;
-            self.connection.execute("UPDATE state SET cursor = '', resync = 0", [])?;
+            self.connection.execute("UPDATE state SET cursor = ''", [])?;
             Ok(())
         };
         write().map_err(|error| failed(&error))
@@ -357,22 +351,26 @@ mod tests {
             modified_ms: 7,
             conflict_of: "a".into(),
         };
-        let pending = Pending { revision: RevisionId([4; 16]), parent: Some(RevisionId([1; 16])), sig: Some(sig) };
+        let pending = Pending {
+            revision: RevisionId([4; 16]),
+            parent: Some(RevisionId([1; 16])),
+            sig: Some(sig),
+            modified_ms: 5,
+        };
         let kind = KindState { pushed_ms: 1, pulled_ms: 2, pending: 3, problems: 4 };
         {
             let index = Index::open(&path).expect("opened");
             index.begin().expect("begun");
             index.put(&name, &entry).expect("noted");
             index.push(&name, &pending).expect("noted");
-            index.set_cursor("1-2-0", true).expect("noted");
+            index.set_cursor("1-2-0").expect("noted");
             index.set_kind(ItemKind::DOCUMENT, kind).expect("noted");
             index.commit().expect("committed");
         }
         let index = Index::open(&path).expect("opened");
         assert_eq!(index.entries().expect("read"), BTreeMap::from([(name.clone(), entry)]));
-        assert_eq!(index.pending(&name).expect("read"), vec![pending.clone()]);
-        assert_eq!(index.pending_of(pending.revision).expect("read"), Some(pending));
-        assert_eq!(index.cursor().expect("read"), ("1-2-0".into(), true));
+        assert_eq!(index.pending(&name).expect("read"), vec![pending]);
+        assert_eq!(index.cursor().expect("read"), "1-2-0");
         assert_eq!(index.kind(ItemKind::DOCUMENT).expect("read"), kind);
         assert_eq!(index.kind(ItemKind::ADAPTER).expect("read"), KindState::default());
         index.confirmed(&name).expect("noted");

@@ -26,13 +26,12 @@ CREATE TABLE push (
     parent BLOB,
     digest BLOB,
     size INTEGER,
-    meta TEXT
+    meta TEXT,
+    modified_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE state (
     id INTEGER PRIMARY KEY CHECK (id = 1),
-    cursor TEXT NOT NULL DEFAULT '',
-    -- Everything is being read anew: what was not seen by the end of it is gone at the relay.
-    resync INTEGER NOT NULL DEFAULT 0
+    cursor TEXT NOT NULL DEFAULT ''
 ) STRICT;
 INSERT INTO state (id) VALUES (1);
 CREATE TABLE kind (

@@ -156,6 +156,10 @@ pub trait Place: Send {
     fn remove(&mut self, key: &ItemKey, expected: &Local) -> Result<(), PlaceError>;
     /// Gives an item another name, if that is free: what it looks like there.
     fn set_aside(&mut self, key: &ItemKey, to: &ItemKey, expected: &Local) -> Result<Stamp, PlaceError>;
-    /// Removes what is left of arrivals that are over.
-    fn tidy(&mut self) -> Result<(), PlaceError>;
+    /// Whether content may be put there now: what lies there is what was expected, and nobody is writing to it. Looked
+    /// at before anything is received. Errors: `Changed`, `Taken`.
+    fn ready(&mut self, key: &ItemKey, expected: Option<&Local>) -> Result<(), PlaceError>;
+    /// Removes what is left of arrivals that are over, and brings back what a process that died had moved out of the
+    /// way, unless it is known.
+    fn tidy(&mut self, known: &Known) -> Result<Vec<Problem>, PlaceError>;
 }

@@ -1,12 +1,12 @@
 //! A settings file: a JSON object, whose keys are items each. The order of its keys, and how values are written, stays.
 
-use super::disk::{Root, look, modified_ms, stamp};
+use super::disk::{Root, modified_ms, stamp};
 use super::place::{Content, Known, Local, Place, PlaceError, Problem, Scan, Sig, Source, Staged, Stamp, Unknown};
-use belay_protocol::item::{Digest, INLINE_BYTES, ItemKey, Parts};
+use belay_protocol::item::{Digest, INLINE_BYTES, ItemKey, KeyError, Parts};
 use bytes::Bytes;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use serde_json::value::RawValue;
 use std::collections::HashSet;
 use std::fmt;
@@ -59,12 +59,32 @@ impl Object {
     }
 }
 
-/// A value in the one form that both sides compare.
-fn canonical(raw: &RawValue) -> Result<Vec<u8>, serde_json::Error> {
-    let value: Value = serde_json::from_str(raw.get())?;
-    let mut bytes = vec![];
-    value.serialize(&mut serde_json::Serializer::new(&mut bytes))?;
-    Ok(bytes)
+/// A value as it is written, without the blanks between its parts: that is what both sides compare, and what is sent.
+fn canonical(raw: &RawValue) -> Vec<u8> {
+    let (mut bytes, mut in_text, mut escaped) = (vec![], false, false);
+    for byte in raw.get().bytes() {
+        if !in_text && byte.is_ascii_whitespace() {
+            continue;
+        }
+        in_text ^= byte == b'"' && !escaped;
+        escaped = in_text && byte == b'\\' && !escaped;
+        bytes.push(byte);
+    }
+    bytes
+}
+
+/// What a key of a path may not have, and a settings file's key may.
+const NOT_IN_KEYS: &AsciiSet =
+    &CONTROLS.add(b'%').add(b'\\').add(b':').add(b'*').add(b'?').add(b'"').add(b'<').add(b'>').add(b'|').add(b' ');
+
+/// The item of a key of the file.
+fn item_of(name: &str) -> Result<ItemKey, KeyError> {
+    utf8_percent_encode(name, NOT_IN_KEYS).to_string().parse()
+}
+
+/// The key in the file that an item has.
+fn name_of(key: &ItemKey) -> String {
+    percent_decode_str(key.as_str()).decode_utf8_lossy().into_owned()
 }
 
 /// A settings file.
@@ -76,20 +96,19 @@ pub struct Settings {
 
 impl Settings {
     /// The file at a path.
-    pub fn new(path: &Path) -> Self {
+    pub fn new(path: &Path, mark: &str) -> Self {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Self { path: path.to_owned(), root: Root { path: folder.to_owned() } }
+        Self { path: path.to_owned(), root: Root::new(folder, mark) }
     }
 
-    /// Makes the file if it is not there.
-    pub fn set_up(path: &Path) -> Result<(), PlaceError> {
-        let settings = Self::new(path);
-        Root::set_up(&settings.root.path)?;
-        if fs::symlink_metadata(path).is_err() {
-            let new = settings.root.write_new(b"{}\n")?;
-            settings.root.replace(&new, path, None)?;
+    /// Makes the file if it is not there. Errors: it is there and makes no sense.
+    pub fn set_up(&self) -> Result<(), PlaceError> {
+        self.root.set_up()?;
+        if fs::symlink_metadata(&self.path).is_err() {
+            let new = self.root.write_new(b"{}\n")?;
+            self.root.replace(&new, &self.path, None)?;
         }
-        settings.read().map(|_| ())
+        self.read().map(|_| ())
     }
 
     /// What stands in the file, what it looks like, and when it was changed.
@@ -126,17 +145,14 @@ impl Settings {
         change: impl FnOnce(&mut Vec<(String, Box<RawValue>)>) -> Result<(), PlaceError>,
     ) -> Result<(), PlaceError> {
         let (mut object, before, _) = self.read()?;
-        let there = object.0.iter().find(|(name, _)| name == key.as_str()).map(|(_, value)| canonical(value));
-        let there = there.transpose().map_err(|error| PlaceError::Unfit(error.to_string()))?;
+        let name = name_of(key);
+        let there = object.0.iter().find(|(there, _)| *there == name).map(|(_, value)| canonical(value));
         if there.map(|bytes| Digest::of(&bytes)) != expected.map(|local| local.sig.digest) {
             return Err(PlaceError::Changed);
         }
         change(&mut object.0)?;
         let text = object.text().map_err(|error| PlaceError::Unfit(error.to_string()))?;
         let new = self.root.write_new(text.as_bytes())?;
-        if let Ok(meta) = fs::metadata(&self.path) {
-            let _ = fs::set_permissions(&new, meta.permissions());
-        }
         self.root.replace(&new, &self.path, Some(&before))?;
         Ok(())
     }
@@ -163,26 +179,20 @@ impl Place for Settings {
         let mut scan = Scan::default();
         for (name, value) in object.0 {
             let mut problem = |why: String| scan.problems.push(Problem { key: name.clone(), why });
-            let key = match name.parse::<ItemKey>() {
+            let key = match item_of(&name) {
                 Ok(key) => key,
                 Err(error) => {
                     problem(error.why.into());
                     continue;
                 }
             };
-            match canonical(&value) {
-                Ok(bytes) if bytes.len() <= INLINE_BYTES => {
-                    let sig = Sig { digest: Digest::of(&bytes), size: bytes.len() as u64, meta: String::new() };
-                    scan.items.insert(key, Local { sig, stamp: Stamp::default(), modified_ms });
-                }
-                Ok(bytes) => {
-                    problem(format!("it has {} bytes, at most {INLINE_BYTES} are synced", bytes.len()));
-                    scan.unknown.insert(key, Unknown::Hidden);
-                }
-                Err(error) => {
-                    problem(error.to_string());
-                    scan.unknown.insert(key, Unknown::Hidden);
-                }
+            let bytes = canonical(&value);
+            if bytes.len() <= INLINE_BYTES {
+                let sig = Sig { digest: Digest::of(&bytes), size: bytes.len() as u64, meta: String::new() };
+                scan.items.insert(key, Local { sig, stamp: Stamp::default(), modified_ms });
+            } else {
+                problem(format!("it has {} bytes, at most {INLINE_BYTES} are synced", bytes.len()));
+                scan.unknown.insert(key, Unknown::Hidden);
             }
         }
         Ok(scan)
@@ -190,8 +200,9 @@ impl Place for Settings {
 
     fn open(&mut self, key: &ItemKey, local: &Local) -> Result<Box<dyn Source>, PlaceError> {
         let (object, ..) = self.read()?;
-        let value = object.0.iter().find(|(name, _)| name == key.as_str()).ok_or(PlaceError::Changed)?;
-        let bytes = canonical(&value.1).map_err(|error| PlaceError::Unfit(error.to_string()))?;
+        let name = name_of(key);
+        let value = object.0.iter().find(|(there, _)| *there == name).ok_or(PlaceError::Changed)?;
+        let bytes = canonical(&value.1);
         if Digest::of(&bytes) == local.sig.digest {
             Ok(Box::new(InMemory(bytes.into())))
         } else {
@@ -219,9 +230,10 @@ impl Place for Settings {
         let unfit = |_| PlaceError::Unfit("what arrived is no JSON value".into());
         let value: Box<RawValue> = serde_json::from_slice(&bytes).map_err(unfit)?;
         self.change(key, expected, |object| {
-            match object.iter_mut().find(|(name, _)| name == key.as_str()) {
+            let name = name_of(key);
+            match object.iter_mut().find(|(there, _)| *there == name) {
                 Some((_, there)) => *there = value,
-                None => object.push((key.to_string(), value)),
+                None => object.push((name, value)),
             }
             Ok(())
         })?;
@@ -230,7 +242,8 @@ impl Place for Settings {
 
     fn remove(&mut self, key: &ItemKey, expected: &Local) -> Result<(), PlaceError> {
         self.change(key, Some(expected), |object| {
-            object.retain(|(name, _)| name != key.as_str());
+            let gone = name_of(key);
+            object.retain(|(name, _)| *name != gone);
             Ok(())
         })
     }
@@ -239,8 +252,12 @@ impl Place for Settings {
         Err(PlaceError::Taken("a setting has no other name".into()))
     }
 
-    fn tidy(&mut self) -> Result<(), PlaceError> {
-        look(&self.path).map(|_| ())?;
-        self.root.tidy()
+    fn ready(&mut self, _: &ItemKey, _: Option<&Local>) -> Result<(), PlaceError> {
+        self.root.check()
+    }
+
+    fn tidy(&mut self, _: &Known) -> Result<Vec<Problem>, PlaceError> {
+        self.root.check()?;
+        self.root.tidy(|_, _| false)
     }
 }

@@ -21,6 +21,8 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
     /// Removes a file; that there is none is no error.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// A file's bytes; `None`: there is none.
+    fn size(&self, path: &Path) -> io::Result<Option<u64>>;
     /// The files of a directory, with their sizes and whether they were written in the last day; empty: there is no
     /// such directory.
     fn list(&self, dir: &Path) -> io::Result<Vec<Listed>>;
@@ -91,6 +93,13 @@ impl Disk for SystemDisk {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
+        }
+    }
+
+    fn size(&self, path: &Path) -> io::Result<Option<u64>> {
+        match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => Ok(Some(other?.len())),
         }
     }
 

@@ -14,10 +14,9 @@ use self::threads::{Job, Threads, Write};
 use crate::store::sync::Chunk;
 use belay_protocol::item::{Digest, Part};
 use belay_protocol::message::Encoding;
-use belay_protocol::packing::unpack;
+use belay_protocol::packing::unpack_part;
 use belay_transport::env::Random;
 use bytes::Bytes;
-use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,6 +42,9 @@ pub enum BlobError {
     /// The disk failed.
     #[error("the relay's disk failed: {0}")]
     Disk(String),
+    /// A piece is not what it was when it was kept.
+    #[error("the piece {0} is gone or damaged")]
+    Damaged(String),
     /// The relay is going down.
     #[error("the relay is going down")]
     Closed,
@@ -103,17 +105,29 @@ impl Blobs {
         Ok(Chunk { part, encoding, file })
     }
 
-    /// The bytes of a piece as they are kept.
+    /// The bytes of a piece as they are kept, if they are still what they were. Errors: `Damaged`.
     pub async fn read(&self, tenant_dir: &Path, chunk: &Chunk) -> Result<Bytes, BlobError> {
-        let path = tenant_dir.join(DIR).join(&chunk.file);
-        self.run(move |disk| Ok(disk.read(&path)?.into())).await
+        Ok(self.verified(tenant_dir, chunk).await?.0)
     }
 
-    /// The bytes of a piece.
+    /// The bytes of a piece. Errors: `Damaged`.
     pub async fn plain(&self, tenant_dir: &Path, chunk: &Chunk) -> Result<Bytes, BlobError> {
-        let path = tenant_dir.join(DIR).join(&chunk.file);
-        let (encoding, size) = (chunk.encoding, chunk.part.size);
-        self.run(move |disk| unpack(encoding, disk.read(&path)?.into(), size).ok_or(BlobError::Mismatch)).await
+        Ok(self.verified(tenant_dir, chunk).await?.1)
+    }
+
+    async fn verified(&self, tenant_dir: &Path, chunk: &Chunk) -> Result<(Bytes, Bytes), BlobError> {
+        let (path, chunk) = (tenant_dir.join(DIR).join(&chunk.file), chunk.clone());
+        self.run(move |disk| {
+            let kept: Bytes = match disk.read(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BlobError::Damaged(chunk.file)),
+                other => other?.into(),
+            };
+            match unpack_part(chunk.encoding, kept.clone(), &chunk.part) {
+                Some(plain) => Ok((kept, plain)),
+                None => Err(BlobError::Damaged(chunk.file)),
+            }
+        })
+        .await
     }
 
     /// Keeps the beginning of a piece whose sender is gone. It may be lost.
@@ -122,7 +136,7 @@ impl Blobs {
         self.run(move |disk| {
             disk.make_dir(&dir)?;
             let (new, path) = (dir.join(format!("{digest}{BEGINNING}{TEMPORARY}")), dir.join(beginning(digest)));
-            if disk.list(&dir)?.iter().any(|file| file.name == beginning(digest) && file.size >= bytes.len() as u64) {
+            if disk.size(&path)?.is_some_and(|size| size >= bytes.len() as u64) {
                 return Ok(());
             }
             disk.write_loosely(&new, &bytes)?;
@@ -131,12 +145,12 @@ impl Blobs {
         .await
     }
 
-    /// How many bytes there are of the beginnings of pieces.
-    pub async fn beginnings(&self, tenant_dir: &Path) -> Result<HashMap<String, u64>, BlobError> {
+    /// How many bytes there are of the beginnings of these pieces.
+    pub async fn beginnings(&self, tenant_dir: &Path, pieces: Vec<Digest>) -> Result<Vec<u64>, BlobError> {
         let dir = tenant_dir.join(DIR);
         self.run(move |disk| {
-            let files = disk.list(&dir)?.into_iter();
-            Ok(files.filter_map(|file| Some((file.name.strip_suffix(BEGINNING)?.to_owned(), file.size))).collect())
+            let sizes = pieces.iter().map(|digest| Ok(disk.size(&dir.join(beginning(*digest)))?.unwrap_or(0)));
+            sizes.collect()
         })
         .await
     }

@@ -2,38 +2,30 @@
 
 use super::answer::{NoAnswer, end, taken};
 use super::escalate::next_piece;
-use super::sync::{no_memory, told};
+use super::sync::{room, told};
 use super::{Intake, fail, refuse};
 use crate::escalate::{Caller, ClientStream};
-use crate::ops::memory::{BodyBudget, BodyPermit, Memory};
+use crate::ops::memory::{BodyBudget, BodyPermit};
 use crate::sync::Sync;
 use belay_protocol::codec::Message;
-use belay_protocol::error::{ProtocolError, StreamCode};
+use belay_protocol::error::ProtocolError;
 use belay_protocol::frame::{Frame, FrameType};
 use belay_protocol::item::{MAX_PART, PIECE};
 use belay_protocol::message::{BlobBegin, BlobGet, BlobNeeded, BlobPart, BlobPut, BlobStored, Encoding, FailureCode};
 use belay_protocol::stream::{FrameReader, StreamError};
 use belay_transport::params::PRIORITY_BULK;
 use bytes::BytesMut;
-use std::sync::Arc;
+use std::future::pending;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
-/// What a stream takes in memory beside what it receives: a part that is sent, or a list of parts.
-const STREAM: usize = 2 << 20;
 /// How long the next piece of a part, or the next request, may take to arrive.
 const NEXT: Duration = Duration::from_secs(60);
 /// How long a part waits for memory.
 const ROOM: Duration = Duration::from_secs(30);
 
 /// Serves one blob stream: any number of requests, answered in order. `intake` bounds the arrival of the first.
-pub async fn serve(
-    sync: &Sync,
-    (memory, budget): (&Arc<Memory>, &BodyBudget),
-    caller: &Caller,
-    intake: &Intake,
-    mut stream: ClientStream,
-) {
+pub async fn serve(sync: &Sync, budget: &BodyBudget, caller: &Caller, intake: &Intake, mut stream: ClientStream) {
     let first = match intake.within(stream.reader.frame()).await {
         Ok(Ok(Some(frame))) => frame,
         Ok(Ok(None)) => {
@@ -43,7 +35,6 @@ pub async fn serve(
         Err((failure, code)) => return fail(&mut stream, failure, code).await,
     };
     stream.writer.set_priority(PRIORITY_BULK);
-    let Some(_charge) = memory.charge(STREAM) else { return fail(&mut stream, no_memory(), StreamCode::LIMIT).await };
     let served = requests(sync, budget, (caller, intake), first, &mut stream).await;
     end(&mut stream, served).await;
 }
@@ -58,6 +49,8 @@ async fn requests(
     let broken = |error: ProtocolError| NoAnswer::from(StreamError::from(error));
     let mut next = Some(first);
     while let Some(frame) = next {
+        // An idle stream takes nothing, and one tenant's leave room for others'.
+        let room = room(budget, caller).await?;
         let answered = match frame.kind {
             FrameType::BlobPut => {
                 let put = BlobPut::from_frame(&frame).map_err(broken)?;
@@ -74,6 +67,7 @@ async fn requests(
         };
         told(answered, &mut stream.writer)?;
         taken(&mut stream.writer).await?;
+        drop(room);
         next = match intake.within_time(NEXT, stream.reader.frame()).await {
             Ok(frame) => frame?,
             Err((failure, _)) => return Err(NoAnswer::Failed(Box::new(failure))),
@@ -104,8 +98,15 @@ async fn receive(
         })
         .into());
     }
-    let sending = sync.sending(&caller.tenant, put.revision);
     let expected = sync.expected(&caller.tenant, put.revision, put.part).await;
+    // Nobody is noted as a sender of what was never announced.
+    let sending = expected.is_ok().then(|| sync.sending(&caller.tenant, put.revision));
+    let superseded = async {
+        match &sending {
+            Some(sending) => sending.stop.cancelled().await,
+            None => pending().await,
+        }
+    };
     let mut permit = budget.body(&caller.tenant);
     let (mut body, is_plain) = (BytesMut::new(), put.encoding == Encoding::PLAIN);
     let had_beginning = put.offset > 0;
@@ -124,7 +125,7 @@ async fn receive(
     let arrived = tokio::select! {
         // A sender that is back announces first, and what it had sent must be put away by then.
         biased;
-        () = sending.stop.cancelled() => Err(NoAnswer::because(
+        () = superseded => Err(NoAnswer::because(
             FailureCode::CANCELLED, "the content was announced anew", "send what is needed then",
         )),
         arrived = arrive(&mut stream.reader, &mut body, whole, &mut permit) => arrived,

@@ -3,25 +3,25 @@
 use super::answer::{NoAnswer, end, taken};
 use super::{Intake, fail, failure, refuse};
 use crate::escalate::{Caller, ClientStream};
-use crate::ops::memory::Memory;
+use crate::ops::memory::{BodyBudget, BodyPermit};
 use crate::store::sync::feed::Page;
 use crate::store::sync::push::{Push, Pushed, Source};
 use crate::store::sync::{Content, Refusal, Stored};
 use crate::sync::{Sync, SyncError};
 use belay_protocol::codec::Message;
-use belay_protocol::error::{ProtocolError, StreamCode};
+use belay_protocol::error::ProtocolError;
 use belay_protocol::frame::{Frame, FrameType};
 use belay_protocol::item::Digest;
 use belay_protocol::message::{
-    FailureCode, RevisionState, SyncContent, SyncGet, SyncGot, SyncLock, SyncLocked, SyncLog, SyncLogDone, SyncPage,
-    SyncPull, SyncPush, SyncPushed, SyncRevision, SyncStatus, SyncStatusRequest, SyncUnlock, SyncUnlocked,
+    FailureCode, SyncContent, SyncGet, SyncGot, SyncLock, SyncLocked, SyncLog, SyncLogDone, SyncPage, SyncPull,
+    SyncPush, SyncPushed, SyncStatus, SyncStatusRequest, SyncUnlock, SyncUnlocked,
 };
 use belay_protocol::stream::{FrameReader, FrameWriter, StreamError};
 use belay_transport::params::PRIORITY_BULK;
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// What a stream takes in memory, about: pushes that wait together, or a page.
@@ -29,11 +29,13 @@ const STREAM: usize = 2 << 20;
 /// The most pushes that share a transaction, and their bytes.
 const MAX_TOGETHER: usize = 128;
 const MAX_BYTES_TOGETHER: usize = 1 << 20;
+/// How long a request waits for memory.
+const ROOM: Duration = Duration::from_secs(10);
 /// How long a stream may ask for nothing more before it ends.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// Serves one sync stream: any number of requests, answered in order. `intake` bounds the arrival of the first.
-pub async fn serve(sync: &Sync, memory: &Arc<Memory>, caller: &Caller, intake: &Intake, mut stream: ClientStream) {
+pub async fn serve(sync: &Sync, budget: &BodyBudget, caller: &Caller, intake: &Intake, mut stream: ClientStream) {
     let first = match intake.within(stream.reader.frame()).await {
         Ok(Ok(Some(frame))) => frame,
         Ok(Ok(None)) => {
@@ -43,25 +45,32 @@ pub async fn serve(sync: &Sync, memory: &Arc<Memory>, caller: &Caller, intake: &
         Err((failure, code)) => return fail(&mut stream, failure, code).await,
     };
     stream.writer.set_priority(PRIORITY_BULK);
-    let Some(_charge) = memory.charge(STREAM) else { return fail(&mut stream, no_memory(), StreamCode::LIMIT).await };
-    let served = requests(sync, (caller, intake), first, &mut stream).await;
+    let served = requests(sync, budget, (caller, intake), first, &mut stream).await;
     end(&mut stream, served).await;
 }
 
-pub(super) fn no_memory() -> belay_protocol::message::Failed {
+/// Memory for a request, of the tenant's share.
+pub(super) async fn room(budget: &BodyBudget, caller: &Caller) -> Result<BodyPermit, NoAnswer> {
+    let mut room = budget.body(&caller.tenant);
+    if room.grow(STREAM, Instant::now() + ROOM).await {
+        return Ok(room);
+    }
     let mut busy = failure(FailureCode::OVERLOADED, "the relay has no memory left for sync", "try again later");
     busy.retry_after_ms = Some(1000);
-    busy
+    Err(NoAnswer::Failed(Box::new(busy)))
 }
 
 async fn requests(
     sync: &Sync,
+    budget: &BodyBudget,
     (caller, intake): (&Caller, &Intake),
     first: Frame,
     stream: &mut ClientStream,
 ) -> Result<(), NoAnswer> {
     let mut next = Some(first);
     while let Some(frame) = next {
+        // An idle stream takes nothing, and one tenant's leave room for others'.
+        let room = room(budget, caller).await?;
         next = if frame.kind == FrameType::SyncPush {
             pushes(sync, caller, &frame, stream).await?
         } else {
@@ -70,6 +79,7 @@ async fn requests(
             None
         };
         taken(&mut stream.writer).await?;
+        drop(room);
         if next.is_none() {
             next = match intake.within_time(IDLE, stream.reader.frame()).await {
                 Ok(frame) => frame?,
@@ -105,13 +115,22 @@ async fn pushes(
     first: &Frame,
     stream: &mut ClientStream,
 ) -> Result<Option<Frame>, NoAnswer> {
-    let mut together = vec![read_push(sync, caller, first)?];
-    let (mut bytes, mut after) = (first.body.len(), None);
+    let mut together = match read_push(sync, caller, first) {
+        Ok(push) => vec![push],
+        Err(refusal) => return told(Err(refusal), &mut stream.writer).map(|()| None),
+    };
+    let (mut bytes, mut after, mut refusal) = (first.body.len(), None, Ok(()));
     while together.len() < MAX_TOGETHER && bytes < MAX_BYTES_TOGETHER {
         match arrived(&mut stream.reader).await? {
             Some(Some(frame)) if frame.kind == FrameType::SyncPush => {
                 bytes += frame.body.len();
-                together.push(read_push(sync, caller, &frame)?);
+                match read_push(sync, caller, &frame) {
+                    Ok(push) => together.push(push),
+                    Err(refused) => {
+                        refusal = Err(refused);
+                        break;
+                    }
+                }
             }
             Some(Some(frame)) => {
                 after = Some(frame);
@@ -127,6 +146,8 @@ async fn pushes(
         });
         told(answer, &mut stream.writer)?;
     }
+    // In its place: after those that came before it.
+    told(refusal, &mut stream.writer)?;
     Ok(after)
 }
 
@@ -174,9 +195,7 @@ async fn answer(sync: &Sync, caller: &Caller, frame: &Frame, writer: &mut FrameW
             let SyncLog { kind, key } = SyncLog::from_frame(frame).map_err(broken)?;
             let log = sync.log(tenant, kind, key).await?;
             let revisions = log.len() as u64;
-            for (stored, state) in log {
-                writer.queue(&revision(stored, state))?;
-            }
+            log.iter().try_for_each(|row| writer.queue(row))?;
             writer.queue(&SyncLogDone { revisions })?;
         }
         FrameType::SyncStatusRequest => {
@@ -213,20 +232,6 @@ fn got(stored: Stored) -> SyncGot {
     SyncGot { content, size: stored.size, inline, parts }
 }
 
-fn revision(stored: Stored, state: RevisionState) -> SyncRevision {
-    SyncRevision {
-        revision: stored.revision,
-        parent: stored.parent,
-        state,
-        content: stored.content.code(),
-        device: stored.device,
-        at_ms: stored.at_ms,
-        replaced_ms: stored.replaced_ms,
-        size: stored.size,
-        digest: stored.digest,
-    }
-}
-
 fn queue_page(page: Page, writer: &mut FrameWriter) -> Result<(), NoAnswer> {
     page.changes.iter().try_for_each(|change| writer.queue(change))?;
     let Page { changes, cursor, has_more, resync } = page;
@@ -236,7 +241,7 @@ fn queue_page(page: Page, writer: &mut FrameWriter) -> Result<(), NoAnswer> {
 /// Serves one feed stream: pages, and further ones when something changes, until the client leaves or `draining`.
 pub async fn feed(
     sync: &Sync,
-    memory: &Arc<Memory>,
+    budget: &BodyBudget,
     caller: &Caller,
     (intake, draining): (&Intake, &CancellationToken),
     mut stream: ClientStream,
@@ -251,8 +256,9 @@ pub async fn feed(
     let (mut cursor, mut told) = (asked.cursor, false);
     let served = loop {
         // A page is in memory only while it is taken.
-        let Some(charge) = memory.charge(STREAM) else {
-            return fail(&mut stream, no_memory(), StreamCode::LIMIT).await;
+        let charge = match room(budget, caller).await {
+            Ok(charge) => charge,
+            Err(error) => break Err(error),
         };
         let has_more = match sync.pull(&caller.tenant, cursor.clone(), asked.limit).await {
             Ok(page) => {
@@ -340,6 +346,10 @@ fn blob_failed(error: &crate::blobs::BlobError) -> NoAnswer {
     use crate::blobs::BlobError;
     let (code, remedy) = match error {
         BlobError::Mismatch => (FailureCode::INVALID_REQUEST, "send the part again"),
+        BlobError::Damaged(_) => {
+            tracing::error!(%error, "a piece of content is not what it was");
+            (FailureCode::NOT_FOUND, "the operator finds it in the log, and can bring it back from a backup")
+        }
         BlobError::Full | BlobError::Disk(_) => {
             tracing::warn!(%error, "a piece of content could not be kept or read");
             (FailureCode::STORE_UNAVAILABLE, "try again later; nothing that was there is lost")
@@ -347,7 +357,11 @@ fn blob_failed(error: &crate::blobs::BlobError) -> NoAnswer {
         BlobError::Closed => (FailureCode::DRAINING, "try again in a moment"),
     };
     // The operator's log has the rest.
-    let message = if let BlobError::Disk(_) = error { "the relay's disk failed".to_owned() } else { error.to_string() };
+    let message = match error {
+        BlobError::Disk(_) => "the relay's disk failed".to_owned(),
+        BlobError::Damaged(_) => "a part of it is gone or damaged at the relay".to_owned(),
+        error => error.to_string(),
+    };
     let mut failed = failure(code, message, remedy);
     if code == FailureCode::STORE_UNAVAILABLE {
         failed.retry_after_ms = Some(10_000);

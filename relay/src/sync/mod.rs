@@ -16,7 +16,7 @@ use crate::store::sync::{self, Chunk, Refusal, Stored, lock, log, upload};
 use crate::store::{Connection, StoreError};
 use belay_protocol::id::{DeviceId, LockToken, RevisionId, TenantId};
 use belay_protocol::item::{Digest, ItemKey, ItemKind, Part};
-use belay_protocol::message::{Encoding, RevisionState, SyncKindStatus};
+use belay_protocol::message::{Encoding, SyncKindStatus, SyncRevision};
 use belay_transport::env::Clock;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -138,12 +138,7 @@ impl Sync {
     }
 
     /// What an item was, the newest first. Errors: `Refused(NotFound)`.
-    pub async fn log(
-        &self,
-        tenant: &TenantId,
-        kind: ItemKind,
-        key: ItemKey,
-    ) -> Result<Vec<(Stored, RevisionState)>, SyncError> {
+    pub async fn log(&self, tenant: &TenantId, kind: ItemKind, key: ItemKey) -> Result<Vec<SyncRevision>, SyncError> {
         let found = self.run(tenant, move |connection| log::log(connection, kind, key.as_str())).await?;
         found.ok_or(SyncError::Refused(Refusal::NotFound("item")))
     }
@@ -190,14 +185,11 @@ impl Sync {
         let needed = self
             .run(tenant, move |connection| upload::begin(connection, revision, (kind, &wanted), quota, now_ms))
             .await??;
-        let beginnings = match needed.is_empty() {
-            true => Default::default(),
-            false => self.blobs.beginnings(&self.store.tenant_dir(tenant)).await?,
-        };
-        let told = needed.into_iter().map(|place| {
-            let part = &parts.all()[place];
-            let there = beginnings.get(&part.digest.to_string()).copied().unwrap_or(0);
-            (u32::try_from(place).unwrap_or(u32::MAX), u32::try_from(there).unwrap_or(0).min(part.size))
+        let digests = needed.iter().map(|place| parts.all()[*place].digest).collect();
+        let there = self.blobs.beginnings(&self.store.tenant_dir(tenant), digests).await?;
+        let told = needed.into_iter().zip(there).map(|(place, there)| {
+            let there = u32::try_from(there).unwrap_or(0).min(parts.all()[place].size);
+            (u32::try_from(place).unwrap_or(u32::MAX), there)
         });
         Ok(told.collect())
     }
@@ -245,9 +237,11 @@ impl Sync {
         }
         let chunk = kept?;
         let (file, now_ms) = (chunk.file.clone(), self.now_ms());
-        if !self.run(tenant, move |connection| upload::stored(connection, revision, &chunk, now_ms)).await? {
+        let stored = self.run(tenant, move |connection| upload::stored(connection, revision, &chunk, now_ms)).await?;
+        if !matches!(stored, Ok(true)) {
             self.blobs.remove(&dir, vec![file]).await?;
         }
+        stored?;
         Ok(())
     }
 

@@ -107,6 +107,10 @@ impl Disk for ForgetfulDisk {
         })
     }
 
+    fn size(&self, path: &Path) -> io::Result<Option<u64>> {
+        self.with(|state| Ok(state.files.get(path).map(|bytes| bytes.len() as u64)))
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<Listed>> {
         self.with(|state| {
             let files = state.files.iter().filter(|(path, _)| path.parent() == Some(dir));

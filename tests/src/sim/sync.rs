@@ -15,7 +15,7 @@ use belay_client::sync::engine::{Engine, Report};
 use belay_client::sync::index::Index;
 use belay_client::sync::place::Place;
 use belay_protocol::id::{DeviceId, TenantId};
-use belay_protocol::item::{INLINE_BYTES, ItemKey, ItemKind};
+use belay_protocol::item::{Digest, INLINE_BYTES, ItemKey, ItemKind};
 use belay_protocol::message::{SyncContent, SyncPush};
 use belay_relay::store::sync::Content as StoredContent;
 use belay_relay::sync::Sync;
@@ -88,6 +88,8 @@ struct World {
     tally: Mutex<Tally>,
     /// Faults happen.
     faulty: std::sync::atomic::AtomicBool,
+    /// Contents that some user has overwritten or deleted himself: they need not be anywhere but in a log.
+    discarded: Mutex<BTreeSet<Digest>>,
     /// Pushes that were delivered, to be delivered again.
     delivered: Mutex<Vec<(DeviceId, SyncPush)>>,
 }
@@ -178,6 +180,7 @@ pub fn history(seed: u64) -> (Tally, Wrong) {
         relay: Mutex::new(relay),
         tally: Mutex::default(),
         faulty: true.into(),
+        discarded: Mutex::default(),
         delivered: Mutex::default(),
     });
     let count = 2 + world.below(4);
@@ -197,10 +200,26 @@ pub fn history(seed: u64) -> (Tally, Wrong) {
         let key = name(world.below(NAMES));
         let kind = KINDS[world.below(4) as usize / 3];
         let documents = device.places[&kind].clone();
+        let discard = |key: &ItemKey| {
+            let there = lock(&documents).files.get(key).map(|file| sig(&file.content).digest);
+            lock(&world.discarded).extend(there);
+        };
         match world.below(12) {
-            0..=3 => lock(&documents).write(&key, content(&world, kind)),
-            4 => lock(&documents).delete(&key),
-            5 => lock(&documents).rename(&key, &name(world.below(NAMES))),
+            0..=3 => {
+                discard(&key);
+                lock(&documents).write(&key, content(&world, kind));
+            }
+            4 => {
+                discard(&key);
+                lock(&documents).delete(&key);
+            }
+            5 => {
+                let to = name(world.below(NAMES));
+                if lock(&documents).files.contains_key(&key) && to != key {
+                    discard(&to);
+                    lock(&documents).rename(&key, &to);
+                }
+            }
             6 => device.online = !device.online,
             // Of its 30 days, so that what was replaced is still in the log.
             7 => _ = clock.0.fetch_add(u64::from(world.below(12)) * 60 * 60 * 1000, Ordering::Relaxed),
@@ -244,7 +263,8 @@ fn check(world: &Arc<World>, runtime: &tokio::runtime::Runtime, devices: &[Devic
     let (mut live, mut known) = (BTreeMap::new(), BTreeSet::new());
     for change in runtime.block_on(sync.pull(&tenant, String::new(), 0)).unwrap().changes {
         let name = (change.kind, change.key.parse::<ItemKey>().unwrap());
-        for (revision, _) in runtime.block_on(sync.log(&tenant, name.0, name.1.clone())).unwrap() {
+        for row in runtime.block_on(sync.log(&tenant, name.0, name.1.clone())).unwrap() {
+            let revision = runtime.block_on(sync.revision(&tenant, row.revision)).unwrap();
             known.insert(revision.digest);
             let StoredContent::Parts(parts) = &revision.content else { continue };
             if parts.all().iter().any(|part| runtime.block_on(sync.part(&tenant, part.digest)).is_err()) {
@@ -262,7 +282,10 @@ fn check(world: &Arc<World>, runtime: &tokio::runtime::Runtime, devices: &[Devic
             here.extend(documents.files.iter().map(|(key, file)| ((*kind, key.clone()), sig(&file.content).digest)));
             for (key, digest) in &documents.written {
                 lock(&world.tally).kept += 1;
-                if !known.contains(digest) {
+                // A setting's other value is in its log; a document is somewhere, unless somebody wanted otherwise.
+                let is_live = live.iter().any(|((of, _), there)| of == kind && there == digest);
+                let may_be_gone = *kind == ItemKind::SETTING || lock(&world.discarded).contains(digest);
+                if !known.contains(digest) || !is_live && !may_be_gone {
                     wrong.push(format!("what the user of device {number} wrote into {key} is lost"));
                 }
             }

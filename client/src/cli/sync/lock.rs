@@ -16,6 +16,8 @@ use tokio::time::{Instant, sleep};
 /// How often a lock is renewed, and how often it is looked whether the command has ended.
 const RENEW: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
+/// How long a command may take to end once this program was told to.
+const GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct LockArgs {
@@ -67,6 +69,7 @@ async fn hold(client: &Client, args: &LockArgs, (token, fence): (LockToken, u64)
     command.args(arguments).env("BELAY_FENCE", fence.to_string());
     let mut child = command.spawn().with_context(|| format!("cannot run {program}"))?;
     let mut renewed = Instant::now();
+    let mut told: Option<Instant> = None;
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
@@ -82,9 +85,12 @@ async fn hold(client: &Client, args: &LockArgs, (token, fence): (LockToken, u64)
         }
         tokio::select! {
             biased;
-            // A terminal has told the command, too; whoever means this process alone means what it runs.
-            () = signals.any() => child.kill()?,
+            // A terminal has told the command, too, and it may take its time to end.
+            () = signals.any() => { told.get_or_insert_with(Instant::now); }
             () = sleep(LOOK) => {}
+        }
+        if told.is_some_and(|told| told.elapsed() > GRACE) {
+            child.kill()?;
         }
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct Shown {
     bar: Option<ProgressBar>,
     current: String,
     /// What stood in the way when it was told last: it is told once.
-    problems: HashMap<String, String>,
+    problems: HashMap<(ItemKind, String), String>,
 }
 
 impl Shown {
@@ -35,10 +35,17 @@ impl Shown {
 
     pub(super) fn event(&mut self, event: &Event) {
         match event {
-            Event::Begins(_, key, _) => self.current = key.to_string(),
+            Event::Begins(_, key, _) => {
+                self.current = key.to_string();
+                // That of one that failed is there still.
+                if let Some(bar) = self.bar.take() {
+                    bar.finish_and_clear();
+                }
+            }
             Event::Progress(done, size) => self.progress(*done, *size),
-            Event::Problem(_, problem)
-                if self.problems.insert(problem.key.clone(), problem.why.clone()).as_ref() == Some(&problem.why) =>
+            Event::Problem(kind, problem)
+                if self.problems.insert((*kind, problem.key.clone()), problem.why.clone()).as_ref()
+                    == Some(&problem.why) =>
             {
                 return;
             }
@@ -167,13 +174,21 @@ pub(super) fn ended(global: &Global, report: &Report) -> anyhow::Result<()> {
 }
 
 fn line(report: &Report) -> String {
+    let mut waits = vec![];
+    if !report.problems.is_empty() {
+        waits.push(format!("{} not synced", report.problems.len()));
+    }
+    if report.unsettled > 0 {
+        waits.push(format!("{} being written", report.unsettled));
+    }
     if (report.pushed, report.pulled, report.conflicts) == (0, 0, 0) {
-        return "both sides are the same".into();
+        return if waits.is_empty() { "both sides are the same".into() } else { waits.join(", ") };
     }
     let mut line = format!("{} sent, {} received", report.pushed, report.pulled);
     if report.conflicts > 0 {
         line += &format!(", {} in conflict", report.conflicts);
     }
+    waits.iter().for_each(|wait| line += &format!(", {wait}"));
     line
 }
 
@@ -196,6 +211,9 @@ impl States {
         let (words, object) = match &state {
             State::InStep(report) => (line(report), json!({ "event": "in_step", "totals": totals(report) })),
             State::Waiting(why) => (format!("waiting   {why}"), json!({ "event": "waiting", "why": why })),
+            State::Unwatched(why) => {
+                (format!("problem   {why}; it is looked at now and then"), json!({ "event": "unwatched", "why": why }))
+            }
             State::Paused => ("paused    to go on: belay sync resume".into(), json!({ "event": "paused" })),
         };
         // The same again says nothing.

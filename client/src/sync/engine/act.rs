@@ -3,7 +3,7 @@
 use super::{Engine, Event, Events, Report, Scans};
 use crate::error::ClientError;
 use crate::sync::index::{Entry, Name, Pending};
-use crate::sync::place::{Local, Place, PlaceError, Problem, Sig};
+use crate::sync::place::{Local, Place, PlaceError, Problem};
 use crate::sync::reconcile::{Action, Base};
 use crate::sync::remote::{Remote, TransferError};
 use belay_protocol::id::RevisionId;
@@ -60,7 +60,7 @@ fn is_about_the_item(failed: &Failed) -> bool {
     )
 }
 
-fn words(failed: &Failed) -> String {
+pub(super) fn words(failed: &Failed) -> String {
     if failed.remedy.is_empty() { failed.message.clone() } else { format!("{}; {}", failed.message, failed.remedy) }
 }
 
@@ -73,17 +73,22 @@ impl<R: Remote> Engine<R> {
         events: &mut Events<'_>,
     ) -> Result<(), ClientError> {
         let local = |name: &Name| scans.get(&name.0).and_then(|scan| scan.items.get(&name.1));
-        let mut batch = vec![];
-        let mut bytes = 0;
+        let (agreed, actions): (Vec<_>, Vec<_>) = actions.into_iter().partition(|(_, action)| *action == Action::Agree);
         self.index.begin()?;
-        let agreed = actions.iter().filter(|(_, action)| *action == Action::Agree);
-        let agreed = agreed.map(|(name, _)| self.agree(name, local(name))).collect::<Result<Vec<_>, _>>();
+        agreed.iter().try_for_each(|(name, _)| self.agree(name, local(name)))?;
         self.index.commit()?;
-        agreed?;
-        for (name, action) in actions.into_iter().filter(|(_, action)| *action != Action::Agree) {
+        // What is small does not wait for what is large.
+        let is_large = |(name, action): &(Name, Action)| match action {
+            Action::Push => local(name).is_some_and(|local| local.sig.size > INLINE_BYTES as u64),
+            Action::Fetch => self.entries.get(name).is_some_and(|entry| entry.inline.is_none()),
+            _ => false,
+        };
+        let (large, small): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_large);
+        let (mut batch, mut bytes) = (vec![], 0);
+        for (name, action) in small.into_iter().chain(large) {
             let local = local(&name);
-            let small = local.is_none_or(|local| local.sig.size <= INLINE_BYTES as u64);
-            if matches!(action, Action::Push | Action::Delete) && small {
+            let is_small = local.is_none_or(|local| local.sig.size <= INLINE_BYTES as u64);
+            if matches!(action, Action::Push | Action::Delete) && is_small {
                 bytes += local.map_or(0, |local| local.sig.size as usize);
                 batch.push((name, local));
                 if batch.len() >= TOGETHER || bytes >= BYTES_TOGETHER {
@@ -92,6 +97,9 @@ impl<R: Remote> Engine<R> {
                 }
                 continue;
             }
+            if action == Action::Push {
+                self.push_small(std::mem::take(&mut batch), report, events).await?;
+            }
             events(Event::Begins(name.0, name.1.clone(), action));
             let done = match action {
                 Action::Push => self.push_large(&name, local, report, events).await,
@@ -99,6 +107,8 @@ impl<R: Remote> Engine<R> {
                 _ => self.remove(&name, local, report),
             };
             match done {
+                // A push says itself what became of it.
+                Ok(()) if action == Action::Push => {}
                 Ok(()) => events(Event::Done(name.0, name.1, action)),
                 Err(undone) => self.undone(&name, undone, report)?,
             }
@@ -132,18 +142,20 @@ impl<R: Remote> Engine<R> {
     }
 
     /// A revision of what lies here: the one that was noted for it before, or a new one.
-    fn revision(&self, name: &Name, sig: Option<&Sig>) -> Result<Pending, ClientError> {
+    fn revision(&self, name: &Name, local: Option<&Local>) -> Result<Pending, ClientError> {
+        let sig = local.map(|local| &local.sig);
+        let modified_ms = local.map_or_else(|| self.clock.now_ms(), |local| local.modified_ms);
         let parent = self.entries.get(name).and_then(|entry| entry.base.as_ref()).map(|base| base.revision);
         let noted = self.index.pending(name)?;
         if let Some(noted) = noted.into_iter().find(|one| one.sig.as_ref() == sig && one.parent == parent) {
             return Ok(noted);
         }
-        let pending = Pending { revision: RevisionId(self.random.bytes()), parent, sig: sig.cloned() };
+        let pending = Pending { revision: RevisionId(self.random.bytes()), parent, sig: sig.cloned(), modified_ms };
         self.index.push(name, &pending)?;
         Ok(pending)
     }
 
-    fn message(&self, (kind, key): &Name, pending: &Pending, content: SyncContent, local: Option<&Local>) -> SyncPush {
+    fn message(&self, (kind, key): &Name, pending: &Pending, content: SyncContent) -> SyncPush {
         let sig = pending.sig.clone();
         let (digest, size, meta) =
             sig.map_or((Digest([0; 32]), 0, String::new()), |sig| (sig.digest, sig.size, sig.meta));
@@ -153,7 +165,7 @@ impl<R: Remote> Engine<R> {
             kind: *kind,
             key: key.clone(),
             content,
-            modified_ms: local.map_or_else(|| self.clock.now_ms(), |local| local.modified_ms),
+            modified_ms: pending.modified_ms,
             size,
             digest,
             inline: vec![],
@@ -177,12 +189,7 @@ impl<R: Remote> Engine<R> {
                     pushes.push(push);
                     names.push((name, local));
                 }
-                Err(undone) => {
-                    if let Err(error) = self.undone(&name, undone, report) {
-                        self.index.commit()?;
-                        return Err(error);
-                    }
-                }
+                Err(undone) => self.undone(&name, undone, report)?,
             }
         }
         self.index.commit()?;
@@ -193,14 +200,12 @@ impl<R: Remote> Engine<R> {
         self.index.begin()?;
         let mut told = Ok(());
         for ((name, local), answer) in names.into_iter().zip(answers) {
-            let action = if local.is_some() { Action::Push } else { Action::Delete };
             let done = match answer {
                 Ok(pushed) => self.pushed(&name, local, &pushed, report, events),
                 Err(failed) => Err(ClientError::Failed(failed).into()),
             };
-            match done {
-                Ok(()) => events(Event::Done(name.0, name.1, action)),
-                Err(undone) => told = told.and(self.undone(&name, undone, report)),
+            if let Err(undone) = done {
+                told = told.and(self.undone(&name, undone, report));
             }
         }
         self.index.commit()?;
@@ -210,7 +215,7 @@ impl<R: Remote> Engine<R> {
     fn small_message(&mut self, name: &Name, local: Option<&Local>) -> Result<SyncPush, Undone> {
         let Some(local) = local else {
             let pending = self.revision(name, None)?;
-            return Ok(self.message(name, &pending, SyncContent::NONE, None));
+            return Ok(self.message(name, &pending, SyncContent::NONE));
         };
         let mut source = self.place(name)?.open(&name.1, local)?;
         let size = u32::try_from(local.sig.size).unwrap_or(u32::MAX);
@@ -218,8 +223,8 @@ impl<R: Remote> Engine<R> {
         if Digest::of(&bytes) != local.sig.digest {
             return Err(Undone::Again);
         }
-        let pending = self.revision(name, Some(&local.sig))?;
-        Ok(SyncPush { inline: bytes.into(), ..self.message(name, &pending, SyncContent::INLINE, Some(local)) })
+        let pending = self.revision(name, Some(local))?;
+        Ok(SyncPush { inline: bytes.into(), ..self.message(name, &pending, SyncContent::INLINE) })
     }
 
     pub(super) fn place(&mut self, name: &Name) -> Result<&mut Box<dyn Place>, Undone> {
@@ -237,11 +242,11 @@ impl<R: Remote> Engine<R> {
         let place = self.place(name)?;
         let parts = place.parts(&name.1, local)?;
         let mut source = place.open(&name.1, local)?;
-        let pending = self.revision(name, Some(&local.sig))?;
+        let pending = self.revision(name, Some(local))?;
         let size = local.sig.size;
         let mut progress = |done: u64| events(Event::Progress(done, size));
         self.remote.upload(pending.revision, name.0, &parts, &mut *source, &mut progress).await?;
-        let push = self.message(name, &pending, SyncContent::PARTS, Some(local));
+        let push = self.message(name, &pending, SyncContent::PARTS);
         let answer = self.remote.push(&[push]).await?.pop();
         let pushed = answer.ok_or_else(|| ClientError::Lost("no answer".into()))?;
         let pushed = pushed.map_err(|failed| Undone::from(ClientError::Failed(failed)))?;
@@ -259,8 +264,9 @@ impl<R: Remote> Engine<R> {
     ) -> Result<(), Undone> {
         let sig = local.map(|local| local.sig.clone());
         let stamp = local.map(|local| local.stamp.clone());
-        report.pushed += 1;
-        let mut entry = self.entries.remove(name).unwrap_or_default();
+        report.went(name.0);
+        let mut entry = self.entries.get(name).cloned().unwrap_or_default();
+        let mut aside = Ok(());
         match pushed.outcome {
             PushOutcome::KEPT => {
                 // Nothing lies here; the edit comes.
@@ -274,10 +280,12 @@ impl<R: Remote> Engine<R> {
                 entry.base = Some(Base { revision: pushed.revision, sig });
                 entry.stamp = stamp;
                 if let (Some(copy), Some(local)) = (&pushed.copy, local) {
-                    self.set_aside(name, copy, (local, pushed.revision), &mut entry)?;
+                    aside = self.set_aside(name, copy, (local, pushed.revision), &mut entry);
                 }
             }
             _ => {
+                let action = if sig.is_some() { Action::Push } else { Action::Delete };
+                events(Event::Done(name.0, name.1.clone(), action));
                 let revision = if pushed.outcome == PushOutcome::SAME { pushed.head } else { pushed.revision };
                 let agreed = Base { revision, sig };
                 (entry.base, entry.stamp) = (Some(agreed.clone()), stamp);
@@ -288,10 +296,11 @@ impl<R: Remote> Engine<R> {
                 entry.inline = None;
             }
         }
+        // Noted whatever became of the file: what was pushed is at the relay.
         self.index.put(name, &entry)?;
         self.entries.insert(name.clone(), entry);
         self.index.confirmed(name)?;
-        Ok(())
+        aside
     }
 
     /// Gives what lies here the name that the relay keeps it under, if that is free here.

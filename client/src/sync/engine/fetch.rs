@@ -1,6 +1,6 @@
 //! Bringing here what the relay has.
 
-use super::act::Undone;
+use super::act::{Undone, words};
 use super::{Engine, Event, Events, Report};
 use crate::error::ClientError;
 use crate::sync::index::Name;
@@ -9,7 +9,7 @@ use crate::sync::reconcile::Head;
 use crate::sync::remote::Remote;
 use crate::sync::transfer::offsets;
 use belay_protocol::item::{Digest, INLINE_BYTES, ItemKey, Part, Parts};
-use belay_protocol::message::SyncContent;
+use belay_protocol::message::{FailureCode, SyncContent};
 use bytes::Bytes;
 use std::collections::HashMap;
 
@@ -27,9 +27,11 @@ impl<R: Remote> Engine<R> {
         else {
             return Err(Undone::Again);
         };
+        self.place(name)?.ready(&name.1, local)?;
         let content = match entry.inline {
+            Some(bytes) if Digest::of(&bytes) != sig.digest => return Err(broken()),
             Some(bytes) => Content::Bytes(bytes.into()),
-            None => self.receive(name, local, (&head, &sig), events).await?,
+            None => self.receive(name, local, (&head, &sig), events).await.map_err(of_the_item)?,
         };
         let stamp = self.place(name)?.put(&name.1, content, &sig, local, entry.modified_ms)?;
         self.came(name, head, Some(stamp), report)?;
@@ -43,7 +45,7 @@ impl<R: Remote> Engine<R> {
         stamp: Option<Stamp>,
         report: &mut Report,
     ) -> Result<(), ClientError> {
-        report.pulled += 1;
+        report.came(name.0);
         let entry = self.entries.entry(name.clone()).or_default();
         (entry.base, entry.stamp, entry.inline) = (Some(head), stamp, None);
         self.index.confirmed(name)?;
@@ -89,11 +91,22 @@ impl<R: Remote> Engine<R> {
         match self.entries.get(name).and_then(|entry| entry.head.clone()) {
             Some(head) => self.came(name, head, None, report)?,
             None => {
-                report.pulled += 1;
+                report.came(name.0);
                 self.agree(name, None)?;
             }
         }
         Ok(())
+    }
+}
+
+/// What the relay cannot give of one item, or gives wrongly, is nothing that others have to do with.
+fn of_the_item(undone: Undone) -> Undone {
+    match undone {
+        Undone::Fatal(ClientError::Failed(failed)) if failed.code == FailureCode::STORE_UNAVAILABLE => {
+            Undone::Item(words(&failed))
+        }
+        Undone::Fatal(ClientError::Protocol(error)) => Undone::Item(error.to_string()),
+        other => other,
     }
 }
 

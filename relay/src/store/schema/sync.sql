@@ -10,6 +10,14 @@ CREATE TABLE sync_counter (
     fence INTEGER NOT NULL
 ) STRICT;
 INSERT INTO sync_counter (id, life, number, forgotten, fence) VALUES (1, abs(random() >> 16), 0, 0, 0);
+-- Each change's own number beside its place: a file that was restored, and has gone on since, has other ones.
+CREATE TABLE sync_change (
+    number INTEGER PRIMARY KEY,
+    nonce INTEGER NOT NULL
+) STRICT;
+CREATE TRIGGER sync_changed AFTER UPDATE OF number ON sync_counter BEGIN
+    INSERT INTO sync_change (number, nonce) VALUES (new.number, abs(random() >> 24));
+END;
 CREATE TABLE sync_item (
     id INTEGER PRIMARY KEY,
     kind INTEGER NOT NULL,
@@ -101,10 +109,11 @@ CREATE TRIGGER sync_size_forgotten AFTER DELETE ON sync_revision BEGIN
         - octet_length(old.meta);
 END;
 CREATE TRIGGER sync_size_chunk AFTER INSERT ON blob_chunk BEGIN
-    UPDATE sync_size SET bytes = bytes + new.size;
+    -- A file and a row, however small it is.
+    UPDATE sync_size SET bytes = bytes + new.size + 1000;
 END;
 CREATE TRIGGER sync_size_collected AFTER DELETE ON blob_chunk BEGIN
-    UPDATE sync_size SET bytes = bytes - old.size;
+    UPDATE sync_size SET bytes = bytes - old.size - 1000;
 END;
 -- History: a session has changed when something was said in it, or it was renamed, cleared, deleted or restored.
 CREATE TRIGGER sync_said AFTER INSERT ON message BEGIN
@@ -127,4 +136,4 @@ END;
 -- What there is already.
 INSERT INTO sync_item (kind, key, number, changed_ms, deleted_ms)
     SELECT 4, name, row_number() OVER (ORDER BY id), updated_ms, deleted_ms FROM session;
-UPDATE sync_counter SET number = (SELECT count(*) FROM sync_item);
+UPDATE sync_counter SET number = (SELECT count(*) FROM sync_item) WHERE EXISTS (SELECT 1 FROM sync_item);

@@ -6,7 +6,7 @@ use crate::store::sessions::unsigned;
 use belay_protocol::id::RevisionId;
 use belay_protocol::item::{Digest, ItemKind};
 use belay_protocol::message::{Resync, SyncChange, SyncContent};
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, OptionalExtension, Row};
 
 /// The most changes of a page.
 const MAX_PAGE: u32 = 1000;
@@ -26,18 +26,42 @@ pub struct Page {
     pub resync: Resync,
 }
 
-/// Where a reader stands: in which life of which tenant's file, the number up to which it has read, and what was
-/// forgotten when it began to read from the beginning: that it need not know.
-fn parse(cursor: &str) -> Option<(&str, i64, i64)> {
-    let mut parts = cursor.split('-');
-    let cursor = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    parts.next().is_none().then_some(cursor)
+/// Where a reader stands: in which life of which tenant's file, the number up to which it has read and that change's
+/// nonce, and what was forgotten when it began to read from the beginning: that it need not know.
+struct Cursor<'a> {
+    epoch: &'a str,
+    number: i64,
+    nonce: i64,
+    began: i64,
+}
+
+impl<'a> Cursor<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let mut parts = text.split('-');
+        let epoch = parts.next()?;
+        let mut number = || parts.next()?.parse().ok();
+        let cursor = Self { epoch, number: number()?, nonce: number()?, began: number()? };
+        parts.next().is_none().then_some(cursor)
+    }
+
+    fn text(&self) -> String {
+        format!("{}-{}-{}-{}", self.epoch, self.number, self.nonce, self.began)
+    }
+}
+
+/// The nonce of a change; 0: it is not known any more, or there was none.
+fn nonce(connection: &Connection, number: i64) -> Result<i64, StoreError> {
+    let known = connection
+        .prepare_cached("SELECT nonce FROM sync_change WHERE number = ?1")?
+        .query_row([number], |row| row.get(0))
+        .optional()?;
+    Ok(known.unwrap_or(0))
 }
 
 /// The cursor of a reader that has everything.
 pub fn here(connection: &Connection) -> Result<String, StoreError> {
     let (epoch, number, _) = position(connection)?;
-    Ok(format!("{epoch}-{number}-0"))
+    Ok(Cursor { epoch: &epoch, number, nonce: nonce(connection, number)?, began: 0 }.text())
 }
 
 /// The epoch, number of the last change, highest number that is forgotten. The epoch is that of the tenant's book, and
@@ -51,10 +75,17 @@ fn position(connection: &Connection) -> Result<(String, i64, i64), StoreError> {
 /// the page says.
 pub fn page(connection: &Connection, cursor: &str, limit: u32) -> Result<Page, StoreError> {
     let (epoch, last, forgotten) = position(connection)?;
-    let (after, began, resync) = match parse(cursor) {
+    let (after, began, resync) = match Cursor::parse(cursor) {
         _ if cursor.is_empty() => (0, forgotten, Resync::NO),
-        Some((of, number, began)) if of == epoch && number <= last && began <= last => {
-            if number.max(began) >= forgotten { (number, began, Resync::NO) } else { (0, forgotten, Resync::TOO_OLD) }
+        Some(Cursor { epoch: of, number, nonce: then, began }) if of == epoch && number <= last && began <= last => {
+            if number.max(began) < forgotten {
+                (0, forgotten, Resync::TOO_OLD)
+            } else if nonce(connection, number)? == then {
+                (number, began, Resync::NO)
+            } else {
+                // What was read then is not what happened here.
+                (0, forgotten, Resync::OTHER_EPOCH)
+            }
         }
         _ => (0, forgotten, Resync::OTHER_EPOCH),
     };
@@ -82,7 +113,8 @@ pub fn page(connection: &Connection, cursor: &str, limit: u32) -> Result<Page, S
     // Numbers of changes that others have followed are nobody's; a reader that has everything need not ask for them.
     let at = if has_more { at } else { last };
     let began = if at < began { began } else { 0 };
-    Ok(Page { changes, cursor: format!("{epoch}-{at}-{began}"), has_more, resync })
+    let cursor = Cursor { epoch: &epoch, number: at, nonce: nonce(connection, at)?, began }.text();
+    Ok(Page { changes, cursor, has_more, resync })
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<SyncChange> {

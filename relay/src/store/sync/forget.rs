@@ -14,8 +14,12 @@ pub const TOMBSTONE_MS: u64 = 180 * DAY_MS;
 pub const UPLOAD_MS: u64 = DAY_MS;
 /// How long a piece that nothing has is kept: whoever just read of it may ask for it.
 pub const CHUNK_MS: u64 = 60 * 60 * 1000;
+/// Changes whose nonces are kept.
+const CHANGES: i64 = 1_000_000;
 /// The most of each that one call lets go.
 const AT_ONCE: u32 = 500;
+/// The same of revisions, which may have long lists of parts.
+const REVISIONS_AT_ONCE: u32 = 32;
 
 /// What went.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -43,6 +47,10 @@ pub fn forget(connection: &Connection, now_ms: u64) -> Result<Forgotten, StoreEr
     let files = statement
         .query_map(params![before(CHUNK_MS), AT_ONCE], |row| row.get(0))?
         .collect::<Result<Vec<String>, _>>()?;
+    // Whoever stands before that begins anew.
+    connection
+        .prepare_cached("DELETE FROM sync_change WHERE number < (SELECT number FROM sync_counter) - ?1")?
+        .execute([CHANGES])?;
     let most = [uploads, revisions, tombstones, files.len()].into_iter().max().unwrap_or(0);
     Ok(Forgotten { more: most >= AT_ONCE as usize, files })
 }
@@ -59,12 +67,13 @@ fn old_revisions(connection: &Connection, before: i64, now_ms: u64) -> Result<us
     let sql = format!("SELECT {COLUMNS} FROM sync_revision WHERE replaced_ms < ?1 LIMIT ?2");
     let old = connection
         .prepare_cached(&sql)?
-        .query_map(params![before, AT_ONCE], Stored::read)?
+        .query_map(params![before, REVISIONS_AT_ONCE], Stored::read)?
         .collect::<Result<Vec<_>, _>>()?;
     for stored in &old {
         remove(connection, stored, now_ms)?;
     }
-    Ok(old.len())
+    // As many as a call lets go: there may be more.
+    Ok(if old.len() == REVISIONS_AT_ONCE as usize { AT_ONCE as usize } else { old.len() })
 }
 
 /// Whoever has not read since then begins anew: the feed cannot tell him any more.
@@ -75,11 +84,18 @@ fn tombstones(connection: &Connection, before: i64, now_ms: u64) -> Result<usize
         .collect::<Result<Vec<(i64, i64)>, _>>()?;
     for (item, number) in &over {
         connection.prepare_cached("UPDATE sync_item SET head = NULL WHERE id = ?1")?.execute([item])?;
-        let sql = format!("SELECT {COLUMNS} FROM sync_revision WHERE item = ?1");
-        let revisions =
-            connection.prepare_cached(&sql)?.query_map([item], Stored::read)?.collect::<Result<Vec<_>, _>>()?;
-        for stored in &revisions {
-            remove(connection, stored, now_ms)?;
+        let sql = format!("SELECT {COLUMNS} FROM sync_revision WHERE item = ?1 LIMIT ?2");
+        loop {
+            let revisions = connection
+                .prepare_cached(&sql)?
+                .query_map(params![item, REVISIONS_AT_ONCE], Stored::read)?
+                .collect::<Result<Vec<_>, _>>()?;
+            if revisions.is_empty() {
+                break;
+            }
+            for stored in &revisions {
+                remove(connection, stored, now_ms)?;
+            }
         }
         connection.prepare_cached("DELETE FROM sync_item WHERE id = ?1")?.execute([item])?;
         connection.prepare_cached("UPDATE sync_counter SET forgotten = max(forgotten, ?1)")?.execute([number])?;

@@ -9,6 +9,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 /// The most contents that a tenant has on their way at once.
 const MAX_UPLOADS: i64 = 1000;
+/// What a part takes in lists.
+const LINE_BYTES: u64 = 150;
 
 /// Announces the content of a revision; the places of the parts that are needed. The same again says what is needed
 /// still.
@@ -37,7 +39,9 @@ pub fn begin(
         return Ok(Err(Refusal::Full { wanted: count as u64 + 1, quota: MAX_UPLOADS as u64 }));
     }
     let needed = missing(connection, wanted)?;
-    let reserved: u64 = needed.iter().map(|place| u64::from(wanted.all()[*place].size)).sum();
+    // The list and the pins take room, too, until it is pushed.
+    let list = wanted.all().len() as u64 * LINE_BYTES;
+    let reserved: u64 = list + needed.iter().map(|place| u64::from(wanted.all()[*place].size)).sum::<u64>();
     if let Err(refusal) = room(connection, reserved, quota)? {
         return Ok(Err(refusal));
     }
@@ -74,29 +78,43 @@ pub fn expected(
     revision: RevisionId,
     place: usize,
 ) -> Result<Result<(Part, bool), Refusal>, StoreError> {
-    let part = parts(connection, revision)?.and_then(|parts| parts.all().get(place).copied());
+    // Of a list that may be long, one line.
+    let line: Option<Vec<u8>> = connection
+        .prepare_cached("SELECT substr(parts, ?2 * 36 + 1, 36) FROM blob_upload WHERE revision = ?1")?
+        .query_row(params![revision.0, i64::try_from(place).unwrap_or(i64::MAX / 64)], |row| row.get(0))
+        .optional()?;
+    let part = line.and_then(|line| Parts::from_bytes(&line).ok()).and_then(|parts| parts.all().first().copied());
     let Some(part) = part else { return Ok(Err(Refusal::NotFound("announced part of that revision"))) };
     Ok(Ok((part, chunk(connection, part.digest)?.is_some_and(|chunk| chunk.part == part))))
 }
 
-/// A part is on disk. False: another file has it already, and this one is not needed; or nobody waits for it any more.
-pub fn stored(connection: &Connection, revision: RevisionId, new: &Chunk, now_ms: u64) -> Result<bool, StoreError> {
+/// A part is on disk. False: another file has it already, and this one is not needed. Errors: `NotFound`: nobody waits for
+/// it any more.
+pub fn stored(
+    connection: &Connection,
+    revision: RevisionId,
+    new: &Chunk,
+    now_ms: u64,
+) -> Result<Result<bool, Refusal>, StoreError> {
     let upload: Option<(i64, i64)> = connection
         .prepare_cached("SELECT id, reserved FROM blob_upload WHERE revision = ?1")?
         .query_row([revision.0], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let Some((upload, reserved)) = upload else { return Ok(false) };
+    let Some((upload, reserved)) = upload else {
+        return Ok(Err(Refusal::NotFound("announced part of that revision")));
+    };
     let added = connection
         .prepare_cached(
             "INSERT INTO blob_chunk (hash, size, encoding, file, idle_ms) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT (hash) DO NOTHING",
         )?
         .execute(params![new.part.digest.0, new.part.size, new.encoding.0, new.file, time(now_ms)])?;
-    let left = (reserved - i64::from(new.part.size)).max(0);
+    // Two streams may have brought the same.
+    let left = if added > 0 { (reserved - i64::from(new.part.size)).max(0) } else { reserved };
     connection
         .prepare_cached("UPDATE blob_upload SET reserved = ?2, touched_ms = ?3 WHERE id = ?1")?
         .execute(params![upload, left, time(now_ms)])?;
-    Ok(added > 0)
+    Ok(Ok(added > 0))
 }
 
 fn touch(connection: &Connection, revision: RevisionId, now_ms: u64) -> Result<(), StoreError> {

@@ -2,7 +2,7 @@
 
 use super::{World, lock};
 use belay_client::sync::cut;
-use belay_client::sync::place::{Content, Known, Local, Place, PlaceError, Scan, Sig, Source, Staged, Stamp};
+use belay_client::sync::place::{Content, Known, Local, Place, PlaceError, Problem, Scan, Sig, Source, Staged, Stamp};
 use belay_protocol::item::{Digest, ItemKey, ItemKind, Part, Parts};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -194,7 +194,14 @@ impl Place for SimPlace {
         Ok(Stamp(stamp.to_string()))
     }
 
-    fn tidy(&mut self) -> Result<(), PlaceError> {
-        Ok(())
+    fn ready(&mut self, key: &ItemKey, expected: Option<&Local>) -> Result<(), PlaceError> {
+        match expected {
+            Some(local) => self.content(key, local).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    fn tidy(&mut self, _: &Known) -> Result<Vec<Problem>, PlaceError> {
+        Ok(vec![])
     }
 }
