@@ -2,9 +2,11 @@
 //! path the key. The weights are the item's content, the configuration its `meta`. Other files stay where they are.
 
 use super::cut;
-use super::disk::{Root, is_being_written, look, modified_ms, stamp};
-use super::folder::{Folder, file_parts, is_ready, new_file, open_file, stage};
+use super::disk::{Root, look, modified_ms, stamp};
+use super::files::{file_parts, is_ready, new_file, open_file, stage};
+use super::folder::Folder;
 use super::place::{Content, Known, Local, Place, PlaceError, Problem, Scan, Sig, Source, Staged, Stamp, Unknown};
+use super::written::is_being_written;
 use belay_protocol::adapter::{self, HEADER_REGION};
 use belay_protocol::item::{Digest, ItemKey, ItemKind, META_BYTES, Parts};
 use std::collections::{BTreeMap, HashSet};

@@ -11,7 +11,7 @@ use belay_protocol::item::{Digest, ItemKind};
 use belay_transport::env::Random;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 const FILE: &str = "sync.json";
 const INDEX: &str = "sync.db";
@@ -136,7 +136,14 @@ impl SyncConfig {
 
 /// A path without links and detours, as far as it is there.
 fn resolved(path: &Path) -> PathBuf {
-    let mut there = path.to_owned();
+    // Of what is not there, `..` can only mean what stands before it.
+    let mut there = PathBuf::new();
+    for name in path.components() {
+        match name {
+            Component::ParentDir if !there.exists() => _ = there.pop(),
+            name => there.push(name),
+        }
+    }
     let mut rest = vec![];
     loop {
         if let Ok(real) = there.canonicalize() {
