@@ -8,6 +8,7 @@
 
 pub mod books;
 pub mod central;
+pub(crate) mod daily;
 pub mod executor;
 pub mod journal;
 pub mod ledger;

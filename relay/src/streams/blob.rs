@@ -3,7 +3,7 @@
 use super::answer::{NoAnswer, end, taken};
 use super::escalate::next_piece;
 use super::sync::{room, told};
-use super::{Intake, fail, refuse};
+use super::{Intake, first_frame};
 use crate::escalate::{Caller, ClientStream};
 use crate::ops::memory::{BodyBudget, BodyPermit};
 use crate::sync::Sync;
@@ -26,14 +26,7 @@ const ROOM: Duration = Duration::from_secs(30);
 
 /// Serves one blob stream: any number of requests, answered in order. `intake` bounds the arrival of the first.
 pub async fn serve(sync: &Sync, budget: &BodyBudget, caller: &Caller, intake: &Intake, mut stream: ClientStream) {
-    let first = match intake.within(stream.reader.frame()).await {
-        Ok(Ok(Some(frame))) => frame,
-        Ok(Ok(None)) => {
-            return refuse(&mut stream, &ProtocolError::Truncated(FrameType::BlobGet.name()).into()).await;
-        }
-        Ok(Err(error)) => return refuse(&mut stream, &error).await,
-        Err((failure, code)) => return fail(&mut stream, failure, code).await,
-    };
+    let Some(first) = first_frame(intake, &mut stream, FrameType::BlobGet).await else { return };
     stream.writer.set_priority(PRIORITY_BULK);
     let served = requests(sync, budget, (caller, intake), first, &mut stream).await;
     end(&mut stream, served).await;

@@ -12,6 +12,7 @@ pub mod sync;
 
 use crate::escalate::{ClientStream, finish_stream};
 use belay_protocol::error::{ProtocolError, StreamCode};
+use belay_protocol::frame::{Frame, FrameType};
 use belay_protocol::message::{Failed, FailureCode};
 use belay_protocol::stream::StreamError;
 use std::future::Future;
@@ -58,6 +59,17 @@ impl Intake {
             }
         }
     }
+}
+
+/// The first frame of a stream that carries any number of requests. `None`: there is none, and the client knows why.
+pub(crate) async fn first_frame(intake: &Intake, stream: &mut ClientStream, wanted: FrameType) -> Option<Frame> {
+    match intake.within(stream.reader.frame()).await {
+        Ok(Ok(Some(frame))) => return Some(frame),
+        Ok(Ok(None)) => refuse(stream, &ProtocolError::Truncated(wanted.name()).into()).await,
+        Ok(Err(error)) => refuse(stream, &error).await,
+        Err((failure, code)) => fail(stream, failure, code).await,
+    }
+    None
 }
 
 /// Answers bytes that made no sense with a typed failure; what else comes is not read.

@@ -1,7 +1,7 @@
 //! Sync streams (pushes, pulls, logs, status, locks) and feed streams (pulls that never end).
 
 use super::answer::{NoAnswer, end, taken};
-use super::{Intake, fail, failure, refuse};
+use super::{Intake, fail, failure, first_frame, refuse};
 use crate::escalate::{Caller, ClientStream};
 use crate::ops::memory::{BodyBudget, BodyPermit};
 use crate::store::sync::feed::Page;
@@ -36,14 +36,7 @@ const IDLE: Duration = Duration::from_secs(60);
 
 /// Serves one sync stream: any number of requests, answered in order. `intake` bounds the arrival of the first.
 pub async fn serve(sync: &Sync, budget: &BodyBudget, caller: &Caller, intake: &Intake, mut stream: ClientStream) {
-    let first = match intake.within(stream.reader.frame()).await {
-        Ok(Ok(Some(frame))) => frame,
-        Ok(Ok(None)) => {
-            return refuse(&mut stream, &ProtocolError::Truncated(FrameType::SyncPull.name()).into()).await;
-        }
-        Ok(Err(error)) => return refuse(&mut stream, &error).await,
-        Err((failure, code)) => return fail(&mut stream, failure, code).await,
-    };
+    let Some(first) = first_frame(intake, &mut stream, FrameType::SyncPull).await else { return };
     stream.writer.set_priority(PRIORITY_BULK);
     let served = requests(sync, budget, (caller, intake), first, &mut stream).await;
     end(&mut stream, served).await;

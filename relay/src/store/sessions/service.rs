@@ -4,20 +4,18 @@
 use super::find::{self, BadCursor, Hit, Page};
 use super::forget::forget;
 use super::{Addition, Change, Context, Deed, Message, Refusal, Stored, act, add, context, find_live, update};
+use crate::store::StoreError;
+use crate::store::daily::daily;
 use crate::store::executor::{Db, Store};
-use crate::store::{StoreError, central};
 use belay_protocol::id::{SessionId, TenantId};
 use belay_transport::env::Clock;
 use rusqlite::Connection;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
-/// When what was deleted long ago is forgotten: so long after the start, and then every so often.
+/// When what was deleted long ago is forgotten for the first time: so long after the start.
 const FIRST_ROUND: Duration = Duration::from_secs(60);
-const ROUND: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The sessions of all tenants.
 #[derive(Debug, Clone)]
@@ -161,29 +159,16 @@ impl Sessions {
 
     /// The same for all tenants, soon and then every day, until `stop`.
     pub async fn forget_daily(&self, stop: CancellationToken) {
-        let mut next = FIRST_ROUND;
-        while stop.run_until_cancelled(sleep(next)).await.is_some() {
-            next = ROUND;
-            match self.store.run(Db::Central, central::tenants).await {
-                Ok(all) => {
-                    for tenant in all {
-                        if stop.is_cancelled() {
-                            return;
-                        }
-                        if let Err(error) = self.forget(&tenant.id).await {
-                            warn!(tenant = %tenant.id, %error, "cannot forget deleted sessions");
-                        }
-                    }
-                }
-                Err(error) => warn!(%error, "cannot list the tenants"),
-            }
-        }
+        let each = |tenant: TenantId| async move { self.forget(&tenant).await };
+        daily(&self.store, FIRST_ROUND, &stop, ("forget deleted sessions", each)).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::central;
+    use crate::store::daily::ROUND;
     use crate::store::executor::StoreConfig;
     use crate::store::schema::Durability;
     use crate::store::sessions::forget::KEPT_MS;
@@ -191,6 +176,7 @@ mod tests {
     use belay_protocol::message::{Outcome, SessionRole};
     use belay_protocol::money::NanoUsd;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use tokio::time::sleep;
 
     #[derive(Debug)]
     struct At(AtomicU64);
