@@ -9,7 +9,7 @@ use super::place::{Content, Known, Local, Place, PlaceError, Problem, Scan, Sig,
 use super::written::is_being_written;
 use belay_protocol::adapter::{self, HEADER_REGION};
 use belay_protocol::item::{Digest, ItemKey, ItemKind, META_BYTES, Parts};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -25,12 +25,14 @@ pub struct Adapters {
     root: Root,
     /// Knows which files there are, and which are ignored.
     files: Folder,
+    /// What a scan has cut, so that what goes now is not read once more for it.
+    cut: HashMap<Digest, Parts>,
 }
 
 impl Adapters {
     /// The folder at a path; see [`Folder::new`].
     pub fn new(path: &Path, mark: &str, patterns: &[String]) -> Result<Self, PlaceError> {
-        Ok(Self { root: Root::new(path, mark), files: Folder::new(path, mark, patterns)? })
+        Ok(Self { root: Root::new(path, mark), files: Folder::new(path, mark, patterns)?, cut: HashMap::new() })
     }
 
     fn weights(&self, key: &ItemKey) -> PathBuf {
@@ -47,7 +49,7 @@ impl Adapters {
     }
 
     /// Reads and checks an adapter.
-    fn read(&self, key: &ItemKey) -> Result<Local, PlaceError> {
+    fn read(&mut self, key: &ItemKey) -> Result<Local, PlaceError> {
         let (weights, config) = (self.weights(key), self.config(key));
         let before = self.stamps(key)?;
         let meta = look(&weights)?;
@@ -64,13 +66,15 @@ impl Adapters {
         File::open(&weights).and_then(|file| file.take(HEADER_REGION).read_to_end(&mut start)).map_err(read)?;
         adapter::check(&start, meta.len(), &text).map_err(|error| PlaceError::Unfit(error.to_string()))?;
         let file = File::open(&weights).map_err(read)?;
-        let sig = cut::sig(ItemKind::ADAPTER, meta.len(), file, text).map_err(|error| match error.kind() {
+        let cut = cut::sig_and_parts(ItemKind::ADAPTER, meta.len(), file, text);
+        let (sig, parts) = cut.map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => PlaceError::Changed,
             _ => read(error),
         })?;
         if self.stamps(key)? != before {
             return Err(PlaceError::Changed);
         }
+        self.cut.extend(parts.map(|parts| (sig.digest, parts)));
         Ok(Local { sig, stamp: joined(&before), modified_ms: modified_ms(&meta) })
     }
 }
@@ -94,6 +98,7 @@ impl Place for Adapters {
     fn scan(&mut self, known: &Known) -> Result<Scan, PlaceError> {
         self.root.check()?;
         let mut scan = Scan::default();
+        self.cut.clear();
         let files = self.files.look(&mut scan)?;
         // What is out of sight there is a file; what is known here is an adapter.
         let hidden: Vec<ItemKey> = std::mem::take(&mut scan.unknown).into_keys().collect();
@@ -171,7 +176,10 @@ impl Place for Adapters {
     }
 
     fn parts(&mut self, key: &ItemKey, local: &Local) -> Result<Parts, PlaceError> {
-        file_parts(ItemKind::ADAPTER, &self.weights(key), local)
+        match self.cut.get(&local.sig.digest) {
+            Some(parts) => Ok(parts.clone()),
+            None => file_parts(ItemKind::ADAPTER, &self.weights(key), local),
+        }
     }
 
     fn stage(&mut self, digest: Digest, size: u64) -> Result<Box<dyn Staged>, PlaceError> {

@@ -44,7 +44,18 @@ pub fn parts(kind: ItemKind, size: u64, reader: impl Read) -> io::Result<Parts> 
 }
 
 /// What content of that size is. Errors: those of the reader; it has more or fewer bytes.
-pub fn sig(kind: ItemKind, size: u64, mut reader: impl Read, meta: String) -> io::Result<Sig> {
+pub fn sig(kind: ItemKind, size: u64, reader: impl Read, meta: String) -> io::Result<Sig> {
+    Ok(sig_and_parts(kind, size, reader, meta)?.0)
+}
+
+/// The same, and the parts of what has parts.
+pub fn sig_and_parts(
+    kind: ItemKind,
+    size: u64,
+    mut reader: impl Read,
+    meta: String,
+) -> io::Result<(Sig, Option<Parts>)> {
+    let mut cut = None;
     let digest = if size <= INLINE_BYTES as u64 {
         let mut bytes = vec![];
         (&mut reader).take(size + 1).read_to_end(&mut bytes)?;
@@ -57,9 +68,11 @@ pub fn sig(kind: ItemKind, size: u64, mut reader: impl Read, meta: String) -> io
         if parts.size() != size {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        parts.digest()
+        let digest = parts.digest();
+        cut = Some(parts);
+        digest
     };
-    Ok(Sig { digest, size, meta })
+    Ok((Sig { digest, size, meta }, cut))
 }
 
 /// More than an item of that kind may have. Errors: `Unfit`.

@@ -77,19 +77,25 @@ pub(super) fn file_parts(kind: ItemKind, path: &Path, local: &Local) -> Result<P
 struct StagedFile {
     file: File,
     path: PathBuf,
+    /// There was nothing before: no part need be looked for.
+    is_new: bool,
 }
 
 /// Room for content: what arrived of it before a crash is there still.
 pub(super) fn stage(root: &Root, digest: Digest, size: u64) -> Result<Box<dyn Staged>, PlaceError> {
     let path = root.own().join(format!("{ARRIVING}{digest}"));
     let failed = |error| PlaceError::io("cannot make room for it", error);
+    let is_new = !path.exists();
     let file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
     file.set_len(size).map_err(failed)?;
-    Ok(Box::new(StagedFile { file, path }))
+    Ok(Box::new(StagedFile { file, path, is_new }))
 }
 
 impl Staged for StagedFile {
     fn has(&mut self, offset: u64, part: &Part) -> bool {
+        if self.is_new {
+            return false;
+        }
         let mut bytes = vec![0; part.size as usize];
         let read = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.read_exact(&mut bytes));
         read.is_ok() && Digest::of(&bytes) == part.digest
