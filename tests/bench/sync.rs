@@ -85,8 +85,8 @@ impl Device {
     async fn round(&self) -> anyhow::Result<(f64, u64)> {
         let start = Instant::now();
         let report = self.engine()?.round(false, &mut |_| {}).await?;
-        ensure!(report.problems.is_empty() && report.unsettled == 0, "{report:?}");
-        Ok((start.elapsed().as_secs_f64() * 1000.0, report.pushed + report.pulled))
+        ensure!(report.problems.is_empty() && report.total().unsettled == 0, "{report:?}");
+        Ok((start.elapsed().as_secs_f64() * 1000.0, report.total().pushed + report.total().pulled))
     }
 }
 

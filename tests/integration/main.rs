@@ -20,6 +20,7 @@ mod gateway_corpus;
 mod herd;
 mod hostile;
 mod house;
+mod isolation;
 mod keys;
 mod leaving;
 mod limits;

@@ -19,7 +19,7 @@ async fn settle(devices: &[&Synced]) {
         let mut quiet = true;
         for device in devices {
             let report = device.sync_all().await;
-            quiet &= report.pushed + report.pulled == 0;
+            quiet &= report.total().pushed + report.total().pulled == 0;
         }
         if quiet {
             return;
@@ -43,9 +43,9 @@ async fn what_one_device_has_the_other_gets() {
     a.write_adapter("style/v1", &weights, &config);
     a.set(&json!({ "theme": "dark", "editor": { "font": 12, "list": [1, 2.5, null] } }));
     let report = a.sync_all().await;
-    assert_eq!((report.pushed, report.pulled), (9, 0));
+    assert_eq!((report.total().pushed, report.total().pulled), (9, 0));
     let report = b.sync_all().await;
-    assert_eq!((report.pushed, report.pulled), (0, 9));
+    assert_eq!((report.total().pushed, report.total().pulled), (0, 9));
     let mut wanted = a.documents();
     wanted.remove("draft.skip").unwrap();
     assert_eq!(b.documents(), wanted);
@@ -87,7 +87,7 @@ async fn edits_of_two_devices_both_stay() {
     b.write("gone.md", "edited");
     a.sync_all().await;
     let (report, events) = b.sync().await;
-    assert_eq!((report.conflicts, report.problems), (2, vec![]));
+    assert_eq!((report.total().conflicts, report.problems), (2, vec![]));
     let copies: Vec<_> = events
         .iter()
         .filter_map(|event| match event {
@@ -189,7 +189,7 @@ async fn a_file_that_is_being_written_waits() {
     let (a, b) = (Synced::enrol(&relay).await, Synced::enrol(&relay).await);
     fs::write(a.document("new.md"), "just now").unwrap();
     let (report, _) = a.sync().await;
-    assert_eq!((report.pushed, report.unsettled), (0, 1), "it was written a moment ago");
+    assert_eq!((report.total().pushed, report.total().unsettled), (0, 1), "it was written a moment ago");
     // One that looks old, but that somebody has open for writing.
     a.write("open.md", "half");
     let mut child = std::process::Command::new("sh");
@@ -200,7 +200,7 @@ async fn a_file_that_is_being_written_waits() {
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
     write_settled(&a.document("new.md"), b"just now");
     let (report, _) = a.sync().await;
-    assert_eq!((report.pushed, report.unsettled), (1, 1));
+    assert_eq!((report.total().pushed, report.total().unsettled), (1, 1));
     drop(child.stdin.take());
     child.wait().unwrap();
     write_settled(&a.document("open.md"), b"whole");
@@ -216,7 +216,7 @@ async fn a_file_that_is_being_written_waits() {
     let mut child = child.spawn().unwrap();
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
     let (report, _) = b.sync().await;
-    assert_eq!((report.pulled, b.read("new.md").unwrap()), (0, "just now".into()));
+    assert_eq!((report.total().pulled, b.read("new.md").unwrap()), (0, "just now".into()));
     drop(child.stdin.take());
     child.wait().unwrap();
     write_settled(&b.document("new.md"), b"just now, and more");

@@ -6,7 +6,8 @@ use belay_tests::synced::{adapter, files, leftovers, noise, write_settled};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -282,4 +283,77 @@ fn a_full_disk_of_a_computer_is_said_and_loses_nothing() {
     assert!(ran.stdout.contains("received  large.bin"), "{}", ran.stdout);
     assert_eq!(fs::read(out.join("large.bin")).unwrap(), noise(3 << 20, 1));
     assert_eq!(fs::read(out.join("small.md")).unwrap(), b"small");
+}
+
+#[test]
+fn long_transfers_show_their_progress_on_a_terminal_and_nowhere_else() {
+    let site = Site::start(1);
+    let (a, b) = (Computer::join(&site, "laptop"), Computer::join(&site, "desk"));
+    a.write("long.bin", noise(48 << 20, 1));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("pty/chat.py");
+    let on_terminal = |computer: &Computer| {
+        let mut command = Command::new("python3");
+        crate::programs::clean(&mut command);
+        command.arg(&script).arg("[]").arg(belay_tests::procs::binary("belay"));
+        command.arg("--home").arg(&computer.home).args(["sync", "--once"]);
+        let ran = run(&mut command);
+        exits(&ran, 0);
+        ran.stdout
+    };
+    for (shown, end) in [(on_terminal(&a), "1 sent, 0 received"), (on_terminal(&b), "0 sent, 1 received")] {
+        assert!(shown.contains("of 48.00 MiB") && shown.contains("long.bin"), "{shown:?}");
+        assert!(shown.trim_end().ends_with(end), "{shown:?}");
+    }
+    a.write("again.bin", noise(8 << 20, 2));
+    let piped = run(&mut a.sync(&["--once"]));
+    exits(&piped, 0);
+    assert_eq!((piped.stdout.as_str(), piped.stderr.as_str()), ("sent      again.bin\n1 sent, 0 received\n", ""));
+}
+
+/// As somebody whom the system does not let read everything.
+#[test]
+fn what_cannot_be_read_is_said_and_not_taken_for_deleted() {
+    let site = Site::start(1);
+    let (a, b) = (Computer::join(&site, "laptop"), Computer::join(&site, "desk"));
+    for key in ["open.md", "shut.md", "folder/in.md"] {
+        a.write(key, key);
+    }
+    a.text(&["--once"]);
+    b.text(&["--once"]);
+    a.write("shut.md", "changed");
+    for path in ["shut.md", "folder"] {
+        fs::set_permissions(a.at("notes").join(path), fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    let mut command = a.sync(&["--once"]);
+    let out = site.home("out");
+    if rustix::process::geteuid().is_root() {
+        // Somebody else, whose all of it is, with a program that he can reach.
+        fs::create_dir_all(&out).unwrap();
+        let program = out.join("belay");
+        fs::copy(belay_tests::procs::binary("belay"), &program).unwrap();
+        let mut owned = Command::new("chown");
+        exits(&run(owned.args(["-R", "12345:12345"]).args([&a.home, &a.root, &out])), 0);
+        for above in out.ancestors().skip(1).take(1).chain(a.home.ancestors().skip(1).take(1)) {
+            fs::set_permissions(above, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        command = Command::new("setpriv");
+        crate::programs::clean(&mut command);
+        command.args(["--reuid=12345", "--regid=12345", "--clear-groups"]).arg(program);
+        command.arg("--home").arg(&a.home).args(["sync", "--once"]);
+    }
+    let ran = run(&mut command);
+    exits(&ran, 1);
+    assert!(ran.stdout.contains("problem   shut.md: cannot read it: Permission denied"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("folder: Permission denied"), "{}", ran.stdout);
+    b.text(&["--once"]);
+    assert_eq!(
+        (b.read("shut.md").unwrap(), b.read("folder/in.md").unwrap()),
+        ("shut.md".into(), "folder/in.md".into())
+    );
+    for path in ["shut.md", "folder"] {
+        fs::set_permissions(a.at("notes").join(path), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    a.text(&["--once"]);
+    b.text(&["--once"]);
+    assert_eq!(b.read("shut.md").unwrap(), "changed");
 }

@@ -38,7 +38,7 @@ async fn send(mib: usize, cuts: u32) -> (u64, Duration) {
     let began = Instant::now();
     let mut engine = a.engine();
     let report = engine.round(false, &mut |_| {}).await.unwrap();
-    assert_eq!((report.pushed, report.problems), (1, vec![]));
+    assert_eq!((report.total().pushed, report.problems), (1, vec![]));
     let took = began.elapsed();
     cutting.await.unwrap();
     let up = link.stats().up.bytes - before;

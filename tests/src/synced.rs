@@ -116,7 +116,7 @@ impl Synced {
     /// The same, where nothing may stand in the way.
     pub async fn sync_all(&self) -> Report {
         let (report, _) = self.sync().await;
-        assert_eq!((&report.problems, report.unsettled), (&vec![], 0));
+        assert_eq!((&report.problems, report.total().unsettled), (&vec![], 0));
         report
     }
 }

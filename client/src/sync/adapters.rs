@@ -255,7 +255,7 @@ impl Place for Adapters {
         is_ready(&self.root, &self.config(key), stamps.as_ref().map(|(_, config)| config))
     }
 
-    fn tidy(&mut self, _: &Known) -> Result<Vec<Problem>, PlaceError> {
+    fn tidy(&mut self, _: &dyn Fn(&ItemKey, &Sig) -> bool) -> Result<Vec<Problem>, PlaceError> {
         self.root.check()?;
         // Half an adapter is known by nobody: it comes back, and the user says what it is.
         self.root.tidy(|_, _| false)

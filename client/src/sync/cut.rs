@@ -88,10 +88,25 @@ pub fn fits(kind: ItemKind, size: u64) -> Result<(), PlaceError> {
 mod tests {
     use super::*;
 
+    /// What a mebibyte of a known stream is cut into.
+    const PARTS_OF_A_MIB: usize = 53;
+    const DIGEST_OF_A_MIB: &str = "729b20854d53d0373db94ada4eed34724c03534c1f06751f7605af2487d00227";
+
+    #[test]
+    fn each_kind_has_its_largest() {
+        for (kind, most) in
+            [(ItemKind::DOCUMENT, 512 << 20), (ItemKind::ADAPTER, 2 << 30), (ItemKind::SETTING, 32 << 10)]
+        {
+            assert!(fits(kind, most).is_ok());
+            let why = fits(kind, most + 1).expect_err("too large").to_string();
+            assert!(why.contains(&format!("at most {most} are synced")), "{why}");
+        }
+    }
+
     #[test]
     fn an_edit_changes_few_parts() {
-        let random = belay_transport::env::Random::from_seed(7);
-        let mut content: Vec<u8> = (0..10 << 17).flat_map(|_| random.bytes::<8>()).collect();
+        let block = |number: u64| Digest::of(&number.to_le_bytes()).0;
+        let mut content: Vec<u8> = (0..10 << 15).flat_map(block).collect();
         let cut = |content: &[u8]| parts(ItemKind::DOCUMENT, content.len() as u64, content).expect("cut");
         let before = cut(&content);
         assert_eq!(before.size(), 10 << 20);
@@ -101,6 +116,10 @@ mod tests {
         let new: u64 =
             after.all().iter().filter(|part| !known.contains(&part.digest)).map(|part| u64::from(part.size)).sum();
         assert!(new < 150 << 10, "{new} bytes of new parts");
+        // Frozen: cut elsewhere, every large document of every computer would count as edited.
+        let golden = |size: usize| cut(&content[..size]);
+        assert_eq!(golden(1 << 20).all().len(), PARTS_OF_A_MIB);
+        assert_eq!(golden(1 << 20).digest().to_string(), DIGEST_OF_A_MIB);
         let adapter = parts(ItemKind::ADAPTER, content.len() as u64, &content[..]).expect("cut");
         assert_eq!(adapter.all().len(), 11);
         assert_eq!(adapter.all()[10].size, 1);

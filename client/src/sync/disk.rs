@@ -273,7 +273,7 @@ impl Root {
     }
 
     /// Removes what is left of arrivals that are over. Of files that a process that died had moved out of the way,
-    /// `keep` says what becomes of each, by the place that it had: true if it is not needed.
+    /// `is_known` says of each, by the place that it had, whether it is not needed; the others come back.
     pub(super) fn tidy(&self, mut is_known: impl FnMut(&Path, &str) -> bool) -> Result<Vec<Problem>, PlaceError> {
         let failed = |error| PlaceError::io(format!("cannot look at {}", self.own().display()), error);
         let mut told = vec![];

@@ -43,39 +43,55 @@ pub enum Event {
 /// Told what happens.
 pub type Events<'a> = dyn FnMut(Event) + Send + 'a;
 
-/// What came of a round.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
+/// What came of a round, for one kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
     /// Items that went to the relay, deletions included.
     pub pushed: u64,
     /// Items that came here, deletions included.
     pub pulled: u64,
     /// Conflicts.
     pub conflicts: u64,
-    /// What stands in the way of items.
-    pub problems: Vec<(ItemKind, Problem)>,
     /// Items that are being written: to be looked at again.
     pub unsettled: u64,
+}
+
+/// What came of a round.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// How much, of each kind.
+    pub by_kind: BTreeMap<ItemKind, Figures>,
+    /// What stands in the way of items.
+    pub problems: Vec<(ItemKind, Problem)>,
     /// What would be done, if only that was asked.
     pub planned: Vec<(ItemKind, ItemKey, Action)>,
-    /// Of what went and came, how much is of each kind.
-    pub by_kind: BTreeMap<ItemKind, (u64, u64)>,
 }
 
 impl Report {
-    /// How much has been done.
-    fn moved(&self) -> (u64, u64, u64) {
-        (self.pushed, self.pulled, self.conflicts)
+    /// How much, of all kinds.
+    #[must_use]
+    pub fn total(&self) -> Figures {
+        self.by_kind.values().fold(Figures::default(), |sum, one| Figures {
+            pushed: sum.pushed + one.pushed,
+            pulled: sum.pulled + one.pulled,
+            conflicts: sum.conflicts + one.conflicts,
+            unsettled: sum.unsettled + one.unsettled,
+        })
     }
 
-    fn went(&mut self, kind: ItemKind) {
-        self.pushed += 1;
-        self.by_kind.entry(kind).or_default().0 += 1;
+    fn of(&mut self, kind: ItemKind) -> &mut Figures {
+        self.by_kind.entry(kind).or_default()
     }
 
-    fn came(&mut self, kind: ItemKind) {
-        self.pulled += 1;
-        self.by_kind.entry(kind).or_default().1 += 1;
+    /// Adds what an earlier round has done; what stands in the way is as it is now.
+    pub(super) fn after(mut self, earlier: &Self) -> Self {
+        for (kind, figures) in &earlier.by_kind {
+            let of_kind = self.of(*kind);
+            of_kind.pushed += figures.pushed;
+            of_kind.pulled += figures.pulled;
+            of_kind.conflicts += figures.conflicts;
+        }
+        self
     }
 }
 
@@ -117,12 +133,6 @@ impl<R: Remote> Engine<R> {
         &self.index
     }
 
-    /// Its parts again, for another beginning.
-    #[must_use]
-    pub fn into_parts(self) -> (Index, BTreeMap<ItemKind, Box<dyn Place>>) {
-        (self.index, self.places)
-    }
-
     /// Brings both sides together. With `dry_run`, only says what would be done.
     pub async fn round(&mut self, dry_run: bool, events: &mut Events<'_>) -> Result<Report, ClientError> {
         let done = self.rounds(dry_run, events).await;
@@ -144,15 +154,16 @@ impl<R: Remote> Engine<R> {
             self.pull(events).await?;
             report.problems.clone_from(&recovered);
             let scans = self.scan(&mut report);
+            self.note_stamps(&scans)?;
             let actions = self.decide(&scans);
             if dry_run {
                 report.planned = actions.into_iter().map(|((kind, key), action)| (kind, key, action)).collect();
                 return Ok(report);
             }
-            let before = report.moved();
+            let before = Figures { unsettled: 0, ..report.total() };
             self.act(&scans, actions, &mut report, events).await?;
             // What came of a conflict, or of a deletion that was no use, is fetched by the next one.
-            if report.moved() == before {
+            if (Figures { unsettled: 0, ..report.total() }) == before {
                 break;
             }
         }
@@ -165,8 +176,15 @@ impl<R: Remote> Engine<R> {
 
     fn tidy(&mut self) -> Vec<(ItemKind, Problem)> {
         let mut told = vec![];
+        let entries = &self.entries;
         for (kind, place) in &mut self.places {
-            match place.tidy(&known(&self.entries, *kind)) {
+            // What the relay has, or had when both agreed, need not come back.
+            let is_known = |key: &ItemKey, sig: &Sig| {
+                let entry = entries.get(&(*kind, key.clone()));
+                let sigs = entry.into_iter().flat_map(|entry| [&entry.base, &entry.head]).flatten();
+                sigs.filter_map(|head| head.sig.as_ref()).any(|known| known == sig)
+            };
+            match place.tidy(&is_known) {
                 Ok(recovered) => told.extend(recovered.into_iter().map(|problem| (*kind, problem))),
                 Err(error) => tracing::debug!(%error, "cannot tidy a place"),
             }
@@ -239,12 +257,12 @@ impl<R: Remote> Engine<R> {
 
     fn scan(&mut self, report: &mut Report) -> Scans {
         let mut scans = Scans::new();
-        report.unsettled = 0;
+        report.by_kind.values_mut().for_each(|figures| figures.unsettled = 0);
         for (kind, place) in &mut self.places {
             match place.scan(&known(&self.entries, *kind)) {
                 Ok(scan) => {
                     let unsettled = scan.unknown.values().filter(|why| **why == Unknown::Unsettled).count();
-                    report.unsettled += unsettled as u64;
+                    report.of(*kind).unsettled += unsettled as u64;
                     report.problems.extend(scan.problems.iter().map(|problem| (*kind, problem.clone())));
                     scans.insert(*kind, scan);
                 }
@@ -254,6 +272,32 @@ impl<R: Remote> Engine<R> {
             }
         }
         scans
+    }
+
+    /// Notes what files look like that were touched and are what they were: they need not be read again.
+    fn note_stamps(&mut self, scans: &Scans) -> Result<(), ClientError> {
+        let mut touched = vec![];
+        for (kind, scan) in scans {
+            for (key, local) in &scan.items {
+                let name = (*kind, key.clone());
+                let Some(entry) = self.entries.get(&name) else { continue };
+                let is_same = entry.base.as_ref().and_then(|base| base.sig.as_ref()) == Some(&local.sig);
+                if is_same && entry.stamp.as_ref() != Some(&local.stamp) {
+                    touched.push((name, local.stamp.clone()));
+                }
+            }
+        }
+        if touched.is_empty() {
+            return Ok(());
+        }
+        self.index.begin()?;
+        for (name, stamp) in touched {
+            if let Some(entry) = self.entries.get_mut(&name) {
+                entry.stamp = Some(stamp);
+                self.index.put(&name, entry)?;
+            }
+        }
+        self.index.commit()
     }
 
     fn decide(&self, scans: &Scans) -> Vec<(Name, Action)> {
@@ -300,11 +344,11 @@ impl<R: Remote> Engine<R> {
             let known = self.index.kind(kind)?;
             let problems = report.problems.iter().filter(|(of, _)| *of == kind).count() as u64;
             let at = |when: u64, what: u64| if what > 0 { now_ms } else { when };
-            let (pushed, pulled) = report.by_kind.get(&kind).copied().unwrap_or_default();
+            let Figures { pushed, pulled, unsettled, .. } = report.by_kind.get(&kind).copied().unwrap_or_default();
             let state = KindState {
                 pushed_ms: at(known.pushed_ms, pushed),
                 pulled_ms: at(known.pulled_ms, pulled),
-                pending: report.unsettled,
+                pending: unsettled,
                 problems,
             };
             self.index.set_kind(kind, state)?;

@@ -151,7 +151,7 @@ impl Folder {
     }
 
     fn is_settled(&mut self, key: &ItemKey, meta: &Metadata, now: Instant) -> bool {
-        // By the clock of the file system that both times are of, as far as that can be asked.
+        // By this computer's clock, where the file system's agrees with it; else by whether it stays as it is.
         let age = meta.modified().ok().and_then(|at| at.elapsed().ok());
         let stamp = stamp(meta);
         let since = match self.restless.get(key) {
@@ -297,12 +297,11 @@ impl Place for Folder {
         is_ready(&self.root, &self.root.file(key), expected.map(|local| &local.stamp))
     }
 
-    fn tidy(&mut self, known: &Known) -> Result<Vec<Problem>, PlaceError> {
+    fn tidy(&mut self, is_known: &dyn Fn(&ItemKey, &Sig) -> bool) -> Result<Vec<Problem>, PlaceError> {
         self.root.check()?;
         self.root.tidy(|path, was| {
-            let sig = was.parse::<ItemKey>().ok().and_then(|key| known.get(&key)).map(|(_, sig)| sig);
             let there = look(path).and_then(|meta| self.read_sig(path, &meta));
-            sig.is_some_and(|sig| there.is_ok_and(|there| there == *sig))
+            was.parse().is_ok_and(|key| there.is_ok_and(|there| is_known(&key, &there)))
         })
     }
 }

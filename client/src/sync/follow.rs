@@ -10,6 +10,7 @@ use super::remote::Tunnelled;
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::state::StateDir;
+use belay_protocol::message::{Resync, SyncChange, SyncPage};
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use std::path::Path;
@@ -94,22 +95,26 @@ async fn burst(changed: &Notify) {
     while timeout_at(until.min(Instant::now() + QUIET), changed.notified()).await.is_ok() && Instant::now() < until {}
 }
 
-/// Follows the relay's feed over one tunnel after the other.
-async fn feed(client: &Client, mut cursor: String, within: Duration, changed: &Notify) {
+/// Follows the relay's feed over one tunnel after the other, each time from where it stands: what was before is read by
+/// the round that begins then.
+async fn feed(client: &Client, within: Duration, changed: &Notify) {
     let mut wait = SOON;
     loop {
         let began = Instant::now();
-        let followed = client.sync_feed(&mut cursor, within, |changes, _| {
-            if !changes.is_empty() {
-                changed.notify_one();
-            }
-            true
-        });
+        let followed = async {
+            let mut cursor = client.sync_status(within).await?.1.cursor;
+            changed.notify_one();
+            let each = |changes: Vec<SyncChange>, _: &SyncPage| {
+                if !changes.is_empty() {
+                    changed.notify_one();
+                }
+                true
+            };
+            client.sync_feed(&mut cursor, within, each).await
+        };
         if let Err(error) = followed.await {
             tracing::debug!(%error, "the feed ended");
         }
-        // Whatever happened meanwhile.
-        changed.notify_one();
         wait = if began.elapsed() > LATE { SOON } else { (wait * 2).min(LATE) };
         sleep(wait).await;
     }
@@ -129,8 +134,7 @@ pub async fn follow(
     let mut backoff = SOON;
     // What was told before a first round is in it.
     let mut next = Instant::now();
-    let cursor = engine.index().cursor()?;
-    let feed = feed(client, cursor, within, &there);
+    let feed = feed(client, within, &there);
     tokio::pin!(feed);
     loop {
         tokio::select! {
@@ -158,11 +162,14 @@ pub async fn follow(
             + match engine.round(false, events).await {
                 Ok(report) => {
                     backoff = SOON;
-                    let wait = match &report {
-                        report if report.unsettled > 0 => UNSETTLED,
-                        report if !report.problems.is_empty() => PROBLEMS,
-                        _ if !unwatched.is_empty() => UNWATCHED,
-                        _ => ROUND,
+                    let wait = if report.total().unsettled > 0 {
+                        UNSETTLED
+                    } else if !report.problems.is_empty() {
+                        PROBLEMS
+                    } else if !unwatched.is_empty() {
+                        UNWATCHED
+                    } else {
+                        ROUND
                     };
                     states(State::InStep(report));
                     wait
@@ -195,16 +202,8 @@ pub async fn once(engine: &mut Engine<Tunnelled<'_>>, events: &mut Events<'_>) -
     let until = Instant::now() + BURST;
     let mut whole = Report::default();
     loop {
-        let report = engine.round(false, events).await?;
-        whole.pushed += report.pushed;
-        whole.pulled += report.pulled;
-        whole.conflicts += report.conflicts;
-        for (kind, (pushed, pulled)) in report.by_kind {
-            let of_kind = whole.by_kind.entry(kind).or_default();
-            *of_kind = (of_kind.0 + pushed, of_kind.1 + pulled);
-        }
-        (whole.problems, whole.unsettled) = (report.problems, report.unsettled);
-        if whole.unsettled == 0 || Instant::now() >= until {
+        whole = engine.round(false, events).await?.after(&whole);
+        if whole.total().unsettled == 0 || Instant::now() >= until {
             return Ok(whole);
         }
         sleep(UNSETTLED).await;
@@ -234,11 +233,9 @@ pub fn words(event: &Event) -> Option<String> {
     })
 }
 
-fn why_anew(why: belay_protocol::message::Resync) -> &'static str {
+fn why_anew(why: Resync) -> &'static str {
     match why {
-        belay_protocol::message::Resync::TOO_OLD => {
-            "this computer was away for so long that the relay has forgotten what happened since"
-        }
+        Resync::TOO_OLD => "this computer was away for so long that the relay has forgotten what happened since",
         _ => "the relay's state was restored from a backup",
     }
 }

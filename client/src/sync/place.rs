@@ -161,5 +161,5 @@ pub trait Place: Send {
     fn ready(&mut self, key: &ItemKey, expected: Option<&Local>) -> Result<(), PlaceError>;
     /// Removes what is left of arrivals that are over, and brings back what a process that died had moved out of the
     /// way, unless it is known.
-    fn tidy(&mut self, known: &Known) -> Result<Vec<Problem>, PlaceError>;
+    fn tidy(&mut self, is_known: &dyn Fn(&ItemKey, &Sig) -> bool) -> Result<Vec<Problem>, PlaceError>;
 }

@@ -3,7 +3,8 @@
 use super::place::{PlaceError, Source, Staged};
 use crate::client::Client;
 use crate::error::ClientError;
-use crate::tunnel::{Tunnel, answered, read_answer};
+use crate::tunnel::{Tunnel, read_answer};
+use belay_protocol::codec::Message;
 use belay_protocol::id::RevisionId;
 use belay_protocol::item::{ItemKind, Part, Parts};
 use belay_protocol::kind::StreamKind;
@@ -15,7 +16,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// Why content did not go or come.
 #[derive(Debug, Error)]
@@ -116,7 +117,14 @@ impl Remote for Tunnelled<'_> {
     }
 
     async fn content(&self, revision: RevisionId) -> Result<SyncGot, ClientError> {
-        self.client.call(StreamKind::Sync, &SyncGet { revision }, self.within).await
+        let _waits = self.client.waits();
+        loop {
+            let tunnel = self.tunnel().await?;
+            match ask(&tunnel, StreamKind::Sync, &SyncGet { revision }).await {
+                Ok(got) => return Ok(got),
+                Err(error) => again(&tunnel, error.into()).map_err(relay)?,
+            }
+        }
     }
 
     async fn upload(
@@ -140,6 +148,43 @@ impl Remote for Tunnelled<'_> {
     }
 }
 
+/// The relay would say the same of this item again, and not of others.
+pub(super) fn is_about_the_item(failed: &Failed) -> bool {
+    matches!(
+        failed.code,
+        FailureCode::INVALID_REQUEST | FailureCode::LIMIT | FailureCode::NOT_FOUND | FailureCode::CONFLICT
+    )
+}
+
+/// How long nothing at all may come. Lists and contents are large, and lines slow: as long as something comes, or goes,
+/// it may take its time; a dead tunnel is noticed elsewhere.
+const SILENT: Duration = Duration::from_secs(120);
+
+/// What comes, if something does.
+pub(super) async fn coming<T, E: Into<ClientError>>(
+    coming: impl Future<Output = Result<T, E>>,
+) -> Result<T, ClientError> {
+    match timeout(SILENT, coming).await {
+        Ok(came) => came.map_err(Into::into),
+        Err(_) => Err(ClientError::Lost(format!("nothing came for {} s", SILENT.as_secs()))),
+    }
+}
+
+/// One request, one answer, either of which may be large.
+pub(super) async fn ask<Q: Message, A: Message>(
+    tunnel: &Tunnel,
+    kind: StreamKind,
+    request: &Q,
+) -> Result<A, ClientError> {
+    let (mut writer, mut reader) = tunnel.stream(kind).await?;
+    let send = async {
+        writer.send(request).await?;
+        writer.finish();
+        Ok(())
+    };
+    exchange(send, coming(read_answer(&mut reader))).await
+}
+
 /// Sends pushes without waiting for the answers between them.
 async fn push_all(
     mut writer: FrameWriter,
@@ -160,10 +205,10 @@ async fn push_all(
     let receive = async {
         let mut answers = vec![];
         while answers.len() < pushes.len() {
-            match answered(read_answer::<SyncPushed>(&mut reader)).await {
+            match coming(read_answer::<SyncPushed>(&mut reader)).await {
                 Ok(pushed) => answers.push(Ok(pushed)),
-                // The stream goes on, unless the relay is going down.
-                Err(ClientError::Failed(failed)) if failed.code != FailureCode::DRAINING => answers.push(Err(failed)),
+                // Said of this push; the stream goes on.
+                Err(ClientError::Failed(failed)) if is_about_the_item(&failed) => answers.push(Err(failed)),
                 Err(error) => return Err(error),
             }
         }

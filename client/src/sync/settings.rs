@@ -256,7 +256,7 @@ impl Place for Settings {
         self.root.check()
     }
 
-    fn tidy(&mut self, _: &Known) -> Result<Vec<Problem>, PlaceError> {
+    fn tidy(&mut self, _: &dyn Fn(&ItemKey, &Sig) -> bool) -> Result<Vec<Problem>, PlaceError> {
         self.root.check()?;
         self.root.tidy(|_, _| false)
     }

@@ -2,7 +2,7 @@
 //! what it has of each part, and so does this side.
 
 use super::place::{PlaceError, Source, Staged};
-use super::remote::{Progress, TransferError, Tunnelled, again, exchange};
+use super::remote::{Progress, TransferError, Tunnelled, again, ask, coming, exchange};
 use crate::error::ClientError;
 use crate::tunnel::{Tunnel, read_answer};
 use belay_protocol::error::ProtocolError;
@@ -18,28 +18,16 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
 
 /// Streams of one transfer. More would hold more that is lost with a tunnel, fewer would leave a line empty while a part
 /// is put on disk.
 const STREAMS: usize = 3;
 /// Parts of a stream that have not been answered.
 const DEPTH: usize = 2;
-/// How long nothing at all may come.
-const SILENT: Duration = Duration::from_secs(120);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What comes, if something does.
-async fn coming<T, E: Into<ClientError>>(coming: impl Future<Output = Result<T, E>>) -> Result<T, ClientError> {
-    match timeout(SILENT, coming).await {
-        Ok(came) => came.map_err(Into::into),
-        Err(_) => Err(ClientError::Lost(format!("nothing came for {} s", SILENT.as_secs()))),
-    }
 }
 
 /// Runs the same on several streams; the first error ends all.
@@ -114,7 +102,7 @@ async fn send_all(
     source: &mut dyn Source,
     progress: &mut Progress<'_>,
 ) -> Result<(), TransferError> {
-    let BlobNeeded { needed } = tunnel.call(StreamKind::Blob, begin).await?;
+    let BlobNeeded { needed } = ask(tunnel, StreamKind::Blob, begin).await?;
     let waiting = read_needed(&needed)?;
     let missing: u64 = waiting
         .iter()

@@ -23,7 +23,7 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// A file's bytes; `None`: there is none.
     fn size(&self, path: &Path) -> io::Result<Option<u64>>;
-    /// The files of a directory, with their sizes and whether they were written in the last day; empty: there is no
+    /// The files of a directory, and whether they were written in the last day; empty: there is no
     /// such directory.
     fn list(&self, dir: &Path) -> io::Result<Vec<Listed>>;
 }
@@ -33,8 +33,6 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
 pub struct Listed {
     /// Its name.
     pub name: String,
-    /// Its bytes.
-    pub size: u64,
     /// It was written in the last day.
     pub is_young: bool,
 }
@@ -115,11 +113,7 @@ impl Disk for SystemDisk {
             let Ok(meta) = entry.metadata() else { continue };
             let is_young = meta.modified().ok().and_then(|at| at.elapsed().ok()).is_none_or(|age| age < DAY);
             if meta.is_file() {
-                files.push(Listed {
-                    name: entry.file_name().to_string_lossy().into_owned(),
-                    size: meta.len(),
-                    is_young,
-                });
+                files.push(Listed { name: entry.file_name().to_string_lossy().into_owned(), is_young });
             }
         }
         Ok(files)

@@ -325,6 +325,9 @@ impl From<SyncError> for NoAnswer {
                     format!("this would take {wanted} of {quota} bytes that the tenant may have"),
                     "remove something, or have the operator raise limits.sync_mib; old revisions go after 30 days",
                 ),
+                Refusal::TooMany(what, most) => {
+                    because(FailureCode::LIMIT, format!("{most} {what} are there already"), "wait until some are over")
+                }
                 Refusal::Locked(ms) => {
                     let mut failed = failure(FailureCode::CONFLICT, "somebody else has this lock", "try again later");
                     failed.retry_after_ms = Some(ms);

@@ -105,18 +105,18 @@ impl Sync {
                 good.push(push);
             }
         }
-        let quota = self.quota;
+        let (quota, count) = (self.quota, good.len());
         let revisions: Vec<_> = good.iter().map(|push| push.revision).collect();
         let pushed = self.run(tenant, move |connection| {
             good.iter().map(|one| push(connection, one, quota)).collect::<Result<Vec<_>, _>>()
         });
-        let pushed = pushed.await;
-        let mut told = match pushed {
-            Ok(pushed) => pushed.into_iter().map(|one| one.map_err(SyncError::from)).collect::<Vec<_>>(),
-            Err(error) => revisions.iter().map(|_| Err(error.clone())).collect(),
-        }
-        .into_iter();
-        revisions.into_iter().for_each(|revision| self.uploads.forget(tenant, revision));
+        let told: Vec<Result<Pushed, SyncError>> = match pushed.await {
+            Ok(pushed) => pushed.into_iter().map(|one| one.map_err(SyncError::from)).collect(),
+            Err(error) => vec![Err(error); count],
+        };
+        let done = revisions.into_iter().zip(&told).filter(|(_, told)| told.is_ok());
+        done.for_each(|(revision, _)| self.uploads.forget(tenant, revision));
+        let mut told = told.into_iter();
         answers.into_iter().filter_map(|answer| answer.or_else(|| told.next())).collect()
     }
 

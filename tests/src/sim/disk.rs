@@ -115,9 +115,8 @@ impl Disk for ForgetfulDisk {
         self.with(|state| {
             let files = state.files.iter().filter(|(path, _)| path.parent() == Some(dir));
             Ok(files
-                .map(|(path, bytes)| Listed {
+                .map(|(path, _)| Listed {
                     name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-                    size: bytes.len() as u64,
                     is_young: true,
                 })
                 .collect())

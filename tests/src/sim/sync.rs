@@ -248,7 +248,7 @@ fn check(world: &Arc<World>, runtime: &tokio::runtime::Runtime, devices: &[Devic
         let mut quiet = true;
         for (number, device) in devices.iter().enumerate() {
             let report = device.round(runtime, u64::from(world.below(u32::MAX))).unwrap();
-            quiet &= report.pushed + report.pulled == 0;
+            quiet &= report.total().pushed + report.total().pulled == 0;
             wrong.extend(report.problems.iter().map(|problem| format!("device {number}: {problem:?}")));
         }
         rounds += 1;

@@ -121,7 +121,7 @@ pub(super) fn planned(global: &Global, report: &Report) -> anyhow::Result<()> {
         let rows = rows.map(|(kind, key, what)| json!({ "kind": kind.name(), "item": key, "action": action(*what) }));
         let problems = problems(report);
         return print_json(
-            &json!({ "planned": rows.collect::<Vec<_>>(), "problems": problems, "unsettled": report.unsettled }),
+            &json!({ "planned": rows.collect::<Vec<_>>(), "problems": problems, "unsettled": report.total().unsettled }),
         );
     }
     let mut count = 0;
@@ -150,11 +150,12 @@ fn problems(report: &Report) -> Vec<Value> {
 }
 
 fn totals(report: &Report) -> Value {
+    let total = report.total();
     json!({
-        "sent": report.pushed,
-        "received": report.pulled,
-        "conflicts": report.conflicts,
-        "unsettled": report.unsettled,
+        "sent": total.pushed,
+        "received": total.pulled,
+        "conflicts": total.conflicts,
+        "unsettled": total.unsettled,
         "problems": problems(report),
     })
 }
@@ -166,7 +167,7 @@ pub(super) fn ended(global: &Global, report: &Report) -> anyhow::Result<()> {
     } else {
         println!("{}", line(report));
     }
-    match (report.problems.len(), report.unsettled) {
+    match (report.problems.len(), report.total().unsettled) {
         (0, 0) => Ok(()),
         (0, unsettled) => Err(anyhow::anyhow!("{unsettled} files are being written; sync again when they are whole")),
         (problems, _) => Err(anyhow::anyhow!("{problems} items were not synced; see above")),
@@ -174,19 +175,19 @@ pub(super) fn ended(global: &Global, report: &Report) -> anyhow::Result<()> {
 }
 
 fn line(report: &Report) -> String {
-    let mut waits = vec![];
+    let (total, mut waits) = (report.total(), vec![]);
     if !report.problems.is_empty() {
         waits.push(format!("{} not synced", report.problems.len()));
     }
-    if report.unsettled > 0 {
-        waits.push(format!("{} being written", report.unsettled));
+    if total.unsettled > 0 {
+        waits.push(format!("{} being written", total.unsettled));
     }
-    if (report.pushed, report.pulled, report.conflicts) == (0, 0, 0) {
+    if (total.pushed, total.pulled, total.conflicts) == (0, 0, 0) {
         return if waits.is_empty() { "both sides are the same".into() } else { waits.join(", ") };
     }
-    let mut line = format!("{} sent, {} received", report.pushed, report.pulled);
-    if report.conflicts > 0 {
-        line += &format!(", {} in conflict", report.conflicts);
+    let mut line = format!("{} sent, {} received", total.pushed, total.pulled);
+    if total.conflicts > 0 {
+        line += &format!(", {} in conflict", total.conflicts);
     }
     waits.iter().for_each(|wait| line += &format!(", {wait}"));
     line

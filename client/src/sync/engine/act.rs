@@ -5,10 +5,10 @@ use crate::error::ClientError;
 use crate::sync::index::{Entry, Name, Pending};
 use crate::sync::place::{Local, Place, PlaceError, Problem};
 use crate::sync::reconcile::{Action, Base};
-use crate::sync::remote::{Remote, TransferError};
+use crate::sync::remote::{Remote, TransferError, is_about_the_item};
 use belay_protocol::id::RevisionId;
 use belay_protocol::item::{Digest, INLINE_BYTES, ItemKey};
-use belay_protocol::message::{Failed, FailureCode, PushOutcome, SyncContent, SyncPush, SyncPushed};
+use belay_protocol::message::{Failed, PushOutcome, SyncContent, SyncPush, SyncPushed};
 use bytes::Bytes;
 
 /// Pushes that are sent together, and their bytes.
@@ -52,14 +52,6 @@ impl From<TransferError> for Undone {
     }
 }
 
-/// The relay would say the same of this item again, and not of others.
-fn is_about_the_item(failed: &Failed) -> bool {
-    matches!(
-        failed.code,
-        FailureCode::INVALID_REQUEST | FailureCode::LIMIT | FailureCode::NOT_FOUND | FailureCode::CONFLICT
-    )
-}
-
 pub(super) fn words(failed: &Failed) -> String {
     if failed.remedy.is_empty() { failed.message.clone() } else { format!("{}; {}", failed.message, failed.remedy) }
 }
@@ -85,42 +77,56 @@ impl<R: Remote> Engine<R> {
         };
         let (large, small): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_large);
         let (mut batch, mut bytes) = (vec![], 0);
-        for (name, action) in small.into_iter().chain(large) {
-            let local = local(&name);
-            let is_small = local.is_none_or(|local| local.sig.size <= INLINE_BYTES as u64);
-            if matches!(action, Action::Push | Action::Delete) && is_small {
-                bytes += local.map_or(0, |local| local.sig.size as usize);
-                batch.push((name, local));
-                if batch.len() >= TOGETHER || bytes >= BYTES_TOGETHER {
-                    self.push_small(std::mem::take(&mut batch), report, events).await?;
-                    bytes = 0;
-                }
+        for (name, action) in small {
+            if !matches!(action, Action::Push | Action::Delete) {
+                self.act_on(name, action, local, report, events).await?;
                 continue;
             }
-            if action == Action::Push {
+            let local = local(&name);
+            bytes += local.map_or(0, |local| local.sig.size as usize);
+            batch.push((name, local));
+            if batch.len() >= TOGETHER || bytes >= BYTES_TOGETHER {
                 self.push_small(std::mem::take(&mut batch), report, events).await?;
-            }
-            events(Event::Begins(name.0, name.1.clone(), action));
-            let done = match action {
-                Action::Push => self.push_large(&name, local, report, events).await,
-                Action::Fetch => self.fetch(&name, local, report, events).await,
-                _ => self.remove(&name, local, report),
-            };
-            match done {
-                // A push says itself what became of it.
-                Ok(()) if action == Action::Push => {}
-                Ok(()) => events(Event::Done(name.0, name.1, action)),
-                Err(undone) => self.undone(&name, undone, report)?,
+                bytes = 0;
             }
         }
-        self.push_small(batch, report, events).await
+        self.push_small(batch, report, events).await?;
+        for (name, action) in large {
+            self.act_on(name, action, local, report, events).await?;
+        }
+        Ok(())
+    }
+
+    /// Does one thing by itself.
+    async fn act_on<'s>(
+        &mut self,
+        name: Name,
+        action: Action,
+        local: impl Fn(&Name) -> Option<&'s Local>,
+        report: &mut Report,
+        events: &mut Events<'_>,
+    ) -> Result<(), ClientError> {
+        let local = local(&name);
+        events(Event::Begins(name.0, name.1.clone(), action));
+        let done = match action {
+            Action::Push => self.push_large(&name, local, report, events).await,
+            Action::Fetch => self.fetch(&name, local, report, events).await,
+            _ => self.remove(&name, local, report),
+        };
+        match done {
+            // A push says itself what became of it.
+            Ok(()) if action == Action::Push => {}
+            Ok(()) => events(Event::Done(name.0, name.1, action)),
+            Err(undone) => self.undone(&name, undone, report)?,
+        }
+        Ok(())
     }
 
     pub(super) fn undone(&mut self, name: &Name, undone: Undone, report: &mut Report) -> Result<(), ClientError> {
         match undone {
             Undone::Fatal(error) => return Err(error),
             Undone::Item(why) => report.problems.push((name.0, Problem { key: name.1.to_string(), why })),
-            Undone::Again => report.unsettled += 1,
+            Undone::Again => report.of(name.0).unsettled += 1,
         }
         Ok(())
     }
@@ -264,7 +270,7 @@ impl<R: Remote> Engine<R> {
     ) -> Result<(), Undone> {
         let sig = local.map(|local| local.sig.clone());
         let stamp = local.map(|local| local.stamp.clone());
-        report.went(name.0);
+        report.of(name.0).pushed += 1;
         let mut entry = self.entries.get(name).cloned().unwrap_or_default();
         let mut aside = Ok(());
         match pushed.outcome {
@@ -274,7 +280,7 @@ impl<R: Remote> Engine<R> {
                 events(Event::Kept(name.0, name.1.clone()));
             }
             PushOutcome::CONFLICT => {
-                report.conflicts += 1;
+                report.of(name.0).conflicts += 1;
                 events(Event::Conflict(name.0, name.1.clone(), pushed.copy.clone()));
                 // What lies here is at the relay; what is there comes.
                 entry.base = Some(Base { revision: pushed.revision, sig });

@@ -45,7 +45,7 @@ impl<R: Remote> Engine<R> {
         stamp: Option<Stamp>,
         report: &mut Report,
     ) -> Result<(), ClientError> {
-        report.came(name.0);
+        report.of(name.0).pulled += 1;
         let entry = self.entries.entry(name.clone()).or_default();
         (entry.base, entry.stamp, entry.inline) = (Some(head), stamp, None);
         self.index.confirmed(name)?;
@@ -91,7 +91,7 @@ impl<R: Remote> Engine<R> {
         match self.entries.get(name).and_then(|entry| entry.head.clone()) {
             Some(head) => self.came(name, head, None, report)?,
             None => {
-                report.came(name.0);
+                report.of(name.0).pulled += 1;
                 self.agree(name, None)?;
             }
         }

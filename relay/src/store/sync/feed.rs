@@ -49,19 +49,19 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// The nonce of a change; 0: it is not known any more, or there was none.
-fn nonce(connection: &Connection, number: i64) -> Result<i64, StoreError> {
-    let known = connection
-        .prepare_cached("SELECT nonce FROM sync_change WHERE number = ?1")?
-        .query_row([number], |row| row.get(0))
-        .optional()?;
-    Ok(known.unwrap_or(0))
+/// The nonce of a change. `None`: it is not known any more.
+fn nonce(connection: &Connection, number: i64) -> Result<Option<i64>, StoreError> {
+    if number == 0 {
+        return Ok(Some(0));
+    }
+    let sql = "SELECT nonce FROM sync_change WHERE number = ?1";
+    Ok(connection.prepare_cached(sql)?.query_row([number], |row| row.get(0)).optional()?)
 }
 
 /// The cursor of a reader that has everything.
 pub fn here(connection: &Connection) -> Result<String, StoreError> {
     let (epoch, number, _) = position(connection)?;
-    Ok(Cursor { epoch: &epoch, number, nonce: nonce(connection, number)?, began: 0 }.text())
+    Ok(Cursor { epoch: &epoch, number, nonce: nonce(connection, number)?.unwrap_or(0), began: 0 }.text())
 }
 
 /// The epoch, number of the last change, highest number that is forgotten. The epoch is that of the tenant's book, and
@@ -78,13 +78,10 @@ pub fn page(connection: &Connection, cursor: &str, limit: u32) -> Result<Page, S
     let (after, began, resync) = match Cursor::parse(cursor) {
         _ if cursor.is_empty() => (0, forgotten, Resync::NO),
         Some(Cursor { epoch: of, number, nonce: then, began }) if of == epoch && number <= last && began <= last => {
-            if number.max(began) < forgotten {
-                (0, forgotten, Resync::TOO_OLD)
-            } else if nonce(connection, number)? == then {
-                (number, began, Resync::NO)
-            } else {
-                // What was read then is not what happened here.
-                (0, forgotten, Resync::OTHER_EPOCH)
+            match nonce(connection, number)? {
+                Some(nonce) if nonce != then => (0, forgotten, Resync::OTHER_EPOCH),
+                Some(_) if number.max(began) >= forgotten => (number, began, Resync::NO),
+                _ => (0, forgotten, Resync::TOO_OLD),
             }
         }
         _ => (0, forgotten, Resync::OTHER_EPOCH),
@@ -113,7 +110,7 @@ pub fn page(connection: &Connection, cursor: &str, limit: u32) -> Result<Page, S
     // Numbers of changes that others have followed are nobody's; a reader that has everything need not ask for them.
     let at = if has_more { at } else { last };
     let began = if at < began { began } else { 0 };
-    let cursor = Cursor { epoch: &epoch, number: at, nonce: nonce(connection, at)?, began }.text();
+    let cursor = Cursor { epoch: &epoch, number: at, nonce: nonce(connection, at)?.unwrap_or(0), began }.text();
     Ok(Page { changes, cursor, has_more, resync })
 }
 

@@ -41,7 +41,7 @@ pub fn lock(
         let count: i64 =
             connection.prepare_cached("SELECT count(*) FROM sync_lock")?.query_row([], |row| row.get(0))?;
         if count >= MAX_LOCKS {
-            return Ok(Err(Refusal::Full { wanted: unsigned(count) + 1, quota: unsigned(MAX_LOCKS) }));
+            return Ok(Err(Refusal::TooMany("locks", unsigned(MAX_LOCKS))));
         }
     }
     let fence: i64 = connection

@@ -40,6 +40,8 @@ pub enum Refusal {
         /// The quota.
         quota: u64,
     },
+    /// There are as many of these as there may be.
+    TooMany(&'static str, u64),
     /// Somebody else has the lock, for so many milliseconds.
     Locked(u64),
 }

@@ -332,6 +332,34 @@ fn a_lock_is_one_holders_until_it_expires() {
         let key = format!("k{number}").parse().expect("a key");
         lock(&book.connection, &key, LockToken([1; 16]), &device, NOW).expect("stored").expect("taken");
     }
-    assert!(matches!(take(1, NOW), Err(Refusal::Full { .. })));
+    assert_eq!(take(1, NOW), Err(Refusal::TooMany("locks", 10_000)));
     assert_eq!(take(1, NOW + LASTS_MS), Ok(10_004));
+}
+
+#[test]
+fn a_log_tells_a_thousand_revisions_and_nonces_are_kept_for_a_million_changes() {
+    let book = book();
+    book.connection.execute_batch("BEGIN").expect("begun");
+    for number in 0..1_100_u16 {
+        let mut revision = [0; 16];
+        revision[..2].copy_from_slice(&number.to_le_bytes());
+        let mut parent = [0; 16];
+        parent[..2].copy_from_slice(&number.wrapping_sub(1).to_le_bytes());
+        let one = Push {
+            revision: RevisionId(revision),
+            parent: (number > 0).then_some(RevisionId(parent)),
+            ..document(1, None, "a", Some(&number.to_string()))
+        };
+        assert_eq!(book.outcome(&one), PushOutcome::ACCEPTED);
+    }
+    book.connection.execute_batch("COMMIT").expect("committed");
+    let log = log(&book.connection, ItemKind::DOCUMENT, "a").expect("read").expect("there");
+    assert_eq!((log.len(), log[0].state), (1000, RevisionState::CURRENT));
+    let before = here(&book.connection).expect("read");
+    book.connection.execute("UPDATE sync_counter SET number = number + 1000000", []).expect("set");
+    forget(&book.connection, NOW).expect("forgotten");
+    assert_eq!(page(&book.connection, &before, 0).expect("read").resync, Resync::NO, "a million are kept");
+    book.connection.execute("UPDATE sync_counter SET number = number + 1", []).expect("set");
+    forget(&book.connection, NOW).expect("forgotten");
+    assert_eq!(page(&book.connection, &before, 0).expect("read").resync, Resync::TOO_OLD);
 }

@@ -8,7 +8,7 @@ use belay_protocol::item::{ItemKind, Part, Parts};
 use rusqlite::{Connection, OptionalExtension, params};
 
 /// The most contents that a tenant has on their way at once.
-const MAX_UPLOADS: i64 = 1000;
+const MAX_UPLOADS: i64 = 200;
 /// What a part takes in lists.
 const LINE_BYTES: u64 = 150;
 
@@ -36,7 +36,7 @@ pub fn begin(
     }
     let count: i64 = connection.prepare_cached("SELECT count(*) FROM blob_upload")?.query_row([], |row| row.get(0))?;
     if count >= MAX_UPLOADS {
-        return Ok(Err(Refusal::Full { wanted: count as u64 + 1, quota: MAX_UPLOADS as u64 }));
+        return Ok(Err(Refusal::TooMany("contents on their way", MAX_UPLOADS as u64)));
     }
     let needed = missing(connection, wanted)?;
     // The list and the pins take room, too, until it is pushed.

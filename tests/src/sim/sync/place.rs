@@ -201,7 +201,7 @@ impl Place for SimPlace {
         }
     }
 
-    fn tidy(&mut self, _: &Known) -> Result<Vec<Problem>, PlaceError> {
+    fn tidy(&mut self, _: &dyn Fn(&ItemKey, &Sig) -> bool) -> Result<Vec<Problem>, PlaceError> {
         Ok(vec![])
     }
 }

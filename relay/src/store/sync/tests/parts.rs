@@ -106,3 +106,19 @@ fn a_quota_is_kept_with_what_is_on_its_way() {
     // There is always room to delete.
     assert!(push(&book.connection, &document(5, Some(4), "a", None), 0).expect("stored").is_ok());
 }
+
+#[test]
+fn so_many_contents_are_on_their_way_at_once() {
+    let book = book();
+    let announce = |number: u8, now_ms| {
+        let name = RevisionId([number; 16]);
+        begin(&book.connection, name, (ItemKind::DOCUMENT, &parts(&[1, 2])), QUOTA, now_ms).expect("stored")
+    };
+    for number in 0..200 {
+        announce(number, NOW).expect("there is room");
+    }
+    assert_eq!(announce(200, NOW), Err(Refusal::TooMany("contents on their way", 200)));
+    assert!(announce(7, NOW).is_ok(), "one of them again");
+    forget(&book.connection, NOW + UPLOAD_MS + 1).expect("forgotten");
+    assert!(announce(200, NOW + UPLOAD_MS + 1).is_ok(), "those that nobody goes on with make room");
+}
