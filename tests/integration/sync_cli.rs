@@ -142,6 +142,8 @@ fn folders_are_set_up_synced_shown_and_restored() {
         (&["--once", "status"], 2, "for belay sync itself"),
         (&["lock", "x", "--", "no-such-program"], 1, "cannot run no-such-program"),
         (&["lock", "x", "--", "false"], 1, "false failed"),
+        (&["lock", "x", "--", "sh", "-c", "exit 42"], 42, "sh failed"),
+        (&["lock", "x", "--", "sh", "-c", "kill -TERM $$"], 143, "sh failed"),
     ] {
         let ran = run(&mut b.sync(args));
         exits(&ran, code);

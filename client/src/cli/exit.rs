@@ -2,7 +2,7 @@
 
 use belay_client::ClientError;
 use belay_protocol::message::FailureCode;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -26,10 +26,38 @@ pub(super) struct Incomplete {
 #[error("{0}")]
 pub(super) struct Usage(pub(super) String);
 
+/// A command that belay ran for its user, and that did not succeed: belay ends as it did.
+#[derive(Debug, thiserror::Error)]
+#[error("{program} failed ({status})")]
+pub(super) struct CommandFailed {
+    /// What was run.
+    pub(super) program: String,
+    /// How it ended.
+    pub(super) status: ExitStatus,
+}
+
+impl CommandFailed {
+    /// The command's own code; 128 and the signal's number where a signal ended it, as in a shell.
+    fn code(&self) -> u8 {
+        #[cfg(unix)]
+        let code = {
+            use std::os::unix::process::ExitStatusExt;
+            self.status.code().or_else(|| self.status.signal().map(|signal| 128 + signal))
+        };
+        #[cfg(not(unix))]
+        let code = self.status.code();
+        // Windows knows more codes than a byte has, and success never comes here.
+        code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(FAILED)
+    }
+}
+
 /// The documented code of an error.
 fn code(error: &anyhow::Error) -> u8 {
     if error.is::<Usage>() {
         return USAGE;
+    }
+    if let Some(failed) = error.downcast_ref::<CommandFailed>() {
+        return failed.code();
     }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::NotJoined(_) | ClientError::State { .. } | ClientError::Cert(_)) => BAD_CONFIG,

@@ -1,7 +1,7 @@
 //! `belay models`.
 
 use super::{Global, print_json};
-use belay_client::billing::offer_json;
+use belay_http::models::offer_json;
 use belay_protocol::message::ModelOffer;
 use belay_protocol::money::NanoUsd;
 use belay_protocol::table;

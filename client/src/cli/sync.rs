@@ -68,7 +68,7 @@ enum What {
         #[arg(long, value_name = "REVISION")]
         to: Option<String>,
     },
-    /// Run a command while holding a lock that programs on all computers of the tenant share
+    /// Run a command while holding a lock that all computers of the tenant share; ends as it does
     #[command(after_help = "Example:
   belay sync lock nightly-index -- ./index.sh    BELAY_FENCE is the lock's fence")]
     Lock(lock::LockArgs),

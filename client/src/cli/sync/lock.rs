@@ -1,7 +1,7 @@
 //! `belay sync lock`: a command that runs while a lock is held.
 
 use super::super::Global;
-use crate::cli::exit::Usage;
+use crate::cli::exit::{CommandFailed, Usage};
 use crate::cli::signals::Signals;
 use anyhow::Context;
 use belay_client::{Client, ClientError};
@@ -56,7 +56,7 @@ pub(super) async fn run(global: &Global, client: &Client, args: &LockArgs) -> an
     if status.success() {
         return Ok(());
     }
-    Err(anyhow::anyhow!("{} failed ({status})", args.command[0]))
+    Err(CommandFailed { program: args.command[0].clone(), status }.into())
 }
 
 /// Runs the command, and renews the lock while it does.
