@@ -122,17 +122,23 @@ impl DeviceRequest {
     }
 }
 
-/// The relay's own server certificate and key, made new at each start; the key stays in memory.
+/// A server certificate of the relay's own for these host names and addresses, and its key, made new at each
+/// start; the key stays in memory. Errors: no name, or one that is none.
 pub fn server(
     authority: &Authority,
-    name: &str,
+    names: &[&str],
     serial: [u8; 12],
     now_ms: u64,
 ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), CertError> {
     let make = |source| CertError::Make { operation: "make the server certificate", source };
     let key = KeyPair::generate_for(&PKCS_ED25519).map_err(make)?;
-    let mut params = leaf(name, serial, now_ms, SERVER_LIFETIME_DAYS);
-    params.subject_alt_names = vec![SanType::DnsName(Ia5String::try_from(name).map_err(make)?)];
+    let first = names.first().ok_or(CertError::Invalid { what: "the server's names", why: "there is none".into() })?;
+    let mut params = leaf(first, serial, now_ms, SERVER_LIFETIME_DAYS);
+    let alternative = |name: &&str| match name.parse() {
+        Ok(address) => Ok(SanType::IpAddress(address)),
+        Err(_) => Ok(SanType::DnsName(Ia5String::try_from(*name).map_err(make)?)),
+    };
+    params.subject_alt_names = names.iter().map(alternative).collect::<Result<_, CertError>>()?;
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let certificate = params.signed_by(&key, authority.issuer()).map_err(make)?.der().clone();
     let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes())

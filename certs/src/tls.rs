@@ -1,5 +1,5 @@
 //! The rustls configurations of both sides: TLS 1.3 only, aws-lc-rs, post-quantum key exchange
-//! preferred, no early data, no session resumption.
+//! preferred, no early data, no session resumption. Callers over HTTP may come with TLS 1.2, and resume.
 //!
 //! Resumption is off: a resumed session would carry the certificate of an earlier handshake, and
 //! over QUIC it saves no round trip without early data, which could be replayed.
@@ -65,6 +65,25 @@ pub fn relay(
     config.max_early_data_size = 0;
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(config)
+}
+
+/// A server for callers that show no certificate, over HTTP. `chain`: its own certificate first.
+pub fn web(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    alpn: &[&[u8]],
+    time: Time,
+) -> Result<ServerConfig, CertError> {
+    let failed = |error: rustls::Error| CertError::Tls(error.to_string());
+    let mut config = ServerConfig::builder_with_details(crypto_provider(), time)
+        .with_protocol_versions(&[&version::TLS13, &version::TLS12])
+        .map_err(failed)?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(failed)?;
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.max_early_data_size = 0;
     Ok(config)
 }
 

@@ -163,18 +163,3 @@ fn group_json(group: &UsageGroup) -> Value {
         "cost_nano_usd": group.cost.0,
     })
 }
-
-/// A model for programs.
-#[must_use]
-pub fn offer_json(offer: &ModelOffer) -> Value {
-    json!({
-        "name": offer.name,
-        "provider": offer.provider,
-        "model": offer.model,
-        "dialect": offer.dialect.name(),
-        "context_tokens": offer.context_tokens,
-        "max_output_tokens": offer.max_output_tokens,
-        "input_nano_usd_per_million": offer.input.map(|price| price.0),
-        "output_nano_usd_per_million": offer.output.map(|price| price.0),
-    })
-}

@@ -15,13 +15,15 @@ mod lanes;
 mod local;
 mod models;
 mod own;
-mod patient;
 mod recent;
-mod refusal;
-mod upload;
+mod relayed;
 
 use crate::client::Client;
-use api::{Api, ENDPOINTS, Endpoint};
+use api::{Endpoint, endpoints};
+use belay_http::api::{Api, Llm};
+use belay_http::patient::Patient;
+use belay_http::refusal::Refusal;
+use belay_http::upload::Upload;
 use body::Body;
 use http::header::{ALLOW, CONNECTION, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -30,9 +32,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lanes::Lanes;
-use patient::Patient;
 use recent::Recent;
-use refusal::Refusal;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -45,7 +45,6 @@ use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
-use upload::Upload;
 
 /// The header that shows the secret.
 const SECRET: &str = "belay-secret";
@@ -321,15 +320,14 @@ async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Bo
     let mut upload = Upload::new(body, &head.headers);
     let endpoint = Endpoint::of(head.uri.path());
     let api = match &endpoint {
-        Some(Endpoint::Forward(forward)) => forward.api(),
-        _ if head.headers.contains_key("anthropic-version") => Api::Anthropic,
-        _ => Api::OpenAi,
+        Some(Endpoint::Llm(Llm::Forward(forward))) => forward.api(),
+        _ => Api::of(&head.headers),
     };
     let answered = match guard::check(&shared.settings, shared.local, endpoint.as_ref(), &head) {
         Ok(()) => answer(shared, endpoint, api, &mut head, &mut upload).await,
         Err(refusal) => Err(refusal),
     };
-    let mut response = answered.unwrap_or_else(|refusal| refusal.answer(api));
+    let mut response = answered.unwrap_or_else(|refusal| refusal.answer(api).map(Body::whole));
     response.headers_mut().extend(guard::cors(&shared.settings, &head.headers));
     if !upload.discard(shared.settings.max_body).await {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -342,12 +340,12 @@ async fn answer(
     endpoint: Option<Endpoint>,
     api: Api,
     head: &mut http::request::Parts,
-    upload: &mut Upload,
+    upload: &mut Upload<Incoming>,
 ) -> Result<Response<Body>, Refusal> {
     let path = head.uri.path();
     let Some(endpoint) = endpoint else {
         let shown: String = path.chars().take(80).collect();
-        let message = format!("there is no {} {shown} here; there is {ENDPOINTS}", head.method);
+        let message = format!("there is no {} {shown} here; there is {}", head.method, endpoints());
         return Err(Refusal::new(StatusCode::NOT_FOUND, "unknown_path", message));
     };
     let method = endpoint.method();
@@ -359,16 +357,16 @@ async fn answer(
     let is_allowed = head.method == method || (method == Method::GET && head.method == Method::HEAD);
     if !is_allowed {
         let message = format!("{path} is asked with {method}, not with {}", head.method);
-        let mut response = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", message).answer(api);
+        let mut response =
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", message).answer(api).map(Body::whole);
         if let Ok(value) = HeaderValue::from_str(method.as_str()) {
             response.headers_mut().insert(ALLOW, value);
         }
         return Ok(response);
     }
     match endpoint {
-        Endpoint::Forward(forward) => forward::forward(shared, forward, head, upload).await,
-        Endpoint::Models(None) => models::list(shared, api).await,
-        Endpoint::Models(Some(name)) => models::one(shared, api, &name).await,
+        Endpoint::Llm(Llm::Forward(forward)) => forward::forward(shared, forward, head, upload).await,
+        Endpoint::Llm(Llm::Models(one)) => models::answer(shared, api, one.as_deref()).await,
         Endpoint::Tunnel => local::let_in(shared, head),
         Endpoint::Own(own) => own::answer(shared, own, head.uri.query().unwrap_or_default(), &head.headers).await,
     }

@@ -4,6 +4,7 @@
 
 mod billing;
 mod check;
+mod http;
 mod limits;
 mod models;
 mod raw;
@@ -13,6 +14,7 @@ mod upstream;
 
 pub use billing::Billing;
 pub use check::{Config, ConfigError, Model, ProviderConfig, ProviderKind};
+pub use http::{Http, HttpTls};
 pub use limits::{Limits, Retries, Timeouts};
 pub use routes::{Prefer, Route, Target};
 pub use template::TEMPLATE;

@@ -322,7 +322,7 @@ fn stream_span(stream: &Stream) -> Span {
 }
 
 /// Serves one stream after the control stream.
-async fn serve_stream(shared: &Shared, caller: Option<&Caller>, mut stream: ClientStream, span: Span) {
+pub(crate) async fn serve_stream(shared: &Shared, caller: Option<&Caller>, mut stream: ClientStream, span: Span) {
     let intake = Intake::new(shared.escalator.config.timeouts.hello, shared.escalator.draining.clone());
     let kind = match intake.within(stream.reader.preface()).instrument(span.clone()).await {
         Ok(Ok(kind)) => kind,

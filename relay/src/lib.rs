@@ -2,7 +2,7 @@
 //!
 //! Data flows one way through the modules: `listener` admits connections, `connection` learns
 //! who they are, [`streams`] read requests, [`escalate`] runs them against [`providers`] with money
-//! set aside in the [`store`]. [`store::books`] is what can be done with a
+//! set aside in the [`store`]. `http` is the way in for callers without a tunnel. [`store::books`] is what can be done with a
 //! tenant's money. [`server`] builds and stops all of it; [`admin`] is the operator's
 //! way in. `docs/ARCHITECTURE.md` says what each part must not know.
 #![warn(missing_docs)]
@@ -15,6 +15,7 @@ pub mod config;
 mod connection;
 pub mod enrolment;
 pub mod escalate;
+mod http;
 mod listener;
 pub mod ops;
 pub mod pricing;

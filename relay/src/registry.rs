@@ -1,5 +1,6 @@
 //! The live tunnels: who is connected, and how to cut them off.
 
+use crate::http::callers::Callers;
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::{DeviceId, InstanceId, TenantId};
 use belay_protocol::message::Heartbeat;
@@ -138,6 +139,8 @@ pub struct Registry {
     devices: Mutex<HashMap<DeviceId, Tunnels>>,
     /// Streams at once by tenant.
     streams: Mutex<HashMap<TenantId, u32>>,
+    /// Who is known without a tunnel.
+    callers: Callers,
 }
 
 /// A stream of a tenant, counted for as long as this lives.
@@ -192,6 +195,11 @@ impl Drop for Registration {
 }
 
 impl Registry {
+    /// Who is known without a tunnel.
+    pub(crate) fn callers(&self) -> &Callers {
+        &self.callers
+    }
+
     /// Registers a tunnel. A tunnel of the same instance with a lower or equal generation is closed
     /// with `REPLACED`. Errors: `REPLACED` if a newer one is there, `TOO_MANY_INSTANCES`.
     pub(crate) fn register(
@@ -280,6 +288,7 @@ impl Registry {
 
     /// Closes all tunnels of a tenant.
     pub fn close_tenant(&self, tenant: &TenantId, code: CloseCode) {
+        self.callers.close_tenant(tenant);
         for live in self.lock().values().flat_map(HashMap::values).filter(|live| live.tenant == *tenant) {
             live.close(code);
         }

@@ -9,6 +9,7 @@ use crate::config::{Config, Limits};
 use crate::connection::Shared;
 use crate::enrolment::Enrolment;
 use crate::escalate::{Escalator, Flights, Health, Unresolved};
+use crate::http::{Http, HttpListener, HttpStartError};
 use crate::listener::{Gate, Listener};
 use crate::ops::memory::{BodyBudget, Memory};
 use crate::providers::{self, Providers};
@@ -81,6 +82,15 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// HTTP cannot be served.
+    #[error("cannot serve HTTP on {address}")]
+    Http {
+        /// Which address.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: HttpStartError,
+    },
     /// Something else of the set-up failed. Blame: ours.
     #[error("{0}")]
     Setup(String),
@@ -101,6 +111,7 @@ pub struct Overrides {
 #[derive(Debug)]
 pub struct Relay {
     local: SocketAddr,
+    http: Option<SocketAddr>,
     admin: Arc<AdminService>,
     escalator: Arc<Escalator>,
     shared: Arc<Shared>,
@@ -204,6 +215,7 @@ impl Relay {
         let (local, tcp) = (sockets.local, sockets.tcp.is_some());
         let connections = listener.connections.clone();
         let background = TaskTracker::new();
+        let http = serve_http(&config, &shared, &authority, &background)?;
         background.spawn(async move { listener.serve(sockets).await });
         let (sweeper, stop) = (Arc::clone(&escalator), shared.stop.clone());
         background.spawn(async move { sweeper.sweep(stop).await });
@@ -213,13 +225,19 @@ impl Relay {
         background.spawn(async move { sync.forget_daily(stop).await });
         let admin = Arc::new(AdminService::new(local, Arc::clone(&escalator), enrolment, registry));
         info!(%local, tcp, "belayd is listening");
-        Ok(Self { local, admin, escalator, shared, connections, background, store, _lock: lock })
+        Ok(Self { local, http, admin, escalator, shared, connections, background, store, _lock: lock })
     }
 
     /// Where it listens, over UDP and TCP.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Where it serves HTTP, if it does.
+    #[must_use]
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http
     }
 
     /// True if it listens over TCP too.
@@ -268,6 +286,26 @@ impl Relay {
         self.store.close();
         info!("belayd has stopped");
     }
+}
+
+/// Serves HTTP, if that is configured.
+fn serve_http(
+    config: &Config,
+    shared: &Arc<Shared>,
+    authority: &Authority,
+    background: &TaskTracker,
+) -> Result<Option<SocketAddr>, StartError> {
+    let Some(wanted) = config.http.clone() else { return Ok(None) };
+    let failed = |address, source| StartError::Http { address, source };
+    let (env, address) = (&shared.escalator.env, wanted.listen);
+    let time: Time = Arc::new(ClockTime(Arc::clone(&env.clock)));
+    let listener = HttpListener::bind(Http::new(Arc::clone(shared), wanted), authority, env, time)
+        .map_err(|source| failed(address, source))?;
+    let local = listener.local_addr().map_err(|error| failed(address, error.into()))?;
+    let stop = shared.stop.clone();
+    background.spawn(async move { listener.serve(stop).await });
+    info!(%local, "serving HTTP");
+    Ok(Some(local))
 }
 
 /// As many from one address as its handshakes of a few seconds, and four times as many in all as
@@ -323,7 +361,7 @@ fn endpoint_keys(state: &Path, env: &Env) -> Result<EndpointKeys, CertError> {
 
 /// The TLS of both transports: the relay's own certificate, made anew at every start.
 fn tls_config(authority: &Authority, env: &Env, now_ms: u64) -> Result<rustls::ServerConfig, StartError> {
-    let certificate = issue::server(authority, RELAY_SERVER_NAME, env.random.bytes(), now_ms)?;
+    let certificate = issue::server(authority, &[RELAY_SERVER_NAME], env.random.bytes(), now_ms)?;
     let time: Time = Arc::new(ClockTime(Arc::clone(&env.clock)));
     Ok(tls::relay(authority, certificate, ALPN, time)?)
 }

@@ -31,7 +31,7 @@ const MESSAGE: [u8; 64] = [7; 64];
 pub(crate) fn start(dir: &Path) -> anyhow::Result<SocketAddr> {
     let env = Env::system();
     let authority = Authority::load_or_create(dir, env.clock.now_ms())?;
-    let server = issue::server(&authority, RELAY_SERVER_NAME, env.random.bytes(), env.clock.now_ms())?;
+    let server = issue::server(&authority, &[RELAY_SERVER_NAME], env.random.bytes(), env.clock.now_ms())?;
     let crypto = QuicServerConfig::try_from(tls::relay(&authority, server, ALPN, tls::system_time())?)?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(params::relay());

@@ -71,7 +71,7 @@ pub(crate) async fn measure(rounds: usize, report: &mut Report) -> anyhow::Resul
 async fn serve_tls(dir: &Path, plain: SocketAddr) -> anyhow::Result<SocketAddr> {
     let env = Env::system();
     let authority = Authority::load_or_create(dir, env.clock.now_ms())?;
-    let (certificate, key) = issue::server(&authority, "localhost", env.random.bytes(), env.clock.now_ms())?;
+    let (certificate, key) = issue::server(&authority, &["localhost"], env.random.bytes(), env.clock.now_ms())?;
     let config = rustls::ServerConfig::builder_with_provider(tls::crypto_provider())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()

@@ -20,6 +20,8 @@ mod gateway_corpus;
 mod herd;
 mod hostile;
 mod house;
+mod http;
+mod http_state;
 mod isolation;
 mod keys;
 mod leaving;

@@ -547,7 +547,7 @@ fn both_sides_agree_on_tls_1_3_with_post_quantum_keys_and_on_nothing_older() {
     let now_ms = SystemClock.now_ms();
     let authority = Authority::create(now_ms).unwrap();
     let relay = || {
-        let certificate = issue::server(&authority, RELAY_SERVER_NAME, [1; 12], now_ms).unwrap();
+        let certificate = issue::server(&authority, &[RELAY_SERVER_NAME], [1; 12], now_ms).unwrap();
         tls::relay(&authority, certificate, ALPN, system_time()).unwrap()
     };
     let ours = tls::enrolling_client(authority.fingerprint(), ALPN, system_time()).unwrap();

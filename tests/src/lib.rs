@@ -9,6 +9,7 @@ pub mod clock;
 pub mod counting;
 pub mod fake_provider;
 pub mod gateway;
+pub mod http;
 pub mod link;
 pub mod node;
 pub mod nspawn;

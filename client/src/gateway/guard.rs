@@ -3,8 +3,8 @@
 //! a request across origins. Both show in the headers.
 
 use super::api::{Endpoint, Own};
-use super::refusal::Refusal;
 use super::{Settings, Token};
+use belay_http::refusal::Refusal;
 use http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 use http::{Method, StatusCode, request};
 use std::net::{IpAddr, SocketAddr};

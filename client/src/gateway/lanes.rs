@@ -1,8 +1,8 @@
 //! Tunnels for many streams at once. One carries 128 at the most; a gateway that has more dials another
 //! beside it, as another instance of the device, and closes it once it has been idle for a while.
 
-use super::refusal::Refusal;
 use crate::client::Client;
+use belay_http::refusal::Refusal;
 use http::StatusCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

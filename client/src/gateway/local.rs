@@ -8,10 +8,10 @@
 
 use super::Shared;
 use super::lanes::Place;
-use super::patient::Patient;
-use super::refusal::Refusal;
 use crate::error::ClientError;
 use crate::tunnel::{Tunnel, closed};
+use belay_http::patient::Patient;
+use belay_http::refusal::Refusal;
 use belay_protocol::codec::Message;
 use belay_protocol::error::{CloseCode, ProtocolError, StreamCode};
 use belay_protocol::frame::FrameType;
@@ -107,7 +107,7 @@ async fn serve(shared: &Arc<Shared>, upgrade: OnUpgrade, _place: OwnedSemaphoreP
 
 /// The socket below hyper, of which nothing must have been read yet.
 fn socket(upgraded: Upgraded) -> io::Result<TcpStream> {
-    let parts = upgraded.downcast::<TokioIo<Patient>>().map_err(|_| io::Error::other("no socket"))?;
+    let parts = upgraded.downcast::<TokioIo<Patient<TcpStream>>>().map_err(|_| io::Error::other("no socket"))?;
     match parts.read_buf.is_empty() {
         true => Ok(parts.io.into_inner().into_inner()),
         false => Err(io::Error::other("it did not wait for the answer")),

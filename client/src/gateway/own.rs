@@ -3,9 +3,9 @@
 use super::api::Own;
 use super::body::{Body, Feed};
 use super::recent::event_of;
-use super::refusal::Refusal;
 use super::{Shared, json, typed};
 use crate::billing::{Span, balance_json, usage_json};
+use belay_http::refusal::Refusal;
 use belay_protocol::message::{UsageBy, UsagePeriod};
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};

@@ -3,8 +3,8 @@
 //! A token touches three atomic numbers and nothing else; all that is said of a request beside them
 //! changes a few times in its life, under a lock.
 
-use super::api::Forward;
 use super::lanes::Place;
+use belay_http::api::Forward;
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{End, ResponseHead, UnitKind};
 use bytes::Bytes;

@@ -1,6 +1,5 @@
 //! Content of files: read piece by piece, arriving piece by piece, put into its place.
 
-use super::cut;
 use super::disk::{ARRIVING, Root, is_as_expected, look, stamp};
 use super::place::{Content, Local, PlaceError, Source, Staged, Stamp};
 use belay_protocol::item::{Digest, ItemKind, Part, Parts};
@@ -68,7 +67,7 @@ pub(super) fn open_file(path: &Path, expected: &Stamp) -> Result<Box<dyn Source>
 /// The parts of a file, if it is what was looked at.
 pub(super) fn file_parts(kind: ItemKind, path: &Path, local: &Local) -> Result<Parts, PlaceError> {
     let file = File::open(path).map_err(|error| PlaceError::io("cannot read it", error))?;
-    let parts = cut::parts(kind, local.sig.size, io::BufReader::new(file));
+    let parts = belay_protocol::cut::parts(kind, local.sig.size, io::BufReader::new(file));
     let parts = parts.map_err(|error| PlaceError::io("cannot read it", error))?;
     if parts.digest() == local.sig.digest { Ok(parts) } else { Err(PlaceError::Changed) }
 }

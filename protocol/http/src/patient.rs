@@ -6,26 +6,27 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 /// A socket whose writes fail once nothing of them was taken for so long.
 #[derive(Debug)]
-pub(super) struct Patient {
-    socket: TcpStream,
+pub struct Patient<S> {
+    socket: S,
     patience: Duration,
     /// Since when nothing is taken; the timer is kept, and only looked at then.
     waits: Option<Pin<Box<Sleep>>>,
     is_waiting: bool,
 }
 
-impl Patient {
-    pub(super) fn new(socket: TcpStream, patience: Duration) -> Self {
+impl<S> Patient<S> {
+    /// Wraps a socket.
+    pub fn new(socket: S, patience: Duration) -> Self {
         Self { socket, patience, waits: None, is_waiting: false }
     }
 
     /// The socket itself.
-    pub(super) fn into_inner(self) -> TcpStream {
+    #[must_use]
+    pub fn into_inner(self) -> S {
         self.socket
     }
 
@@ -47,13 +48,13 @@ impl Patient {
     }
 }
 
-impl AsyncRead for Patient {
+impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Patient {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write(cx, buf);
         self.written(cx, written)

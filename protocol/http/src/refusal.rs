@@ -1,44 +1,69 @@
-//! The gateway's own errors, in the words and with the status that a caller's SDK expects.
+//! Belay's own errors, in the words and with the status that a caller's SDK expects.
 
-use super::api::Api;
-use super::body::Body;
-use crate::error::ClientError;
+use crate::api::Api;
 use belay_protocol::message::{Dialect, Failed, FailureCode, Outcome};
 use belay_protocol::money::NanoUsd;
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 /// Why there is no answer, or no more of it.
 #[derive(Debug, Clone)]
-pub(super) struct Refusal {
-    pub(super) status: StatusCode,
+pub struct Refusal {
+    /// The status.
+    pub status: StatusCode,
     /// A stable name, for programs.
-    pub(super) code: &'static str,
-    /// What was wrong and what to do, for people.
-    pub(super) message: String,
-    pub(super) retry_after_ms: Option<u64>,
-    pub(super) missing: Option<NanoUsd>,
+    pub code: &'static str,
+    /// What was wrong, for people.
+    pub message: String,
+    /// What to do about it, for people; may be empty.
+    pub remedy: String,
+    /// Worth trying again after so long.
+    pub retry_after_ms: Option<u64>,
+    /// The money that is missing.
+    pub missing: Option<NanoUsd>,
     /// The request, as the relay knows it.
-    pub(super) request_id: Option<String>,
+    pub request_id: Option<String>,
 }
 
 impl Refusal {
-    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry_after_ms: None, missing: None, request_id: None }
+    /// With a stable code for programs and a sentence for people.
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+            remedy: String::new(),
+            retry_after_ms: None,
+            missing: None,
+            request_id: None,
+        }
     }
 
-    pub(super) fn bad_request(message: impl Into<String>) -> Self {
+    /// What was sent makes no sense.
+    pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, FailureCode::INVALID_REQUEST.name(), message)
     }
 
-    /// Nothing more of the answer is kept.
-    pub(super) fn content_gone(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::GONE, "content_gone", message)
+    /// The content is not kept any more.
+    #[must_use]
+    pub fn gone() -> Self {
+        let why = "this request was answered before, and its content is no longer kept; it is not run twice";
+        Self::new(StatusCode::GONE, "content_gone", why)
+    }
+
+    /// The server ends, and with it what runs in it.
+    #[must_use]
+    pub fn stopped() -> Self {
+        let mut refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopped", "belay is stopping");
+        refusal.retry_after_ms = Some(1000);
+        refusal
     }
 
     /// An answer that was settled without being complete.
-    pub(super) fn incomplete(outcome: Outcome, message: &str, cost: NanoUsd) -> Self {
+    #[must_use]
+    pub fn incomplete(outcome: Outcome, message: &str, cost: NanoUsd) -> Self {
         let status = match outcome {
             Outcome::TIMED_OUT => StatusCode::GATEWAY_TIMEOUT,
             Outcome::REVOKED => StatusCode::FORBIDDEN,
@@ -53,7 +78,9 @@ impl Refusal {
         )
     }
 
-    pub(super) fn with_request(mut self, id: impl std::fmt::Display) -> Self {
+    /// Names the request, unless it is named already.
+    #[must_use]
+    pub fn with_request(mut self, id: impl std::fmt::Display) -> Self {
         self.request_id.get_or_insert_with(|| id.to_string());
         self
     }
@@ -76,6 +103,35 @@ impl Refusal {
         }
     }
 
+    /// What was wrong and what to do about it.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self.remedy.as_str() {
+            "" => self.message.clone(),
+            remedy => format!("{}; {remedy}", self.message),
+        }
+    }
+
+    /// In belay's own words, for callers that speak neither API.
+    #[must_use]
+    pub fn own_json(&self) -> Value {
+        json!({ "error": {
+            "code": self.code,
+            "message": self.message,
+            "remedy": self.remedy,
+            "request_id": self.request_id,
+            "retry_after_ms": self.retry_after_ms,
+            "missing_nano_usd": self.missing.map(|missing| missing.0),
+        }})
+    }
+
+    /// With what to do about it.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = remedy.into();
+        self
+    }
+
     fn json(&self, api: Api) -> Value {
         let belay = json!({
             "code": self.code,
@@ -92,19 +148,30 @@ impl Refusal {
                     code => code,
                 };
                 let param = (self.code == "unknown_model").then_some("model");
-                json!({ "error": { "message": self.message, "type": kind, "param": param, "code": code, "belay": belay } })
+                json!({ "error": { "message": self.words(), "type": kind, "param": param, "code": code, "belay": belay } })
             }
             Api::Anthropic => json!({
                 "type": "error",
-                "error": { "type": kind, "message": self.message, "belay": belay },
+                "error": { "type": kind, "message": self.words(), "belay": belay },
                 "request_id": self.request_id,
             }),
         }
     }
 
     /// As an HTTP answer.
-    pub(super) fn answer(&self, api: Api) -> Response<Body> {
-        let mut response = Response::new(Body::whole(self.json(api).to_string()));
+    #[must_use]
+    pub fn answer(&self, api: Api) -> Response<Bytes> {
+        self.respond(&self.json(api))
+    }
+
+    /// As an HTTP answer in belay's own words.
+    #[must_use]
+    pub fn own_answer(&self) -> Response<Bytes> {
+        self.respond(&self.own_json())
+    }
+
+    fn respond(&self, body: &Value) -> Response<Bytes> {
+        let mut response = Response::new(Bytes::from(body.to_string()));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -120,14 +187,16 @@ impl Refusal {
     }
 
     /// As the last event of a stream. `sequence` is the number of events before it.
-    pub(super) fn event(&self, dialect: Dialect, sequence: u64) -> Vec<u8> {
+    #[must_use]
+    pub fn event(&self, dialect: Dialect, sequence: u64) -> Vec<u8> {
         match dialect {
+            Dialect::PROMPT => format!("event: error\ndata: {}\n\n", self.own_json()),
             Dialect::ANTHROPIC => format!("event: error\ndata: {}\n\n", self.json(Api::Anthropic)),
             Dialect::OPENAI_RESPONSES => {
                 let mut event = self.json(Api::OpenAi);
                 event["type"] = "error".into();
                 event["code"] = self.code.into();
-                event["message"] = self.message.clone().into();
+                event["message"] = self.words().into();
                 event["param"] = Value::Null;
                 event["sequence_number"] = sequence.into();
                 format!("event: error\ndata: {event}\n\n")
@@ -141,9 +210,12 @@ impl Refusal {
 impl From<&Failed> for Refusal {
     fn from(failed: &Failed) -> Self {
         let status = match failed.code {
-            FailureCode::UNKNOWN_MODEL | FailureCode::UNKNOWN_REQUEST => StatusCode::NOT_FOUND,
+            FailureCode::UNKNOWN_MODEL | FailureCode::UNKNOWN_REQUEST | FailureCode::NOT_FOUND => StatusCode::NOT_FOUND,
+            FailureCode::DELETED => StatusCode::GONE,
             FailureCode::PAYMENT_REQUIRED => StatusCode::PAYMENT_REQUIRED,
             FailureCode::RATE_LIMITED => StatusCode::TOO_MANY_REQUESTS,
+            // Somebody else has it for a moment.
+            FailureCode::CONFLICT if failed.retry_after_ms.is_some() => StatusCode::CONFLICT,
             // Not 409: SDKs take that for a lock that will pass, and ask again.
             FailureCode::CONFLICT => StatusCode::UNPROCESSABLE_ENTITY,
             FailureCode::IN_PROGRESS => StatusCode::CONFLICT,
@@ -159,43 +231,15 @@ impl From<&Failed> for Refusal {
             FailureCode::INTERNAL | FailureCode::PROVIDER_REFUSED | FailureCode::CANCELLED => StatusCode::BAD_GATEWAY,
             _ => StatusCode::BAD_REQUEST,
         };
-        let words = match failed.remedy.as_str() {
-            "" => failed.message.clone(),
-            remedy => format!("{}; {remedy}", failed.message),
-        };
         Self {
             status,
             code: failed.code.name(),
-            message: words,
+            message: failed.message.clone(),
+            remedy: failed.remedy.clone(),
             retry_after_ms: failed.retry_after_ms,
             missing: failed.missing,
             request_id: failed.request_id.map(|id| id.to_string()),
         }
-    }
-}
-
-impl From<&ClientError> for Refusal {
-    fn from(error: &ClientError) -> Self {
-        let (status, code) = match error {
-            ClientError::Failed(failed) => return Self::from(&**failed),
-            ClientError::Closed(_) => (StatusCode::FORBIDDEN, "refused"),
-            ClientError::Superseded => (StatusCode::CONFLICT, "superseded"),
-            ClientError::Unreachable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "relay_unreachable"),
-            ClientError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
-            ClientError::Lost(_) => (StatusCode::BAD_GATEWAY, "lost"),
-            _ => (StatusCode::BAD_GATEWAY, "internal"),
-        };
-        let mut message = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(cause) = source {
-            message = format!("{message}: {cause}");
-            source = cause.source();
-        }
-        let mut refusal = Self::new(status, code, message);
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            refusal.retry_after_ms = Some(1000);
-        }
-        refusal
     }
 }
 
@@ -209,7 +253,7 @@ mod tests {
             message: "no".into(),
             remedy: "pay".into(),
             request_id: None,
-            retry_after_ms: Some(1500),
+            retry_after_ms: (code != FailureCode::CONFLICT).then_some(1500),
             missing: Some(NanoUsd(7)),
         })
         .with_request("abc")

@@ -1,11 +1,12 @@
 //! The body of a caller's request.
 
-use super::refusal::Refusal;
+use crate::refusal::Refusal;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::StatusCode;
 use http::header::{CONTENT_LENGTH, EXPECT, HeaderMap};
-use hyper::body::{Body as _, Incoming};
-use std::future::poll_fn;
+use http_body::Body;
+use std::fmt::Display;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -15,23 +16,50 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// How long what a caller sends in vain is taken off its hands.
 const DISCARDS: Duration = Duration::from_secs(1);
 
+/// Where the bytes of a body are counted.
+pub trait Room: Send {
+    /// Has room for so many in all; waits for it. Errors: there is none.
+    fn grow(&mut self, bytes: usize) -> impl Future<Output = Result<(), Refusal>> + Send;
+}
+
+/// Room for everything.
+#[derive(Debug, Clone, Copy)]
+pub struct Unbounded;
+
+impl Room for Unbounded {
+    async fn grow(&mut self, _bytes: usize) -> Result<(), Refusal> {
+        Ok(())
+    }
+}
+
 /// A body, until it was read to its end.
-pub(super) struct Upload {
-    body: Incoming,
+#[derive(Debug)]
+pub struct Upload<B> {
+    body: B,
     is_read: bool,
     announced: Option<usize>,
     /// The caller sends its body once it is told to.
     waits: bool,
 }
 
-impl Upload {
-    pub(super) fn new(body: Incoming, headers: &HeaderMap) -> Self {
+impl<B> Upload<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Display,
+{
+    /// A body that has not been read.
+    pub fn new(body: B, headers: &HeaderMap) -> Self {
         let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         Self { is_read: body.is_end_stream(), body, announced, waits: headers.contains_key(EXPECT) }
     }
 
     /// All of it. Errors: it is too large, or does not come.
-    pub(super) async fn read(&mut self, max: usize) -> Result<Bytes, Refusal> {
+    pub async fn read(&mut self, max: usize) -> Result<Bytes, Refusal> {
+        self.read_into(&mut Unbounded, max).await
+    }
+
+    /// The same for who counts what arrives. Errors: those of `room`, too.
+    pub async fn read_into(&mut self, room: &mut impl Room, max: usize) -> Result<Bytes, Refusal> {
         let too_large = || {
             let message = format!("the request body is above {max} bytes");
             Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "limit", message)
@@ -50,9 +78,11 @@ impl Upload {
             let next =
                 next.map_err(|error| Refusal::bad_request(format!("the request body did not arrive: {error}")))?;
             let Some(data) = next else { break };
-            if first.as_ref().map_or(0, Bytes::len) + rest.len() + data.remaining() > max {
+            let len = first.as_ref().map_or(0, Bytes::len) + rest.len() + data.remaining();
+            if len > max {
                 return Err(too_large());
             }
+            room.grow(len).await?;
             // Most bodies come in one piece, which is not copied.
             match &first {
                 None => first = Some(data),
@@ -71,7 +101,7 @@ impl Upload {
 
     /// Takes what comes of a body that nobody reads, shortly: a caller that still sends may never look at
     /// its answer. False: there is more, and the connection cannot carry another request.
-    pub(super) async fn discard(&mut self, max: usize) -> bool {
+    pub async fn discard(&mut self, max: usize) -> bool {
         let discards = async {
             let mut taken = 0;
             // Twice as much as is served: what is refused for its size is above that already.
@@ -88,7 +118,7 @@ impl Upload {
     }
 
     /// The next piece; `None` at the end.
-    async fn next(&mut self) -> Result<Option<Bytes>, hyper::Error> {
+    async fn next(&mut self) -> Result<Option<Bytes>, B::Error> {
         loop {
             match poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await {
                 None => {

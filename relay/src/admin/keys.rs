@@ -86,9 +86,13 @@ impl AdminService {
         Ok(self.api_keys().list(tenant).await?)
     }
 
-    /// Revokes an API key.
+    /// Revokes an API key; what runs under it ends at once.
     pub async fn revoke_key(&self, id: &str) -> Result<(), AdminError> {
-        if self.api_keys().revoke(id.to_owned()).await? { Ok(()) } else { Err(AdminError::NoKey(id.to_owned())) }
+        if !self.api_keys().revoke(id.to_owned()).await? {
+            return Err(AdminError::NoKey(id.to_owned()));
+        }
+        self.cut_off_key(id);
+        Ok(())
     }
 
     /// Whose an API key is, if it gives access now.

@@ -5,6 +5,7 @@ use crate::api_keys::ApiKeys;
 use crate::config::Config;
 use crate::enrolment::{Enrolment, INVITE_LIFETIME_MS};
 use crate::escalate::Escalator;
+use crate::http::callers::device_of_key;
 use crate::registry::Registry;
 use crate::secrets::KeySealer;
 use crate::store::StoreError;
@@ -145,6 +146,14 @@ impl AdminService {
 
     pub(super) fn api_keys(&self) -> &ApiKeys {
         &self.api_keys
+    }
+
+    /// Ends what runs under an API key, whether its caller is there or not.
+    pub(super) fn cut_off_key(&self, id: &str) {
+        self.registry.callers().close_key(id);
+        if let Some(device) = device_of_key(id) {
+            self.escalator.flights.revoke_device(&device);
+        }
     }
 
     /// Creates a tenant.

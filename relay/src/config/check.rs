@@ -1,6 +1,7 @@
 //! The rules, and the checked configuration that the rest of the relay sees.
 
 use super::billing::{Billing, billing};
+use super::http::{Http, http};
 use super::limits::{Limits, Retries, Timeouts, limits, retries, timeouts};
 use super::models::{Prices, model};
 use super::raw::{Raw, nearest};
@@ -62,6 +63,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Over TCP as well, for clients whose UDP does not get through.
     pub tcp: bool,
+    /// Where callers without a tunnel are served, if they are.
+    pub http: Option<Http>,
     /// The addresses that invites carry; empty: the one that is listened on.
     pub public: Vec<String>,
     /// Threads that serve tunnels and providers.
@@ -242,6 +245,7 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
     Ok(Config {
         listen,
         tcp: raw.listen.tcp.unwrap_or(true),
+        http: http(raw.http).map_err(|(key, why)| wrong(key, why))?,
         public: raw.listen.public,
         network_threads,
         master_key: raw.state.master_key_file.unwrap_or_else(|| state_dir.join(MASTER_KEY)),

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Raw {
     pub(super) listen: Listen,
+    pub(super) http: RawHttp,
     pub(super) state: State,
     pub(super) log: Log,
     pub(super) billing: RawBilling,
@@ -37,6 +38,22 @@ pub(super) struct Listen {
     pub(super) tcp: Option<bool>,
     pub(super) public: Vec<String>,
     pub(super) threads: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawHttp {
+    pub(super) listen: Option<String>,
+    pub(super) tls: Option<String>,
+    pub(super) cert_file: Option<PathBuf>,
+    pub(super) key_file: Option<PathBuf>,
+    pub(super) names: Vec<String>,
+    pub(super) origins: Vec<String>,
+    pub(super) connections: Option<u32>,
+    pub(super) connections_per_address: Option<u32>,
+    pub(super) idle_s: Option<u64>,
+    pub(super) patience_s: Option<u64>,
+    pub(super) keep_alive_s: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -17,6 +17,26 @@ public = []
 # the kernel have use for the others, and a token that stays on one thread costs a quarter less.
 threads = 0
 
+# For callers without a tunnel: OpenAI's and Anthropic's APIs, belay's own, payments. Off unless an address is
+# named; they show API keys (belayd key create).
+[http]
+# listen = "0.0.0.0:8443"
+# "files": the certificate and key below, in PEM. "own": a certificate of the relay's own authority, for the names
+# below. "off": plain HTTP, for this machine or behind a proxy; the default where only this machine gets there.
+# tls = "files"
+# cert_file = "/etc/belayd/cert.pem"
+# key_file = "/etc/belayd/key.pem"
+names = []
+# Origins whose pages may ask, for example ["https://app.example.org"].
+origins = []
+connections = 4096
+connections_per_address = 256
+# A connection that is idle, or a request whose head takes so long, is closed; a caller that takes nothing of its
+# answer for so long has left; a stream without news gives a sign of life.
+idle_s = 60
+patience_s = 60
+keep_alive_s = 15
+
 [state]
 # Everything that the relay remembers is below this directory: its authority, the central database,
 # a directory per tenant. It must be there for this relay alone.

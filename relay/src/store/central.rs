@@ -69,6 +69,12 @@ fn parsed<T: std::str::FromStr<Err = belay_protocol::id::IdError>>(row: &Row<'_>
     })
 }
 
+/// Errors: central cannot be read.
+pub fn is_readable(connection: &Connection) -> Result<(), StoreError> {
+    connection.prepare_cached("SELECT count(*) FROM (SELECT 1 FROM tenant LIMIT 1)")?.query_row([], |_| Ok(()))?;
+    Ok(())
+}
+
 /// Creates a tenant. False if it exists already.
 pub fn create_tenant(connection: &Connection, id: &TenantId, now_ms: u64) -> Result<bool, StoreError> {
     let sql = "INSERT INTO tenant (id, created_ms) VALUES (?1, ?2) ON CONFLICT DO NOTHING";

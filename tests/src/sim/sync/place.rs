@@ -138,7 +138,7 @@ impl Place for SimPlace {
 
     fn parts(&mut self, key: &ItemKey, local: &Local) -> Result<Parts, PlaceError> {
         let content = self.content(key, local)?;
-        Ok(cut::parts(ItemKind::DOCUMENT, content.len() as u64, &content[..]).unwrap())
+        Ok(belay_protocol::cut::parts(ItemKind::DOCUMENT, content.len() as u64, &content[..]).unwrap())
     }
 
     fn stage(&mut self, digest: Digest, size: u64) -> Result<Box<dyn Staged>, PlaceError> {

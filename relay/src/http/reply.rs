@@ -1,0 +1,134 @@
+//! Reading requests and writing answers, the same for all endpoints.
+
+use super::Http;
+use super::access::Admitted;
+use crate::ops::memory::BodyPermit;
+use crate::store::central::keys::KeyScope;
+use axum::body::Body;
+use axum::extract::{Query, Request};
+use axum::response::Response;
+use belay_http::refusal::Refusal;
+use belay_http::upload::{Room, Upload};
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use http::request::Parts;
+use http::{StatusCode, Version};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
+
+/// A request that is being answered. Borrowed mutably throughout: a body can be sent to another thread, not shared.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) head: Parts,
+    upload: Upload<Body>,
+}
+
+impl Asked {
+    pub(super) fn new(request: Request) -> Self {
+        let (head, body) = request.into_parts();
+        Self { upload: Upload::new(body, &head.headers), head }
+    }
+
+    /// Who asks. Errors: nobody, or one that may not.
+    pub(super) async fn admit(&mut self, http: &Http, scope: KeyScope) -> Result<Admitted, Refusal> {
+        let admitted = http.access.admit(&self.head).await?;
+        admitted.needs(scope)?;
+        Ok(admitted)
+    }
+
+    /// Who asks, and what the body says.
+    pub(super) async fn posted<T: DeserializeOwned>(
+        &mut self,
+        http: &Http,
+        scope: KeyScope,
+    ) -> Result<(Admitted, T), Refusal> {
+        let admitted = self.admit(http, scope).await?;
+        let (body, _permit) = self.body(http, &admitted).await?;
+        Ok((admitted, parse(&body)?))
+    }
+
+    /// Who asks, and what the address says.
+    pub(super) async fn queried<T: DeserializeOwned>(
+        &mut self,
+        http: &Http,
+        scope: KeyScope,
+    ) -> Result<(Admitted, T), Refusal> {
+        let admitted = self.admit(http, scope).await?;
+        let query = Query::try_from_uri(&self.head.uri)
+            .map_err(|error| Refusal::bad_request(error.to_string()).remedy("see /openapi.json"))?;
+        Ok((admitted, query.0))
+    }
+
+    /// The whole body, with its room in the budget for bodies.
+    pub(super) async fn body(&mut self, http: &Http, admitted: &Admitted) -> Result<(Bytes, BodyPermit), Refusal> {
+        let until = Instant::now() + http.shared.escalator.config.timeouts.request_body;
+        let mut room = Counted { permit: http.shared.bodies.body(&admitted.caller.tenant), until };
+        let read = timeout_at(until, self.upload.read_into(&mut room, http.max_body())).await.map_err(|_| {
+            Refusal::new(StatusCode::REQUEST_TIMEOUT, "timed_out", "the request body did not arrive in time")
+        })?;
+        Ok((read?, room.permit))
+    }
+
+    /// The answer, once what was not read of the body is off the caller's hands.
+    pub(super) async fn done(self, http: &Http, answered: Result<Response, Refusal>) -> Response {
+        self.told(http, answered, own).await
+    }
+
+    /// The same in the words of the caller's API.
+    pub(super) async fn told(
+        mut self,
+        http: &Http,
+        answered: Result<Response, Refusal>,
+        refused: impl FnOnce(&Refusal) -> Response,
+    ) -> Response {
+        let mut response = answered.unwrap_or_else(|refusal| refused(&refusal));
+        // HTTP/2 closes the stream alone.
+        if !self.upload.discard(http.max_body()).await && self.head.version <= Version::HTTP_11 {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// Room in the budget for bodies.
+struct Counted {
+    permit: BodyPermit,
+    until: Instant,
+}
+
+impl Room for Counted {
+    async fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
+        if self.permit.grow(bytes, self.until).await {
+            return Ok(());
+        }
+        let message = "the relay has no memory left for request bodies";
+        let mut refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message);
+        refusal.retry_after_ms = Some(1000);
+        Err(refusal.remedy("try again later"))
+    }
+}
+
+/// A refusal in belay's own words.
+pub(super) fn own(refusal: &Refusal) -> Response {
+    refusal.own_answer().map(Body::from)
+}
+
+/// A body as JSON of that shape; the error names line, column and field.
+pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
+    // A body is optional where all of it is.
+    let body: &[u8] = if body.is_empty() { b"{}" } else { body };
+    serde_json::from_slice(body).map_err(|error| {
+        Refusal::bad_request(format!("the request body is not understood: {error}")).remedy("see /openapi.json")
+    })
+}
+
+/// An answer in JSON.
+pub(super) fn json(value: &impl Serialize) -> Result<Response, Refusal> {
+    let body = serde_json::to_vec(value).map_err(|error| {
+        Refusal::new(StatusCode::BAD_GATEWAY, "internal", format!("the answer cannot be written: {error}"))
+    })?;
+    let mut response = Response::new(Body::from(body));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
