@@ -18,13 +18,13 @@ pub struct Refusal {
     /// What was wrong, for people.
     pub message: String,
     /// What to do about it, for people; may be empty.
-    pub remedy: String,
+    pub remedy: Box<str>,
     /// Worth trying again after so long.
     pub retry_after_ms: Option<u64>,
     /// The money that is missing.
     pub missing: Option<NanoUsd>,
     /// The request, as the relay knows it.
-    pub request_id: Option<String>,
+    pub request_id: Option<Box<str>>,
 }
 
 impl Refusal {
@@ -34,7 +34,7 @@ impl Refusal {
             status,
             code,
             message: message.into(),
-            remedy: String::new(),
+            remedy: "".into(),
             retry_after_ms: None,
             missing: None,
             request_id: None,
@@ -81,7 +81,7 @@ impl Refusal {
     /// Names the request, unless it is named already.
     #[must_use]
     pub fn with_request(mut self, id: impl std::fmt::Display) -> Self {
-        self.request_id.get_or_insert_with(|| id.to_string());
+        self.request_id.get_or_insert_with(|| id.to_string().into());
         self
     }
 
@@ -106,7 +106,7 @@ impl Refusal {
     /// What was wrong and what to do about it.
     #[must_use]
     pub fn words(&self) -> String {
-        match self.remedy.as_str() {
+        match &*self.remedy {
             "" => self.message.clone(),
             remedy => format!("{}; {remedy}", self.message),
         }
@@ -127,7 +127,7 @@ impl Refusal {
 
     /// With what to do about it.
     #[must_use]
-    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+    pub fn remedy(mut self, remedy: impl Into<Box<str>>) -> Self {
         self.remedy = remedy.into();
         self
     }
@@ -235,10 +235,10 @@ impl From<&Failed> for Refusal {
             status,
             code: failed.code.name(),
             message: failed.message.clone(),
-            remedy: failed.remedy.clone(),
+            remedy: failed.remedy.as_str().into(),
             retry_after_ms: failed.retry_after_ms,
             missing: failed.missing,
-            request_id: failed.request_id.map(|id| id.to_string()),
+            request_id: failed.request_id.map(|id| id.to_string().into()),
         }
     }
 }

@@ -54,7 +54,7 @@ pub(super) async fn health(State(http): State<Arc<Http>>) -> Response {
     responses((status = 200, body = Health), (status = 503, body = Health)))]
 pub(super) async fn ready(State(http): State<Arc<Http>>) -> Response {
     let escalator = &http.shared.escalator;
-    let books = escalator.store.run(Db::Central, |connection| is_readable(connection)).await.is_ok();
+    let books = escalator.store.run(Db::Central, is_readable).await.is_ok();
     let ready = books && !escalator.draining.is_cancelled();
     let mut health = health_of(&http);
     if !books {

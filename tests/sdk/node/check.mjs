@@ -6,6 +6,8 @@ import Anthropic from "@anthropic-ai/sdk";
 import OpenAI from "openai";
 
 const gateway = process.argv[2];
+// A relay wants a key of its own; a gateway passes nothing on of what its callers call theirs.
+const key = process.argv[3] ?? "callers-own-key";
 const checks = {};
 let charged = 0;
 
@@ -29,7 +31,7 @@ async function refused(asked) {
 }
 
 async function openai() {
-  const client = new OpenAI({ baseURL: `${gateway}/v1`, apiKey: "callers-own-key", maxRetries: 0 });
+  const client = new OpenAI({ baseURL: `${gateway}/v1`, apiKey: key, maxRetries: 0 });
   const model = "gpt";
   const whole = await client.chat.completions.create({ model, messages: user(script({ tokens: 7 })), max_tokens: 50 });
   charged += 1;
@@ -130,7 +132,7 @@ async function openai() {
 }
 
 async function anthropic() {
-  const client = new Anthropic({ baseURL: gateway, apiKey: "callers-own-key", maxRetries: 0 });
+  const client = new Anthropic({ baseURL: gateway, apiKey: key, maxRetries: 0 });
   const model = "claude";
   const whole = await client.messages.create({ model, max_tokens: 50, messages: user(script({ tokens: 7 })) });
   charged += 1;

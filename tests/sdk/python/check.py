@@ -13,6 +13,8 @@ import anthropic
 import openai
 
 GATEWAY = sys.argv[1]
+# A relay wants a key of its own; a gateway passes nothing on of what its callers call theirs.
+KEY = sys.argv[2] if len(sys.argv) > 2 else "callers-own-key"
 PICTURE = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(64)).decode()
 checks = {}
 charged = 0
@@ -498,9 +500,9 @@ def many_at_once(client):
 
 
 # The key of the caller is nobody's: the gateway does not pass it on.
-with_version = openai.OpenAI(base_url=GATEWAY + "/v1", api_key="callers-own-key", max_retries=0)
-without_version = openai.OpenAI(base_url=GATEWAY, api_key="callers-own-key", max_retries=0)
-claude = anthropic.Anthropic(base_url=GATEWAY, api_key="callers-own-key", max_retries=0)
+with_version = openai.OpenAI(base_url=GATEWAY + "/v1", api_key=KEY, max_retries=0)
+without_version = openai.OpenAI(base_url=GATEWAY, api_key=KEY, max_retries=0)
+claude = anthropic.Anthropic(base_url=GATEWAY, api_key=KEY, max_retries=0)
 chat(with_version)
 chat_tools(without_version)
 responses(with_version)
