@@ -5,6 +5,7 @@
 mod billing;
 mod check;
 mod http;
+mod jwt;
 mod limits;
 mod models;
 mod raw;
@@ -15,6 +16,7 @@ mod upstream;
 pub use billing::Billing;
 pub use check::{Config, ConfigError, Model, ProviderConfig, ProviderKind};
 pub use http::{Http, HttpTls};
+pub use jwt::{Issuer, JwtAlgorithm, JwtKeys};
 pub use limits::{Limits, Retries, Timeouts};
 pub use routes::{Prefer, Route, Target};
 pub use template::TEMPLATE;

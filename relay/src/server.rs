@@ -299,7 +299,8 @@ fn serve_http(
     let failed = |address, source| StartError::Http { address, source };
     let (env, address) = (&shared.escalator.env, wanted.listen);
     let time: Time = Arc::new(ClockTime(Arc::clone(&env.clock)));
-    let listener = HttpListener::bind(Http::new(Arc::clone(shared), wanted), authority, env, time)
+    let listener = Http::new(Arc::clone(shared), wanted)
+        .and_then(|http| HttpListener::bind(http, authority, env, time))
         .map_err(|source| failed(address, source))?;
     let local = listener.local_addr().map_err(|error| failed(address, error.into()))?;
     let stop = shared.stop.clone();

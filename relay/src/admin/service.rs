@@ -144,7 +144,9 @@ impl AdminService {
         &self.env.random
     }
 
-    pub(super) fn api_keys(&self) -> &ApiKeys {
+    /// The API keys of the relay.
+    #[must_use]
+    pub fn api_keys(&self) -> &ApiKeys {
         &self.api_keys
     }
 

@@ -245,7 +245,7 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
     Ok(Config {
         listen,
         tcp: raw.listen.tcp.unwrap_or(true),
-        http: http(raw.http).map_err(|(key, why)| wrong(key, why))?,
+        http: http(raw.http, raw.jwt).map_err(|(key, why)| wrong(key, why))?,
         public: raw.listen.public,
         network_threads,
         master_key: raw.state.master_key_file.unwrap_or_else(|| state_dir.join(MASTER_KEY)),

@@ -1,7 +1,8 @@
 //! Where callers without a tunnel are served, and how.
 
 use super::check::Wrong;
-use super::raw::RawHttp;
+use super::jwt::{Issuer, issuers};
+use super::raw::{RawHttp, RawJwt};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,12 +20,16 @@ pub struct Http {
     pub connections: usize,
     /// Of one address (an IPv6 /64 is one).
     pub connections_per_address: usize,
+    /// Keys and tokens from one address that are looked up in a second.
+    pub look_ups_per_second: u32,
     /// How long a caller may take to send a request's head, and a connection be idle.
     pub idle: Duration,
     /// A caller that takes nothing of its answer for so long has left.
     pub patience: Duration,
     /// After so long without a word, a caller that streams gets a sign of life.
     pub keep_alive: Duration,
+    /// Whose signed tokens are taken, beside API keys.
+    pub issuers: Vec<Issuer>,
 }
 
 /// What protects the HTTP side on its way.
@@ -49,7 +54,7 @@ pub enum HttpTls {
 /// The most connections that can be asked for.
 const MOST: u32 = 1_000_000;
 
-pub(super) fn http(raw: RawHttp) -> Result<Option<Http>, Wrong> {
+pub(super) fn http(raw: RawHttp, jwt: Vec<RawJwt>) -> Result<Option<Http>, Wrong> {
     let RawHttp { listen, tls, cert_file, key_file, names, origins, .. } = raw;
     let Some(listen) = listen else {
         let set = [
@@ -58,6 +63,7 @@ pub(super) fn http(raw: RawHttp) -> Result<Option<Http>, Wrong> {
             (key_file.is_some(), "http.key_file"),
             (!names.is_empty(), "http.names"),
             (!origins.is_empty(), "http.origins"),
+            (!jwt.is_empty(), "jwt"),
         ];
         return match set.into_iter().find(|(set, _)| *set) {
             Some((_, key)) => Err((key, "means nothing without http.listen; name the address to listen on".into())),
@@ -122,9 +128,11 @@ pub(super) fn http(raw: RawHttp) -> Result<Option<Http>, Wrong> {
         origins,
         connections: count("http.connections", raw.connections, 4096)?,
         connections_per_address: count("http.connections_per_address", raw.connections_per_address, 256)?,
+        look_ups_per_second: raw.look_ups_per_second.unwrap_or(100).max(1),
         idle: seconds("http.idle_s", raw.idle_s, 60)?,
         patience: seconds("http.patience_s", raw.patience_s, 60)?,
         keep_alive: seconds("http.keep_alive_s", raw.keep_alive_s, 15)?,
+        issuers: issuers(jwt)?,
     }))
 }
 

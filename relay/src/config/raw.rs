@@ -12,6 +12,7 @@ use std::path::PathBuf;
 pub(super) struct Raw {
     pub(super) listen: Listen,
     pub(super) http: RawHttp,
+    pub(super) jwt: Vec<RawJwt>,
     pub(super) state: State,
     pub(super) log: Log,
     pub(super) billing: RawBilling,
@@ -51,9 +52,22 @@ pub(super) struct RawHttp {
     pub(super) origins: Vec<String>,
     pub(super) connections: Option<u32>,
     pub(super) connections_per_address: Option<u32>,
+    pub(super) look_ups_per_second: Option<u32>,
     pub(super) idle_s: Option<u64>,
     pub(super) patience_s: Option<u64>,
     pub(super) keep_alive_s: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawJwt {
+    pub(super) issuer: Option<String>,
+    pub(super) audience: Option<String>,
+    pub(super) algorithm: Option<String>,
+    pub(super) key_file: Option<PathBuf>,
+    pub(super) jwks_file: Option<PathBuf>,
+    pub(super) tenant_claim: Option<String>,
+    pub(super) longest_s: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

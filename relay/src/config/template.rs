@@ -31,11 +31,24 @@ names = []
 origins = []
 connections = 4096
 connections_per_address = 256
+# Keys and tokens from one address that are looked up in a second; a right one is, once a minute.
+look_ups_per_second = 100
 # A connection that is idle, or a request whose head takes so long, is closed; a caller that takes nothing of its
 # answer for so long has left; a stream without news gives a sign of life.
 idle_s = 60
 patience_s = 60
 keep_alive_s = 15
+
+# Tokens (JWT) of an identity provider are taken beside API keys: signed with the issuer's key ("EdDSA" or "RS256"),
+# from one PEM file or a set of keys (JWKS); both are read again when they change. They say who pays (tenant_claim),
+# what for (scope: read write escalate admin), sub, iat and exp.
+# [[jwt]]
+# issuer = "https://id.example.org"
+# audience = "belay"
+# algorithm = "EdDSA"
+# jwks_file = "/etc/belayd/jwks.json"
+# tenant_claim = "tenant"
+# longest_s = 86400
 
 [state]
 # Everything that the relay remembers is below this directory: its authority, the central database,

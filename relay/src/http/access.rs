@@ -2,11 +2,15 @@
 
 use super::callers::{Callers, Known, device_of_key};
 use super::front::Peer;
+use super::jwt::{JwtKeysError, Tokens};
 use crate::admission::{Admission, Verdict};
 use crate::api_keys::{ApiKeys, KeyRefusal};
+use crate::config::Http;
 use crate::escalate::Caller;
 use crate::registry::Registry;
+use crate::store::central;
 use crate::store::central::keys::KeyScope;
+use crate::store::executor::{Db, Store};
 use belay_certs::sha256;
 use belay_http::refusal::Refusal;
 use belay_protocol::message::FailureCode;
@@ -22,8 +26,6 @@ use tracing::warn;
 
 /// The headers in which callers show their key.
 const KEY_HEADERS: [&str; 2] = ["x-api-key", "api-key"];
-/// Keys from one address that are looked up in a second; a right one is, once a minute.
-const LOOK_UPS: u32 = 100;
 /// The longest credential that is looked at, in bytes.
 const MAX_CREDENTIAL: usize = 8 << 10;
 
@@ -31,6 +33,8 @@ const MAX_CREDENTIAL: usize = 8 << 10;
 #[derive(Debug)]
 pub(super) struct Access {
     keys: ApiKeys,
+    tokens: Tokens,
+    store: Store,
     registry: Arc<Registry>,
     env: Env,
     /// Keys that had to be looked up, by address.
@@ -68,9 +72,11 @@ fn unauthenticated() -> Refusal {
 }
 
 impl Access {
-    pub(super) fn new(keys: ApiKeys, registry: Arc<Registry>, env: Env) -> Self {
-        let guesses = Mutex::new(Admission::new(LOOK_UPS));
-        Self { keys, registry, env, guesses }
+    /// Callers of that store. Errors: an issuer's keys cannot be used.
+    pub(super) fn new(config: &Http, store: Store, registry: Arc<Registry>, env: Env) -> Result<Self, JwtKeysError> {
+        let guesses = Mutex::new(Admission::new(config.look_ups_per_second));
+        let (keys, tokens) = (ApiKeys::new(store.clone(), env.clone()), Tokens::load(&config.issuers)?);
+        Ok(Self { keys, tokens, store, registry, env, guesses })
     }
 
     fn callers(&self) -> &Callers {
@@ -113,22 +119,38 @@ impl Access {
     }
 
     async fn look_up(&self, shown: &str, hash: [u8; 32]) -> Result<Known, Refusal> {
-        let secret = SecretString::from(shown);
         loop {
             let losses = self.callers().losses();
-            let key = self.keys.authenticate(&secret).await.map_err(|refusal| refused(&refusal))?;
-            let device = device_of_key(&key.id).ok_or_else(unauthenticated)?;
-            let known = Known {
-                tenant: key.tenant,
-                device,
-                key: Some(key.id),
-                scopes: key.scopes,
-                expires_ms: key.expires_ms,
-                revoked: CancellationToken::new(),
-            };
+            // A key of belay's has no dots; a token has two.
+            let known = if shown.contains('.') { self.by_token(shown).await? } else { self.by_key(shown).await? };
             if self.callers().remember(hash, &known, losses) {
                 return Ok(known);
             }
+        }
+    }
+
+    async fn by_key(&self, shown: &str) -> Result<Known, Refusal> {
+        let key = self.keys.authenticate(&SecretString::from(shown)).await.map_err(|refusal| refused(&refusal))?;
+        Ok(Known {
+            tenant: key.tenant,
+            device: device_of_key(&key.id).ok_or_else(unauthenticated)?,
+            key: Some(key.id),
+            scopes: key.scopes,
+            expires_ms: key.expires_ms,
+            revoked: CancellationToken::new(),
+        })
+    }
+
+    /// Its issuer says who pays: that there is such a tenant is the relay's to know.
+    async fn by_token(&self, shown: &str) -> Result<Known, Refusal> {
+        let known = self.tokens.verify(shown, self.env.clock.now_ms()).ok_or_else(unauthenticated)?;
+        let id = known.tenant.clone();
+        let found = self.store.run(Db::Central, move |connection| central::tenant(connection, &id)).await;
+        match found {
+            Ok(Some(tenant)) if tenant.terms.suspended => Err(refused(&KeyRefusal::Suspended)),
+            Ok(Some(_)) => Ok(known),
+            Ok(None) => Err(unauthenticated()),
+            Err(error) => Err(refused(&KeyRefusal::Store(error))),
         }
     }
 }

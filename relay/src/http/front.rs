@@ -7,9 +7,9 @@ use axum::response::Response;
 use belay_http::refusal::Refusal;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY,
-    HeaderMap, HeaderName, HeaderValue, ORIGIN, REFERRER_POLICY, STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING, VARY,
-    X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW, CACHE_CONTROL, CONTENT_LENGTH,
+    CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, ORIGIN, REFERRER_POLICY, STRICT_TRANSPORT_SECURITY,
+    TRANSFER_ENCODING, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -118,6 +118,8 @@ impl Connection {
                 request.extensions_mut().insert(self.peer);
                 let router = TowerToHyperService::new(self.front.router.clone());
                 match router.call(request).await {
+                    // It has the header that says which methods there are, and no words.
+                    Ok(response) if response.status() == StatusCode::METHOD_NOT_ALLOWED => in_words(&response),
                     Ok(response) => response,
                     Err(never) => match never {},
                 }
@@ -151,6 +153,18 @@ impl Connection {
             (VARY, HeaderValue::from_static("origin")),
         ]
     }
+}
+
+/// The answer to a method that a path does not have.
+fn in_words(bare: &Response) -> Response {
+    let allowed = bare.headers().get(ALLOW);
+    let methods = allowed.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let message = format!("this is asked with {methods}");
+    let mut response = super::reply::own(&Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", message));
+    if let Some(allowed) = allowed {
+        response.headers_mut().insert(ALLOW, allowed.clone());
+    }
+    response
 }
 
 /// What two servers could read differently is read by none.

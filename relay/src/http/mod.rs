@@ -15,9 +15,11 @@ mod conversation;
 mod front;
 mod health;
 mod inside;
+mod jwt;
 mod listener;
 #[expect(unused_qualifications, reason = "what utoipa writes is qualified")]
 mod money;
+mod page;
 mod payments;
 mod prompt;
 mod reply;
@@ -40,12 +42,14 @@ pub enum HttpStartError {
     /// The certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
+    /// The keys that tokens are checked with cannot be used.
+    #[error(transparent)]
+    Jwt(#[from] jwt::JwtKeysError),
     /// The address cannot be bound.
     #[error("the address cannot be bound")]
     Bind(#[from] std::io::Error),
 }
 
-use crate::api_keys::ApiKeys;
 use crate::config;
 use crate::connection::Shared;
 use access::Access;
@@ -63,11 +67,11 @@ pub(crate) struct Http {
 }
 
 impl Http {
-    pub(crate) fn new(shared: Arc<Shared>, config: config::Http) -> Arc<Self> {
+    pub(crate) fn new(shared: Arc<Shared>, config: config::Http) -> Result<Arc<Self>, HttpStartError> {
         let escalator = &shared.escalator;
-        let keys = ApiKeys::new(escalator.store.clone(), escalator.env.clone());
-        let access = Access::new(keys, Arc::clone(&shared.registry), escalator.env.clone());
-        Arc::new(Self { access, config, end: CancellationToken::new(), shared })
+        let (store, env) = (escalator.store.clone(), escalator.env.clone());
+        let access = Access::new(&config, store, Arc::clone(&shared.registry), env)?;
+        Ok(Arc::new(Self { access, config, end: CancellationToken::new(), shared }))
     }
 
     /// The largest request body, in bytes.

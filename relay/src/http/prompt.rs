@@ -98,6 +98,18 @@ pub(super) struct PromptAnswer {
     account: Account,
 }
 
+/// An event of a stream.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its description is used")]
+pub(super) struct StreamEvent {
+    /// `content`, `done` or `error`.
+    event: String,
+    /// JSON: `{"content": "…"}`, the account of the answer, or what was wrong.
+    data: String,
+    /// Its number, where the question has a `request_id`.
+    id: Option<String>,
+}
+
 /// What an answer was and cost; the closing event of a stream.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Account {
@@ -148,7 +160,7 @@ pub(super) async fn escalate(State(http): State<Arc<Http>>, request: Request) ->
 /// account, or `error`. Events have ids; asked again with the same `request_id` and the header `last-event-id`,
 /// the answer goes on after that one.
 #[utoipa::path(post, path = "/v1/stream", tag = "escalation", request_body = Question,
-    responses((status = 200, content_type = "text/event-stream", body = String), Problems, LlmProblems),
+    responses((status = 200, content_type = "text/event-stream", body = StreamEvent), Problems, LlmProblems),
     security(("key" = [])))]
 pub(super) async fn stream(State(http): State<Arc<Http>>, request: Request) -> Response {
     serve(&http, request, true).await

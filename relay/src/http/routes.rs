@@ -1,13 +1,13 @@
 //! Which path is answered by what, and the document that says so.
 
-use super::{Http, compat, conversation, health, money, payments, prompt, sessions, sync};
+use super::{Http, compat, conversation, health, money, page, payments, prompt, sessions, sync};
 use crate::http::shapes::{LlmProblems, Problems};
 use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
 use std::sync::Arc;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
@@ -19,6 +19,7 @@ use utoipa_axum::routes;
     info(title = "belay", description = "The HTTP side of a belay relay. Amounts are exact: nano-dollars (10^-9 USD) \
         as integers, and cents with every decimal."),
     modifiers(&Keys),
+    components(schemas(super::sync_shapes::KindName)),
     tags(
         (name = "router", description = "How the relay is, and how a tenant stands with it"),
         (name = "escalation", description = "Questions in belay's own words"),
@@ -44,10 +45,13 @@ impl Modify for Keys {
 pub(super) fn router(http: Arc<Http>) -> Router {
     let (router, document) = documented();
     let json = Bytes::from(document.to_json().unwrap_or_default());
+    let page = Bytes::from(page::page(&serde_json::from_slice(&json).unwrap_or_default()));
+    let style = Bytes::from_static(page::STYLE.as_bytes());
     router
-        .route("/openapi.json", get(async move || described(json.clone())))
+        .route("/openapi.json", get(async move || described("application/json", json.clone())))
+        .route("/docs", get(async move || described("text/html; charset=utf-8", page.clone())))
+        .route("/docs.css", get(async move || described("text/css; charset=utf-8", style.clone())))
         .fallback(compat::elsewhere)
-        .method_not_allowed_fallback(compat::elsewhere)
         .with_state(http)
 }
 
@@ -91,12 +95,15 @@ fn documented() -> (Router<Arc<Http>>, utoipa::openapi::OpenApi) {
         .split_for_parts()
 }
 
-fn described(json: Bytes) -> Response {
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-    ];
-    (headers, json).into_response()
+fn described(kind: &'static str, body: Bytes) -> Response {
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    if kind.starts_with("text/html") {
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::POLICY));
+    }
+    response
 }
 
 /// OpenAI Chat Completions; see OpenAI's reference for body and answer.

@@ -9,7 +9,7 @@ use super::sessions::{AddMessage, add};
 use super::shapes::Problems;
 use super::sync_shapes::{
     ContentQuery, ItemRow, KindName, LockBody, LockedAnswer, PullAnswer, PullQuery, PushBody, PushItem, PushRow,
-    PushesAnswer, StatusAnswer, StatusRow, UnlockBody, UnlockedAnswer,
+    PushesAnswer, SyncStatusAnswer, SyncStatusRow, UnlockBody, UnlockedAnswer,
 };
 use crate::store::central::keys::KeyScope;
 use axum::body::Body;
@@ -244,7 +244,7 @@ pub(super) async fn content(State(http): State<Arc<Http>>, request: Request) -> 
 
 /// What there is of each kind, and how much room it takes.
 #[utoipa::path(get, path = "/v1/sync/status", tag = "sync",
-    responses((status = 200, body = StatusAnswer), Problems), security(("key" = [])))]
+    responses((status = 200, body = SyncStatusAnswer), Problems), security(("key" = [])))]
 pub(super) async fn status(State(http): State<Arc<Http>>, request: Request) -> Response {
     let mut asked = Asked::new(request);
     let answered: Result<Response, Refusal> = async {
@@ -252,8 +252,8 @@ pub(super) async fn status(State(http): State<Arc<Http>>, request: Request) -> R
         let question = SyncStatusRequest { reserved: 0 };
         let (kinds, all): (Vec<SyncKindStatus>, SyncStatus) =
             rows(&http.shared, &admitted.caller, StreamKind::Sync, &question).await?;
-        let kinds = kinds.into_iter().map(StatusRow::of).collect();
-        json(&StatusAnswer { kinds, used_bytes: all.used, quota_bytes: all.quota, cursor: all.cursor })
+        let kinds = kinds.into_iter().map(SyncStatusRow::of).collect();
+        json(&SyncStatusAnswer { kinds, used_bytes: all.used, quota_bytes: all.quota, cursor: all.cursor })
     }
     .await;
     asked.done(&http, answered).await

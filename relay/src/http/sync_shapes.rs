@@ -228,8 +228,8 @@ pub(super) struct ContentQuery {
 
 /// What there is.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct StatusAnswer {
-    pub(super) kinds: Vec<StatusRow>,
+pub(super) struct SyncStatusAnswer {
+    pub(super) kinds: Vec<SyncStatusRow>,
     /// With old revisions and what is on its way.
     pub(super) used_bytes: u64,
     pub(super) quota_bytes: u64,
@@ -239,7 +239,7 @@ pub(super) struct StatusAnswer {
 
 /// What there is of a kind.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct StatusRow {
+pub(super) struct SyncStatusRow {
     kind: String,
     items: u64,
     /// Of these, copies of what was pushed while the item had changed.
@@ -248,7 +248,7 @@ pub(super) struct StatusRow {
     changed_ms: u64,
 }
 
-impl StatusRow {
+impl SyncStatusRow {
     pub(super) fn of(status: SyncKindStatus) -> Self {
         let SyncKindStatus { kind, items, conflicts, bytes, changed_ms } = status;
         Self { kind: name_of(kind).into(), items, conflicts, bytes, changed_ms }
