@@ -4,6 +4,7 @@
 
 mod billing;
 mod check;
+mod environment;
 mod http;
 mod jwt;
 mod limits;
@@ -14,12 +15,15 @@ mod template;
 mod upstream;
 
 pub use billing::Billing;
-pub use check::{Config, ConfigError, Model, ProviderConfig, ProviderKind};
+pub use check::{Config, ConfigError};
+pub use environment::Environment;
 pub use http::{Http, HttpTls};
 pub use jwt::{Issuer, JwtAlgorithm, JwtKeys};
 pub use limits::{Limits, Retries, Timeouts};
+pub use models::Model;
 pub use routes::{Prefer, Route, Target};
-pub use template::TEMPLATE;
+pub use template::{TEMPLATE, template};
+pub use upstream::{ProviderConfig, ProviderKind};
 
 use check::Keys;
 use std::path::Path;

@@ -21,6 +21,7 @@ mod herd;
 mod hostile;
 mod house;
 mod http;
+mod http_abuse;
 mod http_schema;
 mod http_state;
 mod http_tokens;

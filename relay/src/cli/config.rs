@@ -3,7 +3,7 @@
 use super::{Global, print_json};
 use anyhow::{Context, bail};
 use belay_relay::Config;
-use belay_relay::config::TEMPLATE;
+use belay_relay::config::{Environment, template};
 use clap::Subcommand;
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
@@ -13,12 +13,15 @@ use std::path::PathBuf;
 pub(super) enum Command {
     /// Write a commented configuration (never over an existing file)
     #[command(
-        after_help = "Examples:\n  belayd config init\n  belayd config init /etc/belayd/belayd.toml\n  belayd config init -    (to stdout)"
+        after_help = "Examples:\n  belayd config init\n  belayd config init /etc/belayd/belayd.toml\n  belayd config init -    (to stdout)\n  belayd config init --environment production"
     )]
     Init {
         /// Where to; "-" is stdout
         #[arg(value_name = "FILE")]
         path: Option<PathBuf>,
+        /// What it is for: development, staging or production
+        #[arg(long, value_name = "ENVIRONMENT", default_value_t)]
+        environment: Environment,
     },
     /// Check a configuration without starting anything
     #[command(after_help = "Example:\n  belayd config check --config belayd.toml")]
@@ -27,14 +30,16 @@ pub(super) enum Command {
 
 pub(super) fn run(global: &Global, command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Init { path } => init(global, &path.unwrap_or_else(|| global.config.clone())),
+        Command::Init { path, environment } => {
+            init(global, &path.unwrap_or_else(|| global.config.clone()), &template(environment))
+        }
         Command::Check => check(global),
     }
 }
 
-fn init(global: &Global, path: &PathBuf) -> anyhow::Result<()> {
+fn init(global: &Global, path: &PathBuf, text: &str) -> anyhow::Result<()> {
     if path.as_os_str() == "-" {
-        print!("{TEMPLATE}");
+        print!("{text}");
         return Ok(());
     }
     let file = OpenOptions::new().write(true).create_new(true).open(path);
@@ -44,7 +49,7 @@ fn init(global: &Global, path: &PathBuf) -> anyhow::Result<()> {
         }
         other => other.with_context(|| format!("cannot write {}", path.display()))?,
     };
-    file.write_all(TEMPLATE.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     if global.json {
         return print_json(&serde_json::json!({ "written": path }));
     }
@@ -58,6 +63,7 @@ fn check(global: &Global) -> anyhow::Result<()> {
     if global.json {
         return print_json(&serde_json::json!({
             "valid": true,
+            "environment": config.environment.to_string(),
             "listen": config.listen,
             "state_dir": config.state_dir,
             "providers": config.providers.keys().collect::<Vec<_>>(),
@@ -65,7 +71,7 @@ fn check(global: &Global) -> anyhow::Result<()> {
             "aliases": config.aliases,
         }));
     }
-    println!("{} is valid", global.config.display());
+    println!("{} is valid for {}", global.config.display(), config.environment);
     println!("listens on {} (UDP), state in {}", config.listen, config.state_dir.display());
     for (name, model) in &config.models {
         let price = if model.prices.is_some() { "" } else { ": NO PRICE, its requests are refused" };

@@ -1,17 +1,16 @@
 //! The rules, and the checked configuration that the rest of the relay sees.
 
 use super::billing::{Billing, billing};
+use super::environment::{self, Environment};
 use super::http::{Http, http};
 use super::limits::{Limits, Retries, Timeouts, limits, retries, timeouts};
-use super::models::{Prices, model};
+use super::models::{Model, Prices, model};
 use super::raw::{Raw, nearest};
 use super::routes::{Route, route};
-use super::upstream::provider;
+use super::upstream::{ProviderConfig, provider};
 use crate::ops::log::LogFormat;
-use crate::pricing::{Catalogue, PriceList, Source};
+use crate::pricing::Catalogue;
 use crate::secrets::MASTER_KEY;
-use belay_protocol::message::Dialect;
-use secrecy::SecretString;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -59,6 +58,8 @@ pub enum ConfigError {
 /// A checked configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// What it may be careless about.
+    pub environment: Environment,
     /// Where it listens.
     pub listen: SocketAddr,
     /// Over TCP as well, for clients whose UDP does not get through.
@@ -107,70 +108,6 @@ impl Config {
     }
 }
 
-/// How to reach a provider.
-#[derive(Debug, Clone)]
-pub struct ProviderConfig {
-    /// Which API it speaks.
-    pub kind: ProviderKind,
-    /// Base URL, without a trailing slash.
-    pub url: String,
-    /// The authorities that may sign its certificate; `None`: those of the system.
-    pub authorities: Option<Vec<reqwest::Certificate>>,
-    /// The key; empty if it needs none.
-    pub key: SecretString,
-    /// The demo provider's time between two tokens.
-    pub pace: Duration,
-    /// Its name in the catalogue of prices.
-    pub prices: Option<String>,
-    /// Callers may name any of its models.
-    pub any_model: bool,
-}
-
-/// Which API a provider speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProviderKind {
-    /// Anthropic Messages.
-    Anthropic,
-    /// OpenAI Chat Completions and everything compatible.
-    OpenAi,
-    /// The built-in one that needs no key.
-    Demo,
-}
-
-impl ProviderKind {
-    /// The dialect of its bodies. The demo provider speaks OpenAI's.
-    #[must_use]
-    pub fn dialect(self) -> Dialect {
-        match self {
-            Self::Anthropic => Dialect::ANTHROPIC,
-            Self::OpenAi | Self::Demo => Dialect::OPENAI_CHAT,
-        }
-    }
-}
-
-/// A model that callers can name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Model {
-    /// The provider's name in this configuration.
-    pub provider: String,
-    /// The provider's name of the model.
-    pub name: String,
-    /// The most input tokens that it takes.
-    pub context_tokens: u32,
-    /// The most output tokens that it gives.
-    pub max_output_tokens: u32,
-    /// The field of the request body that caps the output.
-    pub cap_field: String,
-    /// It sees images.
-    pub images: bool,
-    /// It calls tools.
-    pub tools: bool,
-    /// Its prices; `None`: nobody knows them, and it is refused.
-    pub prices: Option<PriceList>,
-    /// Who says so.
-    pub priced_by: Option<Source>,
-}
-
 /// Whether provider keys are looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keys {
@@ -180,6 +117,8 @@ pub(super) enum Keys {
 
 pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigError> {
     let wrong = |key: &str, why: String| ConfigError::Value { name: name.to_owned(), key: key.to_owned(), why };
+    let environment = Environment::of(raw.environment.as_deref()).map_err(|(key, why)| wrong(key, why))?;
+    let secrets = environment::files(&raw);
     let listen = raw.listen.quic.as_deref().unwrap_or("0.0.0.0:4433");
     let listen = listen.parse().map_err(|_| {
         wrong("listen.quic", format!("{listen:?} is not an address; write for example \"0.0.0.0:4433\""))
@@ -242,7 +181,8 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
     }
     let limits = limits(&raw.limits).map_err(|(key, why)| wrong(key, why))?;
     let timeouts = timeouts(&raw.timeouts).map_err(|(key, why)| wrong(key, why))?;
-    Ok(Config {
+    let config = Config {
+        environment,
         listen,
         tcp: raw.listen.tcp.unwrap_or(true),
         http: http(raw.http, raw.jwt).map_err(|(key, why)| wrong(key, why))?,
@@ -262,7 +202,9 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
         aliases,
         retries: retries(&raw.retries).map_err(|(key, why)| wrong(key, why))?,
         own_catalogue,
-    })
+    };
+    environment::check(&config, &secrets, keys).map_err(|(key, why)| wrong(&key, why))?;
+    Ok(config)
 }
 
 pub(super) fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a String>) -> String {

@@ -1,15 +1,39 @@
 //! The rules for models, their prices, and the names that stand for them.
 
 use super::Config;
-use super::check::{Model, ProviderConfig, unknown};
+use super::check::unknown;
 use super::raw::{RawModel, RawPrice, RawTier};
 use super::routes::Route;
+use super::upstream::ProviderConfig;
 use crate::pricing::{Catalogue, PriceLine, PriceList, PriceSet, PriceTier, Source};
 use belay_protocol::calendar;
 use belay_protocol::message::{ModelOffer, UnitKind};
 use belay_protocol::money::NanoUsd;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// A model that callers can name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Model {
+    /// The provider's name in this configuration.
+    pub provider: String,
+    /// The provider's name of the model.
+    pub name: String,
+    /// The most input tokens that it takes.
+    pub context_tokens: u32,
+    /// The most output tokens that it gives.
+    pub max_output_tokens: u32,
+    /// The field of the request body that caps the output.
+    pub cap_field: String,
+    /// It sees images.
+    pub images: bool,
+    /// It calls tools.
+    pub tools: bool,
+    /// Its prices; `None`: nobody knows them, and it is refused.
+    pub prices: Option<PriceList>,
+    /// Who says so.
+    pub priced_by: Option<Source>,
+}
 
 /// The most input of a model of which nobody says how much it takes: more than those of today take.
 const UNKNOWN_CONTEXT: u32 = 1_000_000;

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Raw {
+    pub(super) environment: Option<String>,
     pub(super) listen: Listen,
     pub(super) http: RawHttp,
     pub(super) jwt: Vec<RawJwt>,
@@ -167,6 +168,8 @@ pub(super) struct RawProvider {
     pub(super) ca_file: Option<PathBuf>,
     pub(super) pace_ms: Option<u64>,
     pub(super) prices: Option<String>,
+    #[serde(default)]
+    pub(super) private: bool,
     #[serde(default)]
     pub(super) any_model: bool,
 }

@@ -1,7 +1,7 @@
 //! The rules for names that stand for models: which there are, and which is asked first.
 
-use super::check::{Model, unknown};
-use super::models::price_of;
+use super::check::unknown;
+use super::models::{Model, price_of};
 use super::raw::{RawRoute, RawTarget, Targets};
 use belay_protocol::message::UnitKind;
 use belay_protocol::money::NanoUsd;

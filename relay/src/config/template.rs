@@ -1,8 +1,23 @@
 //! What `belayd config init` writes.
 
+use super::environment::Environment;
+
+const DEMO_MODEL: &str = r#"[models.demo]
+provider = "demo"
+name = "demo-1"
+context_tokens = 32000
+max_output_tokens = 4096
+price = { input = "0.50", output = "1.50" }
+"#;
+
 /// A commented configuration that works as it is.
 pub const TEMPLATE: &str = r#"# Configuration of belayd, the belay relay.
 # Every key is shown with its default unless it says otherwise. Check with: belayd config check
+
+# "development", "staging" or "production". Staging refuses keys that everybody can read and secrets that stand in
+# examples; production also refuses the demo provider, plain HTTP that other machines can reach or that leads to a
+# provider elsewhere, and keys for tests.
+environment = "development"
 
 [listen]
 # Where QUIC (UDP) listens.
@@ -144,7 +159,8 @@ expired_grace_ms = 86400000
 # Keys come from the environment (key_env) or from a file that only belayd can read (key_file). A
 # provider whose certificate no public authority has signed names those that may in a PEM file (ca_file).
 # Its prices are found by its address; for another address name its place in the list (prices). With
-# any_model, callers may name any of its models, as "provider/model", and not only those below.
+# any_model, callers may name any of its models, as "provider/model", and not only those below. A name that leads
+# to an address that is not public is not asked, unless private = true; an address that is written here is meant.
 [providers.demo]
 kind = "demo"
 
@@ -226,3 +242,19 @@ auto = "demo"
 rounds = 1
 longest_wait_ms = 5000
 "#;
+
+/// The same for an environment: what is refused there is left out, for the operator to fill in.
+#[must_use]
+pub fn template(environment: Environment) -> String {
+    let named = format!("environment = \"{environment}\"");
+    let text = TEMPLATE.replacen("environment = \"development\"", &named, 1);
+    if environment != Environment::Production {
+        return text;
+    }
+    // The demo provider, its model and its name stand in blocks of their own.
+    let demo = ["[providers.demo]\nkind = \"demo\"\n", DEMO_MODEL, "auto = \"demo\"\n"];
+    demo.into_iter().fold(text, |text, block| {
+        let commented: String = block.lines().map(|line| format!("# {line}\n")).collect();
+        text.replacen(block, &commented, 1)
+    })
+}

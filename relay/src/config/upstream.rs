@@ -1,10 +1,56 @@
 //! The rules for providers.
 
-use super::check::{Keys, ProviderConfig, ProviderKind};
+use super::check::Keys;
 use super::raw::{RawProvider, nearest};
 use crate::pricing::Catalogue;
+use crate::providers::addresses::refused;
+use belay_protocol::message::Dialect;
+use secrecy::SecretString;
 use std::path::Path;
 use std::time::Duration;
+
+/// How to reach a provider.
+#[derive(Debug, Clone)]
+pub struct ProviderConfig {
+    /// Which API it speaks.
+    pub kind: ProviderKind,
+    /// Base URL, without a trailing slash.
+    pub url: String,
+    /// The authorities that may sign its certificate; `None`: those of the system.
+    pub authorities: Option<Vec<reqwest::Certificate>>,
+    /// The key; empty if it needs none.
+    pub key: SecretString,
+    /// The demo provider's time between two tokens.
+    pub pace: Duration,
+    /// Its name in the catalogue of prices.
+    pub prices: Option<String>,
+    /// Callers may name any of its models.
+    pub any_model: bool,
+    /// Its name may lead to an address that is not public.
+    pub private: bool,
+}
+
+/// Which API a provider speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProviderKind {
+    /// Anthropic Messages.
+    Anthropic,
+    /// OpenAI Chat Completions and everything compatible.
+    OpenAi,
+    /// The built-in one that needs no key.
+    Demo,
+}
+
+impl ProviderKind {
+    /// The dialect of its bodies. The demo provider speaks OpenAI's.
+    #[must_use]
+    pub fn dialect(self) -> Dialect {
+        match self {
+            Self::Anthropic => Dialect::ANTHROPIC,
+            Self::OpenAi | Self::Demo => Dialect::OPENAI_CHAT,
+        }
+    }
+}
 
 /// A provider as it is used. Errors: what is wrong, and what to write.
 pub(super) fn provider(raw: &RawProvider, keys: Keys, catalogue: &Catalogue) -> Result<ProviderConfig, String> {
@@ -23,6 +69,9 @@ pub(super) fn provider(raw: &RawProvider, keys: Keys, catalogue: &Catalogue) -> 
         let parsed = reqwest::Url::parse(&url).map_err(|error| format!("url {url:?}: {error}"))?;
         if !matches!(parsed.scheme(), "http" | "https") || parsed.host().is_none() {
             return Err(format!("url {url:?} is not an http or https address"));
+        }
+        if let Some(why) = refused(&parsed).filter(|_| !raw.private) {
+            return Err(format!("url {url:?}: {why}"));
         }
     }
     let key = match (&raw.key_env, &raw.key_file) {
@@ -48,6 +97,7 @@ pub(super) fn provider(raw: &RawProvider, keys: Keys, catalogue: &Catalogue) -> 
         pace: Duration::from_millis(raw.pace_ms.unwrap_or(25)),
         prices: listed(raw, &url, kind, catalogue)?,
         any_model: raw.any_model,
+        private: raw.private,
         url,
     })
 }

@@ -7,11 +7,11 @@ use axum::response::Response;
 use belay_http::refusal::Refusal;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW, CACHE_CONTROL, CONTENT_LENGTH,
-    CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, ORIGIN, REFERRER_POLICY, STRICT_TRANSPORT_SECURITY,
-    TRANSFER_ENCODING, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH,
+    CONTENT_SECURITY_POLICY, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, REFERRER_POLICY,
+    STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING, VARY, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
@@ -107,7 +107,14 @@ impl Connection {
         let count = Count(Arc::clone(&self.running));
         let cors = self.cors(request.headers());
         let mut response = match strict(&request) {
-            Err(refusal) => super::reply::own(&refusal),
+            Err(refusal) => {
+                let mut response = super::reply::own(&refusal);
+                // Where its request ends, nobody knows.
+                if request.version() <= Version::HTTP_11 {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                response
+            }
             // A browser asks before it shows any key.
             Ok(()) if request.method() == Method::OPTIONS && !cors.is_empty() => {
                 let mut response = Response::new(Body::empty());
@@ -173,6 +180,10 @@ fn strict<B>(request: &Request<B>) -> Result<(), Refusal> {
     let lengths = headers.get_all(CONTENT_LENGTH).iter().count();
     if headers.contains_key(TRANSFER_ENCODING) && lengths > 0 || lengths > 1 {
         return Err(Refusal::bad_request("the request says more than once how long it is"));
+    }
+    let hosts = headers.get_all(HOST).iter().count();
+    if hosts > 1 || request.version() == Version::HTTP_11 && hosts == 0 {
+        return Err(Refusal::bad_request("the request must name one host"));
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Providers over HTTP: Anthropic Messages, OpenAI Chat Completions and everything compatible.
 
+use super::addresses::PublicOnly;
 use super::{Answer, AnswerBody, Call, CallFuture, Provider, ProviderError, WarmFuture};
 use crate::config::{ProviderConfig, ProviderKind, Timeouts};
 use axum::body::HttpBody;
@@ -8,6 +9,7 @@ use belay_protocol::message::{Dialect, Operation};
 use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -32,12 +34,18 @@ const ANSWER_HEADERS: [&str; 7] = [
 const ANSWER_PREFIXES: [&str; 2] = ["anthropic-ratelimit-", "x-ratelimit-"];
 
 /// The HTTP client of providers: warm connections, no proxy, no redirects, no Nagle. Their certificates
-/// are signed by `authorities`, or else by those that the system trusts.
-pub fn client(timeouts: &Timeouts, authorities: Option<&[reqwest::Certificate]>) -> Result<reqwest::Client, String> {
+/// are signed by `authorities`, or else by those that the system trusts; their names lead to public addresses, unless
+/// they may be `private`.
+pub fn client(
+    timeouts: &Timeouts,
+    authorities: Option<&[reqwest::Certificate]>,
+    private: bool,
+) -> Result<reqwest::Client, String> {
     let builder = match authorities {
         Some(authorities) => reqwest::Client::builder().tls_certs_only(authorities.iter().cloned()),
         None => reqwest::Client::builder(),
     };
+    let builder = if private { builder } else { builder.dns_resolver(Arc::new(PublicOnly)) };
     builder
         .tcp_nodelay(true)
         .no_proxy()

@@ -2,6 +2,7 @@
 //! answer as bytes. [`http`] is every real one (they differ in path and headers only), [`demo`]
 //! the built-in one that needs no key.
 
+pub(crate) mod addresses;
 pub mod demo;
 pub mod http;
 
@@ -99,12 +100,12 @@ pub type Providers = BTreeMap<String, Arc<dyn Provider>>;
 
 /// Makes the configured providers. Errors: the TLS set-up failed.
 pub fn from_config(config: &Config) -> Result<Providers, String> {
-    let common = http::client(&config.timeouts, None)?;
+    let common = http::client(&config.timeouts, None, false)?;
     let mut made = Providers::new();
     for (name, provider) in &config.providers {
-        let client = match &provider.authorities {
-            Some(authorities) => http::client(&config.timeouts, Some(authorities))?,
-            None => common.clone(),
+        let client = match (&provider.authorities, provider.private) {
+            (None, false) => common.clone(),
+            (authorities, private) => http::client(&config.timeouts, authorities.as_deref(), private)?,
         };
         let provider: Arc<dyn Provider> = match provider.kind {
             ProviderKind::Demo => Arc::new(demo::Demo::new(provider.pace)),
