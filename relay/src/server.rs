@@ -5,7 +5,7 @@ use crate::admin::service::AdminService;
 use crate::admission::Strangers;
 use crate::blobs::Blobs;
 use crate::blobs::disk::{Disk, SystemDisk};
-use crate::config::{Config, Limits};
+use crate::config::{Config, HttpTls, Limits};
 use crate::connection::Shared;
 use crate::enrolment::Enrolment;
 use crate::escalate::{Escalator, Flights, Health, Unresolved};
@@ -223,7 +223,7 @@ impl Relay {
         background.spawn(async move { sessions.forget_daily(stop).await });
         let (sync, stop) = (shared.sync.clone(), shared.stop.clone());
         background.spawn(async move { sync.forget_daily(stop).await });
-        let admin = Arc::new(AdminService::new(local, Arc::clone(&escalator), enrolment, registry));
+        let admin = Arc::new(AdminService::new((local, http), Arc::clone(&escalator), enrolment, registry));
         info!(%local, tcp, "belayd is listening");
         Ok(Self { local, http, admin, escalator, shared, connections, background, store, _lock: lock })
     }
@@ -238,6 +238,13 @@ impl Relay {
     #[must_use]
     pub fn http_addr(&self) -> Option<SocketAddr> {
         self.http
+    }
+
+    /// The same as the beginning of a URL.
+    #[must_use]
+    pub fn http_url(&self) -> Option<String> {
+        let is_plain = self.escalator.config.http.as_ref().is_some_and(|http| http.tls == HttpTls::Off);
+        self.http.map(|address| format!("{}://{address}", if is_plain { "http" } else { "https" }))
     }
 
     /// True if it listens over TCP too.

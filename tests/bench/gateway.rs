@@ -143,27 +143,32 @@ async fn herd(scene: &Arc<Scene>, size: &Size, report: &mut Report) -> anyhow::R
 async fn requests(scene: &Arc<Scene>, size: &Size, report: &mut Report) -> anyhow::Result<()> {
     let mut rates = vec![];
     for way in [Way::Direct, Way::Proxy, Way::Gateway] {
-        let began = Instant::now();
-        let mut running = JoinSet::new();
-        for lane in 0..MANY {
-            let (scene, count) = (Arc::clone(scene), size.requests / MANY);
-            running.spawn(async move {
-                let script = Script { stamp: true, ..Script::tokens(SHORT) };
-                for _ in 0..count {
-                    scene.stream(way, lane, &script).await?;
-                }
-                anyhow::Ok(())
-            });
-        }
-        while let Some(ended) = running.join_next().await {
-            ended??;
-        }
-        rates.push((size.requests / MANY * MANY) as f64 / began.elapsed().as_secs_f64());
+        rates.push(rate(scene, way, size.requests).await?);
     }
     report.figure("direct_requests_per_second", rates[0], "1/s");
     report.figure("proxy_requests_per_second", rates[1], "1/s").against(rates[0]);
     report.figure("gateway_requests_per_second", rates[2], "1/s").against(rates[1]);
     Ok(())
+}
+
+/// Requests per second of 32 readers with short answers.
+pub(crate) async fn rate(scene: &Arc<Scene>, way: Way, requests: usize) -> anyhow::Result<f64> {
+    let began = Instant::now();
+    let mut running = JoinSet::new();
+    for lane in 0..MANY {
+        let (scene, count) = (Arc::clone(scene), requests / MANY);
+        running.spawn(async move {
+            let script = Script { stamp: true, ..Script::tokens(SHORT) };
+            for _ in 0..count {
+                scene.stream(way, lane, &script).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(ended) = running.join_next().await {
+        ended??;
+    }
+    Ok((requests / MANY * MANY) as f64 / began.elapsed().as_secs_f64())
 }
 
 /// Time of the processors that a hypervisor has taken, and all of it: what a run's slowest tokens met.
@@ -181,7 +186,7 @@ fn cpu_ns(scene: &Scene, way: Way) -> anyhow::Result<u64> {
     match way {
         Way::Direct => Ok(0),
         Way::Proxy => scene.proxy.cpu_ns(),
-        Way::Belay => scene.belayd.process().cpu_ns(),
+        Way::Belay | Way::Relay => scene.belayd.process().cpu_ns(),
         Way::Gateway => Ok(scene.belayd.process().cpu_ns()? + scene.gateway.cpu_ns()?),
     }
 }

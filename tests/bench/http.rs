@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
 use std::net::SocketAddr;
 use tokio::net::TcpStream;
@@ -38,6 +38,8 @@ impl Streamed {
 #[derive(Debug)]
 pub(crate) struct Http {
     address: SocketAddr,
+    /// What is shown with every request.
+    key: Option<String>,
     lanes: Vec<Mutex<SendRequest<Full<Bytes>>>>,
 }
 
@@ -48,7 +50,12 @@ impl Http {
         for _ in 0..lanes {
             open.push(Mutex::new(Self::lane(address).await?));
         }
-        Ok(Self { address, lanes: open })
+        Ok(Self { address, key: None, lanes: open })
+    }
+
+    /// The same for a relay, which wants a key.
+    pub(crate) async fn with_key(address: SocketAddr, lanes: usize, key: String) -> anyhow::Result<Self> {
+        Ok(Self { key: Some(key), ..Self::connect(address, lanes).await? })
     }
 
     async fn lane(address: SocketAddr) -> anyhow::Result<SendRequest<Full<Bytes>>> {
@@ -67,10 +74,13 @@ impl Http {
             *sender = Self::lane(self.address).await?;
         }
         sender.ready().await?;
-        let request = Request::post("/v1/chat/completions")
+        let mut request = Request::post("/v1/chat/completions")
             .header(HOST, self.address.to_string())
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body))?;
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(key) = &self.key {
+            request = request.header(AUTHORIZATION, format!("Bearer {key}"));
+        }
+        let request = request.body(Full::new(body))?;
         let asked_ns = clock::monotonic_ns();
         let mut answer = sender.send_request(request).await?;
         ensure!(answer.status() == 200, "the provider answered {}", answer.status());

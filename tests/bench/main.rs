@@ -15,6 +15,7 @@ mod first_token;
 mod gaps;
 mod gateway;
 mod http;
+mod http_side;
 mod ledger;
 mod lossy;
 mod memory;
@@ -135,6 +136,14 @@ async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
             gateway::Size { first_tokens: 600, rounds: 5, tokens: 150, crowd_tokens: 3060, requests: 3200 }
         };
         gateway::measure(&scene, &size, &basis, report).await?;
+    }
+    if wanted(&http_side::NAMES) {
+        let size = if args.quick {
+            http_side::Size { first_tokens: 150, requests: 640, abused: 200 }
+        } else {
+            http_side::Size { first_tokens: 1000, requests: 3200, abused: 1000 }
+        };
+        http_side::measure(&scene, &size, report).await?;
     }
     if wanted(&gaps::NAMES) {
         gaps::measure(&scene, if args.quick { 5 } else { 30 }, report).await?;

@@ -38,6 +38,8 @@ pub(crate) enum Way {
     Belay,
     /// The same through the local gateway.
     Gateway,
+    /// The relay's own HTTP endpoint, without a tunnel.
+    Relay,
 }
 
 impl Way {
@@ -50,6 +52,7 @@ impl Way {
             Self::Proxy => "proxy",
             Self::Belay => "belay",
             Self::Gateway => "gateway",
+            Self::Relay => "http",
         }
     }
 }
@@ -68,6 +71,7 @@ pub(crate) struct Scene {
     direct: Http,
     proxied: Http,
     by_gateway: Http,
+    by_relay: Http,
     identity: Identity,
     key: DeviceKey,
     /// More than one: a tunnel has so many streams at the most.
@@ -101,6 +105,7 @@ impl Scene {
             direct: Http::connect(upstream, CROWD).await?,
             proxied: Http::connect(proxy.address()?, CROWD).await?,
             by_gateway: Http::connect(gateway.address()?, CROWD).await?,
+            by_relay: Http::with_key(http_of(&belayd)?, CROWD, api_key(&belayd)?).await?,
             gateway,
             book: Arc::new(Mutex::new(open_book(&belayd)?)),
             belayd,
@@ -142,6 +147,7 @@ impl Scene {
             Way::Direct => self.direct.stream(lane, body).await,
             Way::Proxy => self.proxied.stream(lane, body).await,
             Way::Gateway => self.by_gateway.stream(lane, body).await,
+            Way::Relay => self.by_relay.stream(lane, body).await,
             Way::Belay => escalate(&self.clients[lane / MOST], body).await,
         };
         let seen = seen.with_context(|| format!("the {} way", way.name()))?;
@@ -194,6 +200,7 @@ pub(crate) fn config_for(url: &str, provider: &str) -> String {
     format!(
         "[limits]\nrequests_per_minute = 1000000\nrequests_at_once = 1000\ninstances_per_device = 20000\n\
          handshakes_per_second = 100000\n\
+         [http]\nlisten = \"127.0.0.1:0\"\nconnections_per_address = 2000\nidle_s = 3600\n\
          [providers.fake]\nkind = \"openai\"\nurl = \"{url}\"\n{provider}\
          [models.bench]\nprovider = \"fake\"\ncontext_tokens = 100000\nmax_output_tokens = 100000\n\
          price = {{ input = \"0.01\", output = \"0.02\" }}\n"
@@ -218,6 +225,17 @@ pub(crate) async fn join(belayd: &Belayd, through: Option<String>) -> anyhow::Re
     invite.addresses = through.map_or(invite.addresses, |address| vec![address]);
     enrol::join(&Env::system(), &state, &invite, "bench").await?;
     Ok(state.load()?)
+}
+
+/// Where a relay serves HTTP.
+pub(crate) fn http_of(belayd: &Belayd) -> anyhow::Result<SocketAddr> {
+    let url = belayd.process().hello.get("http").and_then(|url| url.as_str()).context("no HTTP")?;
+    Ok(url.trim_start_matches("http://").parse()?)
+}
+
+fn api_key(belayd: &Belayd) -> anyhow::Result<String> {
+    let made = belayd.run(&["key", "create", "bench", "--scope", "escalate"])?;
+    Ok(made.get("secret").and_then(|secret| secret.as_str()).context("no key")?.to_owned())
 }
 
 /// A database on the same disk as the relay's.

@@ -58,6 +58,8 @@ pub struct Status {
     pub version: String,
     /// Where QUIC listens.
     pub listen: SocketAddr,
+    /// Where HTTP is served, if it is.
+    pub http: Option<SocketAddr>,
     /// Live tunnels.
     pub tunnels: Vec<TunnelInfo>,
     /// Open tenants.

@@ -87,6 +87,7 @@ fn moved<T>(result: Result<T, StoreError>) -> Result<T, AdminError> {
 pub struct AdminService {
     config: Arc<Config>,
     local: SocketAddr,
+    http: Option<SocketAddr>,
     store: Store,
     tenants: Arc<Tenants>,
     escalator: Arc<Escalator>,
@@ -98,7 +99,7 @@ pub struct AdminService {
 
 impl AdminService {
     pub(crate) fn new(
-        local: SocketAddr,
+        (local, http): (SocketAddr, Option<SocketAddr>),
         escalator: Arc<Escalator>,
         enrolment: Arc<Enrolment>,
         registry: Arc<Registry>,
@@ -106,6 +107,7 @@ impl AdminService {
         Self {
             config: Arc::clone(&escalator.config),
             local,
+            http,
             store: escalator.store.clone(),
             tenants: Arc::clone(&escalator.tenants),
             env: escalator.env.clone(),
@@ -380,6 +382,7 @@ impl AdminService {
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             listen: self.local,
+            http: self.http,
             tunnels: tunnels.collect(),
             open_tenants: self.tenants.open_count(),
             state: self.escalator.state(),

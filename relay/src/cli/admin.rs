@@ -311,9 +311,10 @@ pub(super) async fn status(global: &Global) -> anyhow::Result<()> {
     }
     let now_ms = belay_transport::env::Clock::now_ms(&belay_transport::env::SystemClock);
     println!(
-        "belayd {} on {}, {}: {} tunnels, {} tenants open, {} requests running, {} answers waiting, {} MiB in use",
+        "belayd {} on {}{}, {}: {} tunnels, {} tenants open, {} requests running, {} answers waiting, {} MiB in use",
         status.version,
         status.listen,
+        status.http.map(|http| format!(" and {http} (HTTP)")).unwrap_or_default(),
         status.state.describe(now_ms),
         status.tunnels.len(),
         status.open_tenants,

@@ -35,13 +35,16 @@ async fn run(config: Config, json: bool) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let admin = tokio::spawn(http::run(listener, relay.admin().clone(), stop.clone()));
     if json {
-        println!("{}", serde_json::json!({ "listening": relay.local_addr() }));
+        println!("{}", serde_json::json!({ "listening": relay.local_addr(), "http": relay.http_url() }));
     } else {
         println!(
             "belayd is listening on {} ({})",
             relay.local_addr(),
             if relay.serves_tcp() { "UDP and TCP" } else { "UDP" }
         );
+        if let Some(url) = relay.http_url() {
+            println!("callers without a tunnel: {url} (what there is: {url}/docs)");
+        }
     }
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: draining"),
