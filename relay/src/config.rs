@@ -11,6 +11,7 @@ mod limits;
 mod models;
 mod raw;
 mod routes;
+mod stripe;
 mod template;
 mod upstream;
 
@@ -22,6 +23,7 @@ pub use jwt::{Issuer, JwtAlgorithm, JwtKeys};
 pub use limits::{Limits, Retries, Timeouts};
 pub use models::Model;
 pub use routes::{Prefer, Route, Target};
+pub use stripe::Stripe;
 pub use template::{TEMPLATE, template};
 pub use upstream::{ProviderConfig, ProviderKind};
 

@@ -26,6 +26,7 @@ pub mod secrets;
 pub mod server;
 pub mod store;
 pub mod streams;
+pub mod stripe;
 pub mod sync;
 pub mod tenants;
 

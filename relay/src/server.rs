@@ -22,6 +22,7 @@ use crate::store::lock::{LockError, StateLock};
 use crate::store::schema::Durability;
 use crate::store::sessions::service::Sessions;
 use crate::store::{StoreError, central};
+use crate::stripe::Stripe;
 use crate::sync::Sync;
 use crate::tenants::Tenants;
 use belay_certs::ca::Authority;
@@ -150,6 +151,13 @@ impl Relay {
         let master = MasterKey::load(&config.master_key, is_new.then_some(&env.random))?;
         let clock = || Arc::clone(&env.clock);
         let books = Books::new(store.clone(), clock(), &master, config.billing.free_allowance);
+        let stripe = match config.stripe.clone() {
+            Some(wanted) => Some(
+                Stripe::new(wanted, &config.timeouts, store.clone(), books.clone(), clock())
+                    .map_err(StartError::Setup)?,
+            ),
+            None => None,
+        };
         let tenants = Arc::new(Tenants::new(store.clone(), books, boot.clone(), clock()));
         let mut providers = providers::from_config(&config).map_err(StartError::Setup)?;
         providers.extend(overrides.providers);
@@ -174,6 +182,7 @@ impl Relay {
             memory: Arc::clone(&memory),
             flights: Arc::clone(&flights),
             registry: Arc::clone(&registry),
+            stripe: stripe.clone(),
             deliveries: TaskTracker::new(),
             stop_deliveries: CancellationToken::new(),
         });
@@ -221,6 +230,9 @@ impl Relay {
         background.spawn(async move { sweeper.sweep(stop).await });
         let (sessions, stop) = (shared.sessions.clone(), shared.stop.clone());
         background.spawn(async move { sessions.forget_daily(stop).await });
+        if let Some(stripe) = stripe {
+            background.spawn(stripe.run(shared.stop.clone()));
+        }
         let (sync, stop) = (shared.sync.clone(), shared.stop.clone());
         background.spawn(async move { sync.forget_daily(stop).await });
         let admin = Arc::new(AdminService::new((local, http), Arc::clone(&escalator), enrolment, registry));

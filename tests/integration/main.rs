@@ -47,6 +47,7 @@ mod sdks;
 mod secrets;
 mod sessions;
 mod simulation;
+mod stripe;
 mod sync;
 mod sync_cli;
 mod sync_edges;

@@ -1,4 +1,4 @@
-//! `belay balance`, `usage`, `record` and `topup`.
+//! `belay balance`, `usage` and `record`.
 
 use super::exit::Usage as UsageError;
 use super::{Global, print_json};
@@ -240,18 +240,6 @@ pub(super) async fn record(global: &Global, args: RecordArgs) -> anyhow::Result<
         }));
     }
     println!("recorded as {}: {}, balance {}", end.request_id, end.cost, end.balance);
-    Ok(())
-}
-
-pub(super) async fn top_up(global: &Global, amount: Option<NanoUsd>) -> anyhow::Result<()> {
-    let client = global.client()?;
-    let answer = client.top_up(amount.unwrap_or(NanoUsd::ZERO), global.wait()).await;
-    client.close().await;
-    let page = answer?;
-    if global.json {
-        return print_json(&serde_json::json!({ "url": page.url }));
-    }
-    println!("{}", page.url);
     Ok(())
 }
 

@@ -16,6 +16,7 @@ mod signals;
 mod statement;
 mod status;
 mod sync;
+mod topup;
 mod up;
 
 use anyhow::Context;
@@ -102,13 +103,9 @@ enum Command {
     /// Record usage that the relay did not see, such as inference on this computer
     #[command(after_help = "Example:\n  belay record local --model llama3 --input 1200 --output 300")]
     Record(account::RecordArgs),
-    /// Show where money can be added
-    #[command(after_help = "Example:\n  belay topup 20")]
-    Topup {
-        /// How much, in dollars
-        #[arg(value_name = "DOLLARS")]
-        amount: Option<NanoUsd>,
-    },
+    /// Add money: show the page to pay at, and wait until it has come
+    #[command(after_help = "Examples:\n  belay topup 20\n  belay topup 20 --open")]
+    Topup(topup::TopUpArgs),
     /// Show the tunnel: path, round trip, since when, reconnects, bytes
     Status(status::StatusArgs),
     /// Revoke this computer at the relay and forget its identity

@@ -7,6 +7,7 @@ use super::limits::{Limits, Retries, Timeouts, limits, retries, timeouts};
 use super::models::{Model, Prices, model};
 use super::raw::{Raw, nearest};
 use super::routes::{Route, route};
+use super::stripe::{Stripe, stripe};
 use super::upstream::{ProviderConfig, provider};
 use crate::ops::log::LogFormat;
 use crate::pricing::Catalogue;
@@ -66,6 +67,8 @@ pub struct Config {
     pub tcp: bool,
     /// Where callers without a tunnel are served, if they are.
     pub http: Option<Http>,
+    /// Payments by Stripe, if there are.
+    pub stripe: Option<Stripe>,
     /// The addresses that invites carry; empty: the one that is listened on.
     pub public: Vec<String>,
     /// Threads that serve tunnels and providers.
@@ -185,6 +188,7 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
         environment,
         listen,
         tcp: raw.listen.tcp.unwrap_or(true),
+        stripe: stripe(&raw.stripe, keys).map_err(|(key, why)| wrong(key, why))?,
         http: http(raw.http, raw.jwt).map_err(|(key, why)| wrong(key, why))?,
         public: raw.listen.public,
         network_threads,

@@ -107,6 +107,12 @@ pub(super) fn check(config: &Config, secrets: &[(String, PathBuf)], keys: Keys) 
     if environment < Environment::Production {
         return Ok(());
     }
+    if let Some(stripe) = config.stripe.as_ref().filter(|_| keys == Keys::Read) {
+        let secret = stripe.key.expose_secret().to_ascii_lowercase();
+        if TEST_KEYS.iter().any(|test| secret.starts_with(test)) {
+            return wrong("stripe.key_file".into(), "the key is one for tests".into());
+        }
+    }
     match &config.http {
         Some(http) if http.tls == HttpTls::Off && !http.listen.ip().is_loopback() => {
             wrong("http.tls".into(), format!("{} would be served in the clear to whoever gets there", http.listen))

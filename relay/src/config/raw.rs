@@ -14,6 +14,7 @@ pub(super) struct Raw {
     pub(super) listen: Listen,
     pub(super) http: RawHttp,
     pub(super) jwt: Vec<RawJwt>,
+    pub(super) stripe: RawStripe,
     pub(super) state: State,
     pub(super) log: Log,
     pub(super) billing: RawBilling,
@@ -69,6 +70,29 @@ pub(super) struct RawJwt {
     pub(super) jwks_file: Option<PathBuf>,
     pub(super) tenant_claim: Option<String>,
     pub(super) longest_s: Option<u64>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawStripe {
+    pub(super) key_env: Option<String>,
+    pub(super) key_file: Option<PathBuf>,
+    pub(super) webhook_secret_env: Option<String>,
+    pub(super) webhook_secrets_file: Option<PathBuf>,
+    pub(super) url: Option<String>,
+    pub(super) success_url: Option<String>,
+    pub(super) cancel_url: Option<String>,
+    pub(super) meter_event: Option<String>,
+    pub(super) tolerance_s: Option<u64>,
+    pub(super) look_every_s: Option<u64>,
+    pub(super) private: bool,
+}
+
+impl RawStripe {
+    /// Nothing is said of it.
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

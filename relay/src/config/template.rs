@@ -111,6 +111,18 @@ default_max_output_tokens = 4096
 # For models that have no price of their own, neither below nor in that list. Without it, they are refused.
 # default_price = { input = "5", output = "25" }
 
+# Payments by Stripe, where tenants can pay by themselves (belay topup 20): checkout pages, webhooks (sent to
+# /webhooks/stripe of the HTTP side: checkout.session.completed, payment_intent.succeeded and .payment_failed,
+# charge.refunded, refund.created, .updated and .failed, charge.dispute.created, .closed, .funds_withdrawn and
+# .funds_reinstated), top-ups by themselves, and a meter for tenants that pay later (those with a ceiling; its values
+# are nano-dollars). Secrets of webhooks are a line each; two are good while one takes the place of the other.
+# [stripe]
+# key_file = "/etc/belayd/stripe.key"
+# webhook_secrets_file = "/etc/belayd/stripe-webhook.secrets"
+# success_url = "https://example.org/paid"
+# cancel_url = "https://example.org/"
+# meter_event = "belay_usage"
+
 [limits]
 # Per tenant; a tenant's own budgets come before them (belayd budget set). Tokens in and out; 0: as many
 # as can be paid.

@@ -48,6 +48,7 @@ use session::Conversation;
 
 use crate::config::Config;
 use crate::ops::memory::{self, BodyPermit, Charge, Memory};
+use crate::ops::spin::{has_spare_core, spin};
 use crate::providers::{CallFuture, Providers};
 use crate::registry::Registry;
 use crate::secrets::KeySealer;
@@ -57,6 +58,7 @@ use crate::store::executor::{Db, Store};
 use crate::store::ledger::Boot;
 use crate::store::ledger::hold::{self, HoldOutcome, HoldRefusal, PerMinute, Usable};
 use crate::store::ledger::rates::Remaining;
+use crate::stripe::Stripe;
 use crate::tenants::{TenantHandle, Tenants};
 use belay_protocol::error::StreamCode;
 use belay_protocol::id::{DeviceId, TenantId};
@@ -138,6 +140,8 @@ pub struct Escalator {
     pub(crate) flights: Arc<Flights>,
     /// Tunnels of tenants, to be closed when one is suspended.
     pub(crate) registry: Arc<Registry>,
+    /// Where tenants can pay, if they can.
+    pub(crate) stripe: Option<Arc<Stripe>>,
     /// Tasks of answers that wait for their reader.
     pub(crate) deliveries: TaskTracker,
     /// Cancelled when they must be let go.
@@ -326,7 +330,8 @@ impl Escalator {
         let sent = Sent { body: body.clone(), headers: request.headers.clone() };
         let (first, cap) = (Usable { place: 0, key: None }, plan.expected_output(self));
         let prepared = self.prepare(&caller.tenant, &plan, &first, &sent, cap);
-        let outcome = outcome.await;
+        // Alone, it stays awake for its books: it has a first token to bring.
+        let outcome = spin(outcome, self.running() == 1 && has_spare_core()).await;
         match outcome.map_err(|error| store_failed(id, &error))? {
             HoldOutcome::Held(hold::Held { amount, output_cap, counted, remaining, usable }) => {
                 guard.held();

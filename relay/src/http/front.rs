@@ -1,9 +1,10 @@
 //! What stands before every handler: strictness, headers for browsers, and the count of what runs.
 
-use super::{Http, routes};
+use super::{Http, compat, routes};
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
+use belay_http::api::Llm;
 use belay_http::refusal::Refusal;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -106,7 +107,7 @@ impl Connection {
         self.running.begun.notify_one();
         let count = Count(Arc::clone(&self.running));
         let cors = self.cors(request.headers());
-        let mut response = match strict(&request) {
+        let response = match strict(&request) {
             Err(refusal) => {
                 let mut response = super::reply::own(&refusal);
                 // Where its request ends, nobody knows.
@@ -123,6 +124,12 @@ impl Connection {
             }
             Ok(()) => {
                 request.extensions_mut().insert(self.peer);
+                // The way of a token: nothing is looked up that need not be.
+                if let (&Method::POST, Some(Llm::Forward(forward))) = (request.method(), Llm::of(request.uri().path()))
+                {
+                    let answered = compat::forward(&self.front.http, forward, request.map(Body::new)).await;
+                    return self.finished(answered, cors, count);
+                }
                 let router = TowerToHyperService::new(self.front.router.clone());
                 match router.call(request).await {
                     // It has the header that says which methods there are, and no words.
@@ -132,6 +139,11 @@ impl Connection {
                 }
             }
         };
+        self.finished(response, cors, count)
+    }
+
+    /// What every answer has.
+    fn finished(&self, mut response: Response, cors: Vec<(HeaderName, HeaderValue)>, count: Count) -> Response {
         let headers = response.headers_mut();
         headers.extend(cors);
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

@@ -30,6 +30,7 @@ mod session_shapes;
 mod sessions;
 #[expect(unused_qualifications, reason = "what utoipa writes is qualified")]
 mod shapes;
+mod stripe;
 mod sync;
 mod sync_shapes;
 mod tls;

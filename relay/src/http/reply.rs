@@ -109,6 +109,14 @@ impl Room for Counted {
     }
 }
 
+/// A body of whom nobody knows yet, byte for byte.
+pub(super) async fn raw(asked: &mut Asked, http: &Http, most: usize) -> Result<Bytes, Refusal> {
+    let until = Instant::now() + http.shared.escalator.config.timeouts.request_body;
+    timeout_at(until, asked.upload.read(most)).await.map_err(|_| {
+        Refusal::new(StatusCode::REQUEST_TIMEOUT, "timed_out", "the request body did not arrive in time")
+    })?
+}
+
 /// A refusal in belay's own words.
 pub(super) fn own(refusal: &Refusal) -> Response {
     refusal.own_answer().map(Body::from)

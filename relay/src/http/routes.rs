@@ -1,11 +1,11 @@
 //! Which path is answered by what, and the document that says so.
 
-use super::{Http, compat, conversation, health, money, page, payments, prompt, sessions, sync};
+use super::{Http, compat, conversation, health, money, page, payments, prompt, sessions, stripe, sync};
 use crate::http::shapes::{LlmProblems, Problems};
 use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
 use std::sync::Arc;
@@ -51,6 +51,7 @@ pub(super) fn router(http: Arc<Http>) -> Router {
         .route("/openapi.json", get(async move || described("application/json", json.clone())))
         .route("/docs", get(async move || described("text/html; charset=utf-8", page.clone())))
         .route("/docs.css", get(async move || described("text/css; charset=utf-8", style.clone())))
+        .route("/webhooks/stripe", post(stripe::webhook))
         .fallback(compat::elsewhere)
         .with_state(http)
 }
@@ -70,6 +71,7 @@ fn documented() -> (Router<Arc<Http>>, utoipa::openapi::OpenApi) {
         .routes(routes!(payments::record))
         .routes(routes!(payments::topup))
         .routes(routes!(payments::flush))
+        .routes(routes!(stripe::auto_topup, stripe::set_auto_topup))
         .routes(routes!(sessions::list))
         .routes(routes!(sessions::get))
         .routes(routes!(sessions::add_message))

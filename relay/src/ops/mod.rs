@@ -4,3 +4,4 @@ pub mod files;
 pub mod log;
 pub mod memory;
 pub mod rate;
+pub(crate) mod spin;

@@ -1,6 +1,7 @@
 //! The relay-wide database: tenants, invites, devices, price lists.
 
 pub mod keys;
+pub mod stripe;
 pub mod usage;
 
 use super::StoreError;

@@ -24,7 +24,7 @@ pub enum Durability {
     None,
 }
 
-const CENTRAL: &[M<'static>] = &[M::up(include_str!("schema/central.sql"))];
+const CENTRAL: &[M<'static>] = &[M::up(include_str!("schema/central.sql")), M::up(include_str!("schema/stripe.sql"))];
 
 const TENANT: &[M<'static>] = &[
     M::up(include_str!("schema/tenant.sql")),

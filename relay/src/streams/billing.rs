@@ -8,6 +8,7 @@ use crate::store::books::Days;
 use crate::store::ledger::standing::Tier;
 use crate::store::ledger::statement::Line;
 use crate::store::ledger::usage::{Group, Grouping};
+use crate::stripe::CheckoutError;
 use belay_protocol::calendar;
 use belay_protocol::codec::Message;
 use belay_protocol::error::ProtocolError;
@@ -85,16 +86,7 @@ async fn answer(
             Ok(settled) => writer.queue_raw(frame(FrameType::End, &settled.end_bytes)?),
             Err(failed) => return Err(NoAnswer::Failed(Box::new(failed))),
         },
-        Asked::TopUp(request) => match &escalator.config.billing.topup_url {
-            Some(url) => writer.queue(&TopUp { url: page_for(url, caller, request.amount) })?,
-            None => {
-                let tenant = &caller.tenant;
-                let remedy =
-                    format!("ask the operator of the relay, who does it with: belayd tenant credit {tenant} 20");
-                let message = "money is added by the operator of this relay";
-                return Err(NoAnswer::because(FailureCode::UNSUPPORTED, message, &remedy));
-            }
-        },
+        Asked::TopUp(request) => writer.queue(&TopUp { url: pay_at(escalator, caller, request.amount).await? })?,
         Asked::Flush => {
             let pending = escalator.tenants.flush_one(&caller.tenant).await?;
             writer.queue(&Flushed { waiting_rows: unsigned(pending.rows), waiting: pending.cost })?;
@@ -108,6 +100,30 @@ async fn answer(
         }
     }
     Ok(())
+}
+
+/// The page to pay at: Stripe's, or the operator's. Errors: there is none.
+async fn pay_at(escalator: &Escalator, caller: &Caller, amount: NanoUsd) -> Result<String, NoAnswer> {
+    if let Some(stripe) = &escalator.stripe {
+        return match stripe.checkout(&caller.tenant, amount).await {
+            Ok(url) => Ok(url),
+            Err(CheckoutError::Amount(message)) => Err(invalid(message)),
+            Err(CheckoutError::Store(error)) => Err(error.into()),
+            Err(CheckoutError::Api(error)) => {
+                tracing::warn!(%error, "no page to pay at");
+                let message = "the payment service cannot be reached, or refuses";
+                Err(NoAnswer::because(FailureCode::STORE_UNAVAILABLE, message, "try again in a moment"))
+            }
+        };
+    }
+    match &escalator.config.billing.topup_url {
+        Some(url) => Ok(page_for(url, caller, amount)),
+        None => {
+            let tenant = &caller.tenant;
+            let remedy = format!("ask the operator of the relay, who does it with: belayd tenant credit {tenant} 20");
+            Err(NoAnswer::because(FailureCode::UNSUPPORTED, "money is added by the operator of this relay", &remedy))
+        }
+    }
 }
 
 /// The page to pay at, for that tenant and amount where its address has room for them.

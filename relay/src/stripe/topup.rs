@@ -1,0 +1,194 @@
+//! Top-ups by themselves, and the meters of who pays later: looked at now and then.
+
+use super::event::Paid;
+use super::{ApiError, CENT, Stripe, WebhookError};
+use crate::store::StoreError;
+use crate::store::central::stripe::{self as known, Attempt, AutoTopUp};
+use belay_protocol::calendar;
+use belay_protocol::id::TenantId;
+use belay_protocol::money::NanoUsd;
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// After a refusal, a card is not asked again for so long.
+const AFTER_REFUSAL_MS: u64 = 24 * 3_600_000;
+/// Stripe knows the name of a request for a day; after this it is not relied on.
+const NAMES_LAST_MS: i64 = 20 * 3_600_000;
+/// The longest pause while Stripe cannot be reached.
+const LONGEST: Duration = Duration::from_secs(300);
+/// Rows that are sent in a turn.
+const TURN: u32 = 100;
+
+impl Stripe {
+    /// Looks after top-ups and meters until `stop`.
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut pause = self.config.look_every;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = sleep(pause) => {}
+            }
+            pause = match self.look().await {
+                Ok(()) => self.config.look_every,
+                Err(error) => {
+                    warn!(%error, "payments wait for Stripe");
+                    (pause * 2).min(LONGEST)
+                }
+            };
+        }
+    }
+
+    /// One look. What is due and cannot be done now is done by a later one, under the same names.
+    pub(crate) async fn look(&self) -> Result<(), WebhookError> {
+        let _looking = self.looking.lock().await;
+        let mut failed = None;
+        for auto in self.central(|connection| known::auto_topups(connection, None)).await? {
+            // One whose card has died keeps no other from being topped up.
+            if let Err(error) = self.top_up(&auto).await {
+                failed = Some(error);
+            }
+        }
+        if self.config.meter_event.is_some() {
+            self.send_meters().await?;
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn top_up(&self, auto: &AutoTopUp) -> Result<(), WebhookError> {
+        let summary = self.books.summary(&auto.tenant).await?;
+        let wanted = summary.balance < auto.threshold;
+        let (wants, now_ms) = (auto.clone(), self.clock.now_ms());
+        let month = calendar::month(now_ms);
+        let attempt = self.central(move |connection| known::attempt(connection, &wants, wanted, month, now_ms)).await?;
+        let Some(attempt) = attempt else { return Ok(()) };
+        let id = auto.tenant.clone();
+        let customer = self.central(move |connection| known::customer(connection, &id)).await?;
+        let Some((customer, method)) =
+            customer.and_then(|customer| Some((customer.customer, customer.payment_method?)))
+        else {
+            return Ok(self.refused(&auto.tenant, attempt.number, "there is no stored way to pay").await?);
+        };
+        self.pay(&auto.tenant, &attempt, customer, method).await
+    }
+
+    async fn pay(
+        &self,
+        tenant: &TenantId,
+        attempt: &Attempt,
+        customer: String,
+        method: String,
+    ) -> Result<(), WebhookError> {
+        let now_ms = i64::try_from(self.clock.now_ms()).unwrap_or(i64::MAX);
+        if now_ms - attempt.at_ms > NAMES_LAST_MS
+            && let Some(intent) = self.made_before(attempt, &customer).await?
+        {
+            return self.answered(tenant, attempt, &intent).await;
+        }
+        let form = [
+            ("amount", (attempt.amount.0 / CENT).to_string()),
+            ("currency", "usd".to_owned()),
+            ("customer", customer),
+            ("payment_method", method),
+            ("confirm", "true".into()),
+            ("off_session", "true".into()),
+            ("metadata[belay_tenant]", tenant.to_string()),
+            ("metadata[belay_attempt]", attempt.number.to_string()),
+        ];
+        let name = format!("belay-auto-{tenant}-{}", attempt.number);
+        match self.api.post("/v1/payment_intents", &form, &name).await {
+            Ok(intent) => self.answered(tenant, attempt, &intent).await,
+            Err(ApiError::Refused { message, .. }) => Ok(self.refused(tenant, attempt.number, &message).await?),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What an attempt has come to that was made so long ago that Stripe has forgotten its name.
+    async fn made_before(&self, attempt: &Attempt, customer: &str) -> Result<Option<Value>, ApiError> {
+        let list = self.api.get(&format!("/v1/payment_intents?customer={customer}&limit=100")).await?;
+        let number = attempt.number.to_string();
+        let of_attempt =
+            |intent: &&Value| intent.pointer("/metadata/belay_attempt").and_then(Value::as_str) == Some(&number);
+        Ok(list.get("data").and_then(Value::as_array).and_then(|all| all.iter().find(of_attempt)).cloned())
+    }
+
+    async fn answered(&self, tenant: &TenantId, attempt: &Attempt, intent: &Value) -> Result<(), WebhookError> {
+        let text = |name: &str| intent.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        match text("status").as_str() {
+            // The webhook says the same, once more.
+            "succeeded" => {
+                let paid = Paid {
+                    payment_intent: text("id"),
+                    tenant: Some(tenant.to_string()),
+                    cents: u64::try_from(attempt.amount.0 / CENT).unwrap_or(0),
+                    currency: "usd".into(),
+                    payment_method: None,
+                    attempt: Some(attempt.number),
+                };
+                info!(%tenant, amount = %attempt.amount, "topped up by itself");
+                self.paid(paid).await
+            }
+            // A webhook will tell.
+            "processing" => Ok(()),
+            other => Ok(self.refused(tenant, attempt.number, &format!("the payment is {other}")).await?),
+        }
+    }
+
+    /// Notes that an attempt was refused; the next one waits.
+    pub(super) async fn refused(&self, tenant: &TenantId, number: i64, why: &str) -> Result<(), StoreError> {
+        warn!(%tenant, why, "a top-up by itself was refused");
+        let (id, why, until) = (tenant.clone(), why.to_owned(), self.clock.now_ms() + AFTER_REFUSAL_MS);
+        self.central(move |connection| known::attempted(connection, &id, number, Some((&why, until)))).await
+    }
+
+    /// When a tenant is topped up by itself, if it is.
+    pub(crate) async fn auto_topup(&self, tenant: &TenantId) -> Result<Option<AutoTopUp>, StoreError> {
+        let id = tenant.clone();
+        Ok(self.central(move |connection| known::auto_topups(connection, Some(&id))).await?.pop())
+    }
+
+    /// Sets threshold, amount and monthly cap; `None`: never.
+    pub(crate) async fn set_auto_topup(
+        &self,
+        tenant: &TenantId,
+        wanted: Option<(NanoUsd, NanoUsd, NanoUsd)>,
+    ) -> Result<(), StoreError> {
+        let id = tenant.clone();
+        self.central(move |connection| known::set_auto_topup(connection, &id, wanted)).await
+    }
+
+    /// Puts new usage of post-paid tenants into the outbox, and sends what waits there.
+    async fn send_meters(&self) -> Result<(), WebhookError> {
+        let Some(event) = self.config.meter_event.clone() else { return Ok(()) };
+        let now_ms = self.clock.now_ms();
+        let waiting = self
+            .central(move |connection| {
+                known::meter(connection, now_ms)?;
+                known::unmetered(connection, TURN)
+            })
+            .await?;
+        for row in waiting {
+            let form = [
+                ("event_name", event.clone()),
+                ("identifier", row.identifier.clone()),
+                ("timestamp", (row.at_ms / 1000).to_string()),
+                ("payload[stripe_customer_id]", row.customer.clone()),
+                ("payload[value]", row.value.0.to_string()),
+            ];
+            let refused = match self.api.post("/v1/billing/meter_events", &form, &row.identifier).await {
+                Ok(_) => false,
+                Err(ApiError::Refused { code, message }) => {
+                    warn!(identifier = row.identifier, code, message, "Stripe's meter refuses usage");
+                    true
+                }
+                Err(error) => return Err(error.into()),
+            };
+            self.central(move |connection| known::sent(connection, &row.identifier, refused)).await?;
+        }
+        Ok(())
+    }
+}
