@@ -48,6 +48,7 @@ mod secrets;
 mod sessions;
 mod simulation;
 mod stripe;
+mod stripe_local;
 mod sync;
 mod sync_cli;
 mod sync_edges;

@@ -126,10 +126,10 @@ async fn look(
     }
 }
 
-const SECRET: &str = "whsec_one";
+pub(crate) const SECRET: &str = "whsec_one";
 
 /// A relay that takes payments, and its directory of secrets.
-async fn relay_at(url: &str, extra: &str) -> (TestRelay, TempDir) {
+pub(crate) async fn relay_at(url: &str, extra: &str) -> (TestRelay, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = dir.path().join(name);
@@ -155,17 +155,17 @@ fn signed(secret: &str, at: u64, body: &str) -> String {
     format!("t={at},v1={}", data_encoding::HEXLOWER.encode(tag.as_ref()))
 }
 
-fn event(kind: &str, object: Value) -> String {
+pub(crate) fn event(kind: &str, object: Value) -> String {
     json!({ "id": format!("evt_{kind}"), "object": "event", "type": kind, "data": { "object": object } }).to_string()
 }
 
-struct Hooks {
+pub(crate) struct Hooks {
     http: reqwest::Client,
-    url: String,
+    pub(crate) url: String,
 }
 
 impl Hooks {
-    fn of(relay: &TestRelay) -> Self {
+    pub(crate) fn of(relay: &TestRelay) -> Self {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { http, url: format!("{}/webhooks/stripe", relay.url()) }
     }
@@ -175,7 +175,7 @@ impl Hooks {
         request.send().await.unwrap().status().as_u16()
     }
 
-    async fn tell(&self, body: &str) -> u16 {
+    pub(crate) async fn tell(&self, body: &str) -> u16 {
         self.send(&signed(SECRET, now(), body), body).await
     }
 }
