@@ -48,7 +48,6 @@ use session::Conversation;
 
 use crate::config::Config;
 use crate::ops::memory::{self, BodyPermit, Charge, Memory};
-use crate::ops::spin::{has_spare_core, spin};
 use crate::providers::{CallFuture, Providers};
 use crate::registry::Registry;
 use crate::secrets::KeySealer;
@@ -330,8 +329,7 @@ impl Escalator {
         let sent = Sent { body: body.clone(), headers: request.headers.clone() };
         let (first, cap) = (Usable { place: 0, key: None }, plan.expected_output(self));
         let prepared = self.prepare(&caller.tenant, &plan, &first, &sent, cap);
-        // Alone, it stays awake for its books: it has a first token to bring.
-        let outcome = spin(outcome, self.running() == 1 && has_spare_core()).await;
+        let outcome = outcome.await;
         match outcome.map_err(|error| store_failed(id, &error))? {
             HoldOutcome::Held(hold::Held { amount, output_cap, counted, remaining, usable }) => {
                 guard.held();

@@ -4,4 +4,3 @@ pub mod files;
 pub mod log;
 pub mod memory;
 pub mod rate;
-pub(crate) mod spin;
