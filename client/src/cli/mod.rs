@@ -22,7 +22,6 @@ mod up;
 use anyhow::Context;
 use belay_client::state::StateDir;
 use belay_client::{Client, Options};
-use belay_protocol::money::NanoUsd;
 use belay_transport::env::Env;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
@@ -176,7 +175,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Usage(args) => runtime()?.block_on(account::usage(&global, &args)),
         Command::Statement(args) => runtime()?.block_on(statement::statement(&global, &args)),
         Command::Record(args) => runtime()?.block_on(account::record(&global, args)),
-        Command::Topup { amount } => runtime()?.block_on(account::top_up(&global, amount)),
+        Command::Topup(args) => runtime()?.block_on(topup::top_up(&global, &args)),
         Command::Status(args) => runtime()?.block_on(status::run(&global, &args)),
         Command::Logout(args) => runtime()?.block_on(join::logout(&global, &args)),
         Command::Completions { shell } => {
