@@ -14,7 +14,8 @@ use belay_relay::store::ledger::money::Operation;
 use belay_relay::store::ledger::standing::Tier;
 use belay_tests::procs::{Belayd, binary, run};
 use belay_tests::relay::{PATIENCE, TestClient, TestRelay, tenant};
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
 const EVER: Span = Span::Period(UsagePeriod::EVER);
 const KNOWLEDGE: &str = "[recorded.knowledge]\nprice = { input = \"0.10\", output = \"0\" }\n\
@@ -269,5 +270,22 @@ fn the_commands_show_what_the_book_says() {
     assert_eq!(belay(&["statement", "--from", "2020-02-30"]).code, Some(2));
     assert_eq!(belay(&["topup", "20.5"]).stdout, "https://pay.example.org/?for=acme&usd=20.50\n");
     assert_eq!(belay(&["topup"]).stdout, "https://pay.example.org/?for=acme&usd=\n");
+    // One that waits, until the money has come.
+    let mut waits = Command::new(binary("belay"));
+    waits.arg("--home").arg(&home).args(["--json", "topup", "3", "--wait-for-money", "30"]);
+    let mut waits = waits.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(waits.stdout.take().unwrap()).lines().map(|line| line.unwrap());
+    let json = |line: Option<String>| serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap();
+    assert!(json(lines.next())["url"].as_str().unwrap().ends_with("usd=3.00"));
+    relay.run(&["tenant", "credit", "acme", "3"]).unwrap();
+    let came = json(lines.next());
+    assert_eq!(
+        (&came["credited_nano_usd"], &came["balance_nano_usd"]),
+        (&3_000_000_000i64.into(), &8_000_000_000i64.into())
+    );
+    assert!(waits.wait().unwrap().success());
+    let late = belay(&["topup", "3", "--wait-for-money", "1"]);
+    assert_eq!(late.code, Some(1));
+    assert!(late.stderr.contains("no money has come yet"), "{}", late.stderr);
     relay.terminate().unwrap();
 }

@@ -1,6 +1,6 @@
 //! `belay topup`: a page to pay at, and the wait until the money is there.
 
-use super::{Global, print_json};
+use super::Global;
 use anyhow::{Context, bail};
 use belay_client::{Client, ClientError};
 use belay_protocol::message::Balance;
@@ -41,7 +41,8 @@ async fn run(global: &Global, client: &Client, args: &TopUpArgs) -> anyhow::Resu
     let before = client.balance(global.wait()).await?;
     let page = client.top_up(args.amount.unwrap_or(NanoUsd::ZERO), global.wait()).await?;
     if global.json {
-        print_json(&serde_json::json!({ "url": page.url }))?;
+        // A line each, so that a program reads the first while it waits for the second.
+        println!("{}", serde_json::json!({ "url": page.url }));
     } else {
         println!("{}", page.url);
     }
@@ -59,7 +60,8 @@ async fn run(global: &Global, client: &Client, args: &TopUpArgs) -> anyhow::Resu
     line.finish_and_clear();
     let (credited, balance) = paid?;
     if global.json {
-        return print_json(&serde_json::json!({ "credited_nano_usd": credited.0, "balance_nano_usd": balance.0 }));
+        println!("{}", serde_json::json!({ "credited_nano_usd": credited.0, "balance_nano_usd": balance.0 }));
+        return Ok(());
     }
     println!("{credited} have come; the balance is {balance}");
     Ok(())
