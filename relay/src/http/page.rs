@@ -18,16 +18,16 @@ pub(super) fn page(document: &Value) -> String {
          <link rel=\"stylesheet\" href=\"/docs.css\"></head><body><main>\n",
     );
     // Writing to a text cannot fail.
-    let _ = write!(
+    let _ = writeln!(
         out,
         "<h1>belay</h1><p>{}</p><p>Callers show a key: <code>Authorization: Bearer bly_live_…</code>. For programs: \
-         <a href=\"/openapi.json\">openapi.json</a>.</p>\n",
+         <a href=\"/openapi.json\">openapi.json</a>.</p>",
         escape(text(document, "/info/description"))
     );
     let tags = document["tags"].as_array().map(Vec::as_slice).unwrap_or_default();
     for tag in tags {
         let name = tag["name"].as_str().unwrap_or_default();
-        let _ = write!(out, "<h2>{}</h2><p>{}</p>\n", escape(name), escape(text(tag, "/description")));
+        let _ = writeln!(out, "<h2>{}</h2><p>{}</p>", escape(name), escape(text(tag, "/description")));
         for (path, method, operation) in operations(document, name) {
             operation_into(&mut out, document, (path, method), operation);
         }
@@ -46,9 +46,9 @@ fn operations<'a>(document: &'a Value, tag: &'a str) -> impl Iterator<Item = (&'
 }
 
 fn operation_into(out: &mut String, document: &Value, (path, method): (&str, &str), operation: &Value) {
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<section><h3><code>{} {}</code></h3><p>{} {}</p>\n",
+        "<section><h3><code>{} {}</code></h3><p>{} {}</p>",
         method.to_uppercase(),
         escape(path),
         escape(text(operation, "/summary")),
@@ -65,7 +65,7 @@ fn operation_into(out: &mut String, document: &Value, (path, method): (&str, &st
     let body = schema_of(document, operation.pointer("/requestBody/content/application~1json/schema"));
     table(out, "Body (JSON)", fields(document, body));
     if let Some(example) = body.get("example").or_else(|| body.pointer("/examples/0")) {
-        let _ = write!(out, "<pre>{}</pre>\n", escape(&example.to_string()));
+        let _ = writeln!(out, "<pre>{}</pre>", escape(&example.to_string()));
     }
     let answer = schema_of(document, operation.pointer("/responses/200/content/application~1json/schema"));
     table(out, "Answer (JSON)", fields(document, answer));
