@@ -80,7 +80,7 @@ async fn every_answer_is_one_that_the_document_knows() {
     let suspended = relay.caller_of("gone", &SCOPES).await;
     relay.relay().admin().suspend(&tenant("gone"), true).await.unwrap();
     let seed: u64 = std::env::var("BELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let examples: u32 = std::env::var("BELAY_EXAMPLES").ok().and_then(|text| text.parse().ok()).unwrap_or(6);
     for (state, key) in [
         ("no key", None),

@@ -187,7 +187,7 @@ async fn of_ten_thousand_changed_tokens_and_keys_none_is_taken() {
     let token = signer.token(&claims());
     assert_eq!((status(&base, &token).await, status(&base, &base.key).await), (200, 200));
     let seed: u64 = std::env::var("BELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(11);
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let mut refused = 0;
     for original in [&token, &base.key] {
@@ -242,7 +242,7 @@ async fn a_wrong_key_and_an_unknown_one_take_the_same_time() {
     apart.sort_unstable();
     alike.sort_unstable();
     let (median, spread) = (apart[5_000], alike[7_500] - alike[2_500]);
-    println!("wrong and unknown differ by {median} ns; the middle half of the same key's by {spread} ns");
+    eprintln!("wrong and unknown differ by {median} ns; the middle half of the same key's by {spread} ns");
     assert!(median.abs() <= spread, "{median} ns apart, the same key's {spread} ns");
     relay.stop().await;
 }

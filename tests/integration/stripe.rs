@@ -286,7 +286,7 @@ async fn whatever_becomes_of_webhooks_money_moves_once_and_only_on_stripes_word(
 #[tokio::test(flavor = "multi_thread")]
 async fn refunds_and_disputes_in_any_order_come_to_the_same() {
     let seed: u64 = std::env::var("BELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(5);
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     for _ in 0..6 {
         let stripe = FakeStripe::start().await;
