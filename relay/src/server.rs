@@ -22,7 +22,7 @@ use crate::store::lock::{LockError, StateLock};
 use crate::store::schema::Durability;
 use crate::store::sessions::service::Sessions;
 use crate::store::{StoreError, central};
-use crate::stripe::Stripe;
+use crate::stripe::{Stripe, relay_name};
 use crate::sync::Sync;
 use crate::tenants::Tenants;
 use belay_certs::ca::Authority;
@@ -151,9 +151,10 @@ impl Relay {
         let master = MasterKey::load(&config.master_key, is_new.then_some(&env.random))?;
         let clock = || Arc::clone(&env.clock);
         let books = Books::new(store.clone(), clock(), &master, config.billing.free_allowance);
+        let name = relay_name(authority.certificate());
         let stripe = match config.stripe.clone() {
             Some(wanted) => Some(
-                Stripe::new(wanted, &config.timeouts, store.clone(), books.clone(), clock())
+                Stripe::new(wanted, &config.timeouts, (store.clone(), books.clone()), clock(), name)
                     .map_err(StartError::Setup)?,
             ),
             None => None,

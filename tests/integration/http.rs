@@ -286,7 +286,7 @@ async fn what_makes_no_sense_is_named_and_too_little_money_is_402() {
             json!({ "query": "hi", "context": { "history": [{ "role": "king", "content": "x" }] } }),
             "unknown variant `king`",
         ),
-        (json!([1]), "not understood"),
+        (json!([1]), "not a JSON object"),
     ] {
         let (status, refused) = HttpCaller::json(caller.post("/v1/escalate", &body)).await;
         assert_eq!((status, &refused["error"]["code"]), (400, &json!("invalid_request")), "{body}");

@@ -1,13 +1,15 @@
 //! Payments by Stripe: what is told is booked once, whatever happens to the telling.
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{digest, hmac};
 use axum::Router;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use belay_protocol::money::NanoUsd;
+use belay_relay::admin::service::TermsChange;
 use belay_relay::store::central::keys::KeyScope;
+use belay_relay::store::ledger::money::Operation;
 use belay_tests::http::{HTTP, HttpCaller};
 use belay_tests::relay::{PATIENCE, TestRelay, eventually, tenant};
 use rand::rngs::StdRng;
@@ -30,6 +32,8 @@ struct Fake {
     /// Does what it is asked, and answers with an error.
     loses_answers: bool,
     down: bool,
+    /// Takes another key than the relay's.
+    locked: bool,
     declines: bool,
 }
 
@@ -77,6 +81,9 @@ async fn make(State(fake): State<Shared>, Path(path): Path<String>, headers: Hea
     if fake.down {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
+    if fake.locked {
+        return (StatusCode::UNAUTHORIZED, Json(json!({ "error": { "message": "Invalid API Key" } }))).into_response();
+    }
     let name = headers["idempotency-key"].to_str().unwrap().to_owned();
     if let Some(known) = fake.named.get(&name) {
         return Json(known.clone()).into_response();
@@ -94,11 +101,11 @@ async fn make(State(fake): State<Shared>, Path(path): Path<String>, headers: Hea
         }
         "payment_intents" => {
             let tenant = form["metadata[belay_tenant]"].clone();
-            let attempt = form["metadata[belay_attempt]"].clone();
+            let (relay, attempt) = (form["metadata[belay_relay]"].clone(), form["metadata[belay_attempt]"].clone());
             let intent = json!({
                 "id": format!("pi_{number}"), "status": "succeeded", "currency": "usd",
                 "amount": form["amount"].parse::<u64>().unwrap(),
-                "metadata": { "belay_tenant": tenant, "belay_attempt": attempt },
+                "metadata": { "belay_tenant": tenant, "belay_relay": relay, "belay_attempt": attempt },
             });
             fake.intents.insert(format!("pi_{number}"), intent.clone());
             intent
@@ -117,6 +124,9 @@ async fn look(
     let fake = fake.lock().unwrap();
     if fake.down {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    if fake.locked {
+        return (StatusCode::UNAUTHORIZED, Json(json!({ "error": { "message": "Invalid API Key" } }))).into_response();
     }
     let found = path.strip_prefix("payment_intents/").and_then(|id| fake.intents.get(id));
     match found {
@@ -162,12 +172,19 @@ pub(crate) fn event(kind: &str, object: Value) -> String {
 pub(crate) struct Hooks {
     http: reqwest::Client,
     pub(crate) url: String,
+    /// What the relay calls itself at Stripe.
+    pub(crate) relay: String,
 }
 
 impl Hooks {
     pub(crate) fn of(relay: &TestRelay) -> Self {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { http, url: format!("{}/webhooks/stripe", relay.url()) }
+        let pem = std::fs::read_to_string(relay.state().join("ca/ca.pem")).unwrap();
+        let text: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        let certificate = data_encoding::BASE64.decode(text.as_bytes()).unwrap();
+        let fingerprint = digest::digest(&digest::SHA256, &certificate);
+        let name = data_encoding::HEXLOWER.encode(&fingerprint.as_ref()[..8]);
+        Self { http, url: format!("{}/webhooks/stripe", relay.url()), relay: name }
     }
 
     async fn send(&self, signature: &str, body: &str) -> u16 {
@@ -178,21 +195,21 @@ impl Hooks {
     pub(crate) async fn tell(&self, body: &str) -> u16 {
         self.send(&signed(SECRET, now(), body), body).await
     }
-}
 
-fn paid(intent: &str, cents: u64) -> String {
-    let object = json!({
-        "id": format!("cs_{intent}"), "mode": "payment", "payment_status": "paid", "payment_intent": intent,
-        "amount_total": cents, "currency": "usd", "metadata": { "belay_tenant": "acme" },
-    });
-    event("checkout.session.completed", object)
-}
+    fn paid(&self, intent: &str, cents: u64) -> String {
+        let object = json!({
+            "id": format!("cs_{intent}"), "mode": "payment", "payment_status": "paid", "payment_intent": intent,
+            "amount_total": cents, "currency": "usd", "metadata": { "belay_tenant": "acme", "belay_relay": self.relay },
+        });
+        event("checkout.session.completed", object)
+    }
 
-fn intent(id: &str, cents: u64) -> Value {
-    json!({
-        "id": id, "amount": cents, "amount_received": cents, "currency": "usd", "payment_method": "pm_1",
-        "metadata": { "belay_tenant": "acme" },
-    })
+    fn intent(&self, id: &str, cents: u64) -> Value {
+        json!({
+            "id": id, "amount": cents, "amount_received": cents, "currency": "usd", "payment_method": "pm_1",
+            "metadata": { "belay_tenant": "acme", "belay_relay": self.relay },
+        })
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,11 +231,11 @@ async fn a_top_up_is_paid_at_stripe_and_credited_once() {
     }
     let before = relay.balance("acme").await;
     let hooks = Hooks::of(&relay);
-    assert_eq!(hooks.tell(&paid("pi_1", 2000)).await, 200);
+    assert_eq!(hooks.tell(&hooks.paid("pi_1", 2000)).await, 200);
     // When it was answered, the money is there.
     assert_eq!(relay.balance("acme").await, before + 20_000_000_000);
     // The payment tells the same.
-    assert_eq!(hooks.tell(&event("payment_intent.succeeded", intent("pi_1", 2000))).await, 200);
+    assert_eq!(hooks.tell(&event("payment_intent.succeeded", hooks.intent("pi_1", 2000))).await, 200);
     assert_eq!(relay.balance("acme").await, before + 20_000_000_000);
     // Stripe is down: a page is not to be had, and said so.
     stripe.set(|fake| fake.down = true);
@@ -234,7 +251,7 @@ async fn whatever_becomes_of_webhooks_money_moves_once_and_only_on_stripes_word(
     let (relay, _dir) = relay_at(&stripe.url, "").await;
     let hooks = Hooks::of(&relay);
     let start = relay.balance("acme").await;
-    let body = paid("pi_1", 1500);
+    let body = hooks.paid("pi_1", 1500);
     // Forged, cut, stale, of another secret, of an unknown scheme, unsigned.
     for (what, signature, body) in [
         ("forged", signed("whsec_guess", now(), &body), body.clone()),
@@ -270,10 +287,10 @@ async fn whatever_becomes_of_webhooks_money_moves_once_and_only_on_stripes_word(
     assert_eq!(relay.balance("acme").await, start + 15_000_000_000);
     // Another relay's, another program's, another currency: nothing of ours.
     for body in [
-        paid("pi_2", 100).replace("acme", "nobody"),
+        hooks.paid("pi_2", 100).replace("acme", "nobody"),
         event("payment_intent.succeeded", json!({ "id": "pi_3", "amount": 100, "currency": "usd", "metadata": {} })),
-        paid("pi_4", 100).replace("usd", "eur"),
-        paid("pi_5", 100).replace("\"paid\"", "\"unpaid\""),
+        hooks.paid("pi_4", 100).replace("usd", "eur"),
+        hooks.paid("pi_5", 100).replace("\"paid\"", "\"unpaid\""),
         event("customer.created", json!({ "id": "cus_1" })),
     ] {
         assert_eq!(hooks.tell(&body).await, 200, "{body}");
@@ -290,11 +307,9 @@ async fn refunds_and_disputes_in_any_order_come_to_the_same() {
     let mut random = StdRng::seed_from_u64(seed);
     for _ in 0..6 {
         let stripe = FakeStripe::start().await;
-        stripe.set(|fake| {
-            fake.intents.insert("pi_1".into(), intent("pi_1", 5000));
-        });
         let (relay, _dir) = relay_at(&stripe.url, "").await;
         let hooks = Hooks::of(&relay);
+        stripe.set(|fake| drop(fake.intents.insert("pi_1".into(), hooks.intent("pi_1", 5000))));
         let start = relay.balance("acme").await;
         let refund = |id: &str, cents: u64, status: &str| json!({ "id": id, "object": "refund", "payment_intent": "pi_1", "amount": cents, "status": status });
         let charge = json!({
@@ -304,8 +319,8 @@ async fn refunds_and_disputes_in_any_order_come_to_the_same() {
         let dispute =
             |id: &str, status: &str| json!({ "id": id, "payment_intent": "pi_1", "amount": 900, "status": status });
         let mut told = vec![
-            paid("pi_1", 5000),
-            event("payment_intent.succeeded", intent("pi_1", 5000)),
+            hooks.paid("pi_1", 5000),
+            event("payment_intent.succeeded", hooks.intent("pi_1", 5000)),
             event("refund.created", refund("re_1", 500, "pending")),
             event("refund.updated", refund("re_1", 500, "succeeded")),
             event("charge.refunded", charge),
@@ -338,43 +353,33 @@ async fn refunds_and_disputes_in_any_order_come_to_the_same() {
 #[tokio::test(flavor = "multi_thread")]
 async fn while_stripe_is_away_nothing_is_lost_and_nothing_is_done_twice() {
     let stripe = FakeStripe::start().await;
-    let (relay, _dir) = relay_at(&stripe.url, "meter_event = \"belay_usage\"\n").await;
+    let (relay, _dir) = relay_at(&stripe.url, "").await;
     let hooks = Hooks::of(&relay);
     let client = relay.client().await;
     client.client.top_up(NanoUsd(20_000_000_000), PATIENCE).await.unwrap();
     // A refund of a payment that was never heard of: who it belongs to has to be asked for.
     stripe.set(|fake| {
         fake.down = true;
-        fake.intents.insert("pi_9".into(), intent("pi_9", 1000));
+        fake.intents.insert("pi_9".into(), hooks.intent("pi_9", 1000));
     });
     let refund = json!({ "id": "re_9", "payment_intent": "pi_9", "amount": 400, "status": "succeeded" });
     let refund = event("refund.created", refund);
     assert_eq!(hooks.tell(&refund).await, 503);
-    // The money is below the threshold, and usage of a tenant that pays later waits for its meter.
+    // The money is below the threshold.
     let operator = relay.caller_of("acme", &[KeyScope::Read, KeyScope::Admin]).await;
     let auto = json!({
-        "enabled": true, "threshold_nano_usd": 9_000_000_000i64, "amount_nano_usd": 7_000_000_000i64,
+        "enabled": true, "threshold_nano_usd": 9_500_000_000i64, "amount_nano_usd": 7_000_000_000i64,
         "monthly_cap_nano_usd": 15_000_000_000i64,
     });
-    assert_eq!(hooks.tell(&event("payment_intent.succeeded", intent("pi_1", 100))).await, 200);
+    assert_eq!(hooks.tell(&event("payment_intent.succeeded", hooks.intent("pi_1", 100))).await, 200);
     assert_eq!(HttpCaller::good(operator.post("/v1/billing/auto-topup", &auto)).await["enabled"], true);
-    let terms =
-        belay_relay::admin::service::TermsChange { ceiling: Some(NanoUsd(1_000_000_000)), ..Default::default() };
-    relay.relay().admin().change_terms(&tenant("acme"), terms).await.unwrap();
-    client.ask("hello").await;
-    relay.relay().admin().flush(&tenant("acme")).await.unwrap();
     let before = relay.balance("acme").await;
     // Up again, and every answer is lost: it does what it is asked, and nobody hears of it.
     stripe.set(|fake| (fake.down, fake.loses_answers) = (false, true));
     eventually("it is asked", async || !stripe.calls("payment_intents").is_empty()).await;
     stripe.set(|fake| fake.loses_answers = false);
     eventually("it is topped up", async || relay.balance("acme").await == before + 7_000_000_000).await;
-    eventually("usage is metered", async || !stripe.calls("billing/meter_events").is_empty()).await;
     assert_eq!(stripe.calls("payment_intents").len(), 1);
-    let metered = &stripe.calls("billing/meter_events")[0];
-    let usage = relay.relay().admin().tenants().await.unwrap()[0].charged_nano_usd;
-    assert_eq!((metered["event_name"].as_str(), &metered["payload[value]"]), ("belay_usage", &usage.to_string()));
-    assert_eq!(metered["payload[stripe_customer_id]"], "cus_1");
     assert_eq!(hooks.tell(&refund).await, 200);
     assert_eq!(hooks.tell(&refund).await, 200);
     assert_eq!(relay.balance("acme").await, before + 7_000_000_000 - 4_000_000_000);
@@ -392,7 +397,7 @@ async fn a_card_that_is_declined_is_not_asked_again_at_once() {
     let hooks = Hooks::of(&relay);
     let client = relay.client().await;
     client.client.top_up(NanoUsd(20_000_000_000), PATIENCE).await.unwrap();
-    assert_eq!(hooks.tell(&event("payment_intent.succeeded", intent("pi_1", 100))).await, 200);
+    assert_eq!(hooks.tell(&event("payment_intent.succeeded", hooks.intent("pi_1", 100))).await, 200);
     stripe.set(|fake| fake.declines = true);
     let operator = relay.caller_of("acme", &[KeyScope::Read, KeyScope::Admin]).await;
     let auto = json!({
@@ -425,6 +430,100 @@ async fn a_card_that_is_declined_is_not_asked_again_at_once() {
         HttpCaller::good(operator.post("/v1/billing/auto-topup", &json!({ "enabled": false }))).await["enabled"],
         false
     );
+    relay.verify().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_pays_later_is_metered_for_what_is_owed_and_that_once() {
+    let stripe = FakeStripe::start().await;
+    let (relay, _dir) = relay_at(&stripe.url, "meter_event = \"belay_usage\"\n").await;
+    let hooks = Hooks::of(&relay);
+    let client = relay.client().await;
+    client.client.top_up(NanoUsd(20_000_000_000), PATIENCE).await.unwrap();
+    client.ask("hello").await;
+    let admin = relay.relay().admin();
+    admin.flush(&tenant("acme")).await.unwrap();
+    // With a ceiling of late: what was prepaid is not billed again, nor what a refund takes of what is left.
+    let terms = TermsChange { ceiling: Some(NanoUsd(100_000_000_000)), ..Default::default() };
+    admin.change_terms(&tenant("acme"), terms).await.unwrap();
+    // What it owes waits while Stripe takes another key, and nothing is given up: no refund either.
+    stripe.set(|fake| {
+        fake.locked = true;
+        fake.intents.insert("pi_9".into(), hooks.intent("pi_9", 1000));
+        fake.intents.insert("pi_8".into(), {
+            let mut other = hooks.intent("pi_8", 1000);
+            other["currency"] = "jpy".into();
+            other
+        });
+    });
+    let refund = |of: &str, cents: u64| {
+        let object = json!({ "id": format!("re_{of}"), "payment_intent": of, "amount": cents, "status": "succeeded" });
+        event("refund.created", object)
+    };
+    assert_eq!(hooks.tell(&refund("pi_9", 700)).await, 503);
+    let start = relay.balance("acme").await;
+    let owed = |balance: i64| (-balance).to_string();
+    admin.operate(&tenant("acme"), Operation::Refund, NanoUsd(start + 30_000_000_000), None, None).await.unwrap();
+    let metered = || stripe.calls("billing/meter_events");
+    stripe.set(|fake| (fake.locked, fake.loses_answers) = (false, true));
+    eventually("it is metered", async || !metered().is_empty()).await;
+    stripe.set(|fake| fake.loses_answers = false);
+    let first = &metered()[0];
+    assert_eq!(first["payload[value]"], owed(-30_000_000_000));
+    assert_eq!(first["payload[stripe_customer_id]"], "cus_1");
+    assert_eq!(first["event_name"], "belay_usage");
+    // Seven dollars more are owed, and of the other currency nothing.
+    assert_eq!(hooks.tell(&refund("pi_8", 700)).await, 200);
+    assert_eq!(hooks.tell(&refund("pi_9", 700)).await, 200);
+    assert_eq!(relay.balance("acme").await, -37_000_000_000);
+    eventually("it is metered", async || metered().len() == 2).await;
+    assert_eq!(metered()[1]["payload[value]"], "7000000000");
+    assert_ne!(metered()[1]["identifier"], first["identifier"]);
+    // The bill is paid, and told twice: nothing is owed, and nothing is metered until something is.
+    let bill = json!({ "id": "in_1", "customer": "cus_1", "amount_paid": 3700, "currency": "usd" });
+    for _ in 0..2 {
+        assert_eq!(hooks.tell(&event("invoice.paid", bill.clone())).await, 200);
+    }
+    assert_eq!(relay.balance("acme").await, 0);
+    admin.operate(&tenant("acme"), Operation::Refund, NanoUsd(1), None, None).await.unwrap();
+    eventually("it is metered", async || metered().len() == 3).await;
+    assert_eq!(metered()[2]["payload[value]"], "1");
+    relay.verify().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_is_not_wanted_any_more_is_given_up() {
+    let stripe = FakeStripe::start().await;
+    let (relay, _dir) = relay_at(&stripe.url, "").await;
+    let hooks = Hooks::of(&relay);
+    let client = relay.client().await;
+    client.client.top_up(NanoUsd(20_000_000_000), PATIENCE).await.unwrap();
+    assert_eq!(hooks.tell(&event("payment_intent.succeeded", hooks.intent("pi_1", 100))).await, 200);
+    let operator = relay.caller_of("acme", &[KeyScope::Read, KeyScope::Admin]).await;
+    let auto = |amount: i64| {
+        json!({
+            "enabled": true, "threshold_nano_usd": 9_000_000_000_000i64, "amount_nano_usd": amount,
+            "monthly_cap_nano_usd": 7_000_000_000i64,
+        })
+    };
+    let before = relay.balance("acme").await;
+    // An attempt for seven dollars is made, and not heard.
+    stripe.set(|fake| fake.locked = true);
+    HttpCaller::good(operator.post("/v1/billing/auto-topup", &auto(7_000_000_000))).await;
+    let waits = async || {
+        let connection = rusqlite::Connection::open(relay.state().join("central.db")).unwrap();
+        let sql = "SELECT count(*) FROM auto_topup_attempt WHERE state = 0";
+        connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap() == 1
+    };
+    eventually("an attempt is written down", waits).await;
+    HttpCaller::good(operator.post("/v1/billing/auto-topup", &auto(3_000_000_000))).await;
+    stripe.set(|fake| fake.locked = false);
+    eventually("it is topped up", async || relay.balance("acme").await > before).await;
+    // The cap has room for two of three dollars: the one for seven does not count.
+    eventually("and again", async || relay.balance("acme").await == before + 6_000_000_000).await;
+    assert!(stripe.calls("payment_intents").iter().all(|form| form["amount"] == "300"));
     relay.verify().await;
     relay.stop().await;
 }

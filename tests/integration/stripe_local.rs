@@ -80,6 +80,7 @@ async fn a_payment_at_localstripe_arrives_once_and_so_do_its_refund_and_a_top_up
         ("payment_method", &method),
         ("confirm", "true"),
         ("metadata[belay_tenant]", "acme"),
+        ("metadata[belay_relay]", &hooks.relay),
     ];
     let intent = stripe.post("/v1/payment_intents", &form).await;
     eventually("the payment arrives", async || relay.balance("acme").await == start + 20_000_000_000).await;

@@ -155,6 +155,15 @@ impl<S: Source> Events<S> {
                 None
             }
             Ok(Some(Piece::Gone)) => self.fail(&Refusal::gone()),
+            // Nothing that it asks for was ever there.
+            Ok(Some(Piece::End(_))) if self.numbered.flatten().is_some_and(|last| last >= self.next) => {
+                let why = format!(
+                    "this answer has no event {}; its last is {}",
+                    self.numbered.flatten().unwrap_or(0),
+                    self.next.saturating_sub(1)
+                );
+                self.fail(&Refusal::bad_request(why))
+            }
             Ok(Some(Piece::End(end))) => match std::mem::replace(&mut self.state, State::Over) {
                 State::Refused(words) => Some(self.whole(&words)),
                 _ if end.outcome == Outcome::COMPLETE || self.has_told_an_error() => None,

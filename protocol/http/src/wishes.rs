@@ -69,13 +69,19 @@ impl Wishes {
             let parsed = ms.parse().ok().filter(|ms| *ms > 0);
             wishes.deadline_ms = Some(parsed.ok_or_else(|| wrong("belay-deadline-ms", ms, "a whole number above 0"))?);
         }
-        let encoding = headers.get(CONTENT_ENCODING).map(|encoding| encoding.to_str().unwrap_or("?"));
-        if let Some(shown) = encoding.filter(|encoding| !encoding.eq_ignore_ascii_case("identity")) {
-            let message = format!("a body with content-encoding {shown:?} is not served; send it as it is");
-            return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported", message));
-        }
+        plain(headers)?;
         Ok(wishes)
     }
+}
+
+/// Errors: the body is encoded.
+pub fn plain(headers: &HeaderMap) -> Result<(), Refusal> {
+    let encoding = headers.get(CONTENT_ENCODING).map(|encoding| encoding.to_str().unwrap_or("?"));
+    if let Some(shown) = encoding.filter(|encoding| !encoding.eq_ignore_ascii_case("identity")) {
+        let message = format!("a body with content-encoding {shown:?} is not served; send it as it is");
+        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported", message));
+    }
+    Ok(())
 }
 
 /// What a provider gets to see of a caller's headers.

@@ -3,7 +3,7 @@
 use super::check::Wrong;
 use super::jwt::{Issuer, issuers};
 use super::raw::{RawHttp, RawJwt};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,6 +22,8 @@ pub struct Http {
     pub connections_per_address: usize,
     /// Keys and tokens from one address that are looked up in a second.
     pub look_ups_per_second: u32,
+    /// Proxies whose word on where a caller comes from is taken.
+    pub trusted_proxies: Vec<IpAddr>,
     /// How long a caller may take to send a request's head, and a connection be idle.
     pub idle: Duration,
     /// A caller that takes nothing of its answer for so long has left.
@@ -106,6 +108,14 @@ pub(super) fn http(raw: RawHttp, jwt: Vec<RawJwt>) -> Result<Option<Http>, Wrong
             return Err(("http.origins", why));
         }
     }
+    let mut trusted_proxies = vec![];
+    for proxy in &raw.trusted_proxies {
+        let parsed = proxy.parse::<IpAddr>();
+        trusted_proxies.push(parsed.map_err(|_| ("http.trusted_proxies", format!("{proxy:?} is not an address")))?);
+    }
+    if raw.look_ups_per_second == Some(0) {
+        return Err(("http.look_ups_per_second", "0 would let nobody in".into()));
+    }
     let count = |key, value: Option<u32>, default: u32| {
         let value = value.unwrap_or(default);
         if (1..=MOST).contains(&value) {
@@ -128,7 +138,8 @@ pub(super) fn http(raw: RawHttp, jwt: Vec<RawJwt>) -> Result<Option<Http>, Wrong
         origins,
         connections: count("http.connections", raw.connections, 4096)?,
         connections_per_address: count("http.connections_per_address", raw.connections_per_address, 256)?,
-        look_ups_per_second: raw.look_ups_per_second.unwrap_or(100).max(1),
+        look_ups_per_second: raw.look_ups_per_second.unwrap_or(100),
+        trusted_proxies,
         idle: seconds("http.idle_s", raw.idle_s, 60)?,
         patience: seconds("http.patience_s", raw.patience_s, 60)?,
         keep_alive: seconds("http.keep_alive_s", raw.keep_alive_s, 15)?,

@@ -55,6 +55,7 @@ pub(super) struct RawHttp {
     pub(super) connections: Option<u32>,
     pub(super) connections_per_address: Option<u32>,
     pub(super) look_ups_per_second: Option<u32>,
+    pub(super) trusted_proxies: Vec<String>,
     pub(super) idle_s: Option<u64>,
     pub(super) patience_s: Option<u64>,
     pub(super) keep_alive_s: Option<u64>,

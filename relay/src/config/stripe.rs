@@ -76,11 +76,15 @@ pub(super) fn stripe(raw: &RawStripe, keys: Keys) -> Result<Option<Stripe>, Wron
     if !(1..=86_400).contains(&look) {
         return Err(("stripe.look_every_s", format!("{look} is not from 1 to 86400 seconds")));
     }
+    let tolerance_s = raw.tolerance_s.unwrap_or(300);
+    if !(10..=3600).contains(&tolerance_s) {
+        return Err(("stripe.tolerance_s", format!("{tolerance_s} is not from 10 to 3600 seconds")));
+    }
     Ok(Some(Stripe {
         url,
         key: key.trim().into(),
         webhook_secrets,
-        tolerance_s: raw.tolerance_s.unwrap_or(300),
+        tolerance_s,
         success_url,
         cancel_url: raw.cancel_url.clone(),
         meter_event: raw.meter_event.clone(),

@@ -48,6 +48,8 @@ connections = 4096
 connections_per_address = 256
 # Keys and tokens from one address that are looked up in a second; a right one is, once a minute.
 look_ups_per_second = 100
+# Addresses of proxies before the relay: where their callers come from is what they say in x-forwarded-for.
+trusted_proxies = []
 # A connection that is idle, or a request whose head takes so long, is closed; a caller that takes nothing of its
 # answer for so long has left; a stream without news gives a sign of life.
 idle_s = 60
@@ -114,14 +116,19 @@ default_max_output_tokens = 4096
 # Payments by Stripe, where tenants can pay by themselves (belay topup 20): checkout pages, webhooks (sent to
 # /webhooks/stripe of the HTTP side: checkout.session.completed, payment_intent.succeeded and .payment_failed,
 # charge.refunded, refund.created, .updated and .failed, charge.dispute.created, .closed, .funds_withdrawn and
-# .funds_reinstated), top-ups by themselves, and a meter for tenants that pay later (those with a ceiling; its values
-# are nano-dollars). Secrets of webhooks are a line each; two are good while one takes the place of the other.
+# .funds_reinstated, invoice.paid), top-ups by themselves, and a meter for tenants that pay later (those with a ceiling,
+# for what they are below zero; its values are nano-dollars). Secrets of webhooks are a line each; two are good while one takes the place of the other.
 # [stripe]
 # key_file = "/etc/belayd/stripe.key"
 # webhook_secrets_file = "/etc/belayd/stripe-webhook.secrets"
 # success_url = "https://example.org/paid"
 # cancel_url = "https://example.org/"
 # meter_event = "belay_usage"
+# How old a webhook may be, and how often top-ups and meters are looked at. url and private are for tests of it.
+# tolerance_s = 300
+# look_every_s = 30
+# url = "https://api.stripe.com"
+# private = false
 
 [limits]
 # Per tenant; a tenant's own budgets come before them (belayd budget set). Tokens in and out; 0: as many

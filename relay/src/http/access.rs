@@ -37,7 +37,8 @@ pub(super) struct Access {
     store: Store,
     registry: Arc<Registry>,
     env: Env,
-    /// Keys that had to be looked up, by address.
+    /// Keys that had to be looked up, by address. It lets as many through twice, the second time those that have proven
+    /// their address, which over TCP all have.
     guesses: Mutex<Admission>,
 }
 
@@ -74,7 +75,7 @@ fn unauthenticated() -> Refusal {
 impl Access {
     /// Callers of that store. Errors: an issuer's keys cannot be used.
     pub(super) fn new(config: &Http, store: Store, registry: Arc<Registry>, env: Env) -> Result<Self, JwtKeysError> {
-        let guesses = Mutex::new(Admission::new(config.look_ups_per_second));
+        let guesses = Mutex::new(Admission::new(config.look_ups_per_second.div_ceil(2)));
         let (keys, tokens) = (ApiKeys::new(store.clone(), env.clone()), Tokens::load(&config.issuers)?);
         Ok(Self { keys, tokens, store, registry, env, guesses })
     }
@@ -122,8 +123,8 @@ impl Access {
         loop {
             let losses = self.callers().losses();
             // A key of belay's has no dots; a token has two.
-            let known = if shown.contains('.') { self.by_token(shown).await? } else { self.by_key(shown).await? };
-            if self.callers().remember(hash, &known, losses) {
+            let mut known = if shown.contains('.') { self.by_token(shown).await? } else { self.by_key(shown).await? };
+            if self.callers().remember(hash, &mut known, losses) {
                 return Ok(known);
             }
         }

@@ -38,9 +38,18 @@ struct Entry {
     since: Instant,
 }
 
+#[derive(Debug)]
+struct Access {
+    tenant: TenantId,
+    key: Option<String>,
+    token: CancellationToken,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     entries: HashMap<[u8; 32], Entry>,
+    /// What ends a caller's access, for as long as the process lives: what it has begun may outlast its entry.
+    revoked: HashMap<DeviceId, Access>,
     /// Rises whenever somebody loses access: what was looked up before may not be true any more.
     losses: u64,
 }
@@ -70,11 +79,14 @@ impl Callers {
     }
 
     /// Remembers what was looked up. False: somebody has lost access meanwhile, and it may be this one.
-    pub(crate) fn remember(&self, hash: [u8; 32], known: &Known, losses: u64) -> bool {
+    pub(crate) fn remember(&self, hash: [u8; 32], known: &mut Known, losses: u64) -> bool {
         let mut inner = self.inner();
         if inner.losses != losses {
             return false;
         }
+        let (tenant, key) = (known.tenant.clone(), known.key.clone());
+        let fresh = || Access { tenant, key, token: CancellationToken::new() };
+        known.revoked = inner.revoked.entry(known.device.clone()).or_insert_with(fresh).token.clone();
         if inner.entries.len() >= MOST {
             inner.entries.retain(|_, entry| entry.since.elapsed() < KNOWN_FOR);
             if inner.entries.len() >= MOST {
@@ -87,21 +99,22 @@ impl Callers {
 
     /// Cuts off whoever came with that key.
     pub(crate) fn close_key(&self, id: &str) {
-        self.close(|known| known.key.as_deref() == Some(id));
+        self.close(|_, key| key == Some(id));
     }
 
     /// Cuts off all callers of a tenant.
     pub(crate) fn close_tenant(&self, tenant: &TenantId) {
-        self.close(|known| known.tenant == *tenant);
+        self.close(|of, _| of == tenant);
     }
 
-    fn close(&self, is_meant: impl Fn(&Known) -> bool) {
+    fn close(&self, is_meant: impl Fn(&TenantId, Option<&str>) -> bool) {
         let mut inner = self.inner();
         inner.losses += 1;
-        inner.entries.retain(|_, entry| {
-            let goes = is_meant(&entry.known);
+        inner.entries.retain(|_, entry| !is_meant(&entry.known.tenant, entry.known.key.as_deref()));
+        inner.revoked.retain(|_, access| {
+            let goes = is_meant(&access.tenant, access.key.as_deref());
             if goes {
-                entry.known.revoked.cancel();
+                access.token.cancel();
             }
             !goes
         });
@@ -132,14 +145,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_is_known_is_so_for_a_minute_and_not_beyond_a_revocation() {
         let callers = Callers::default();
-        let (a, b) = (known("a", None), known("b", Some(2000)));
-        assert!(callers.remember([1; 32], &a, callers.losses()) && callers.remember([2; 32], &b, callers.losses()));
+        let (mut a, mut b) = (known("a", None), known("b", Some(2000)));
+        let losses = callers.losses();
+        assert!(callers.remember([1; 32], &mut a, losses) && callers.remember([2; 32], &mut b, losses));
+        // Looked up anew, it is the same caller: what it began before ends with it.
+        let mut again = known("a", None);
+        assert!(callers.remember([1; 32], &mut again, losses));
         assert!(callers.find(&[1; 32], 1000).is_some() && callers.find(&[2; 32], 1999).is_some());
         assert!(callers.find(&[2; 32], 2000).is_none(), "it has ended");
         let before = callers.losses();
         callers.close_key("a");
-        assert!(a.revoked.is_cancelled() && callers.find(&[1; 32], 1000).is_none());
-        assert!(!callers.remember([1; 32], &a, before), "looked up before it was revoked");
+        assert!(a.revoked.is_cancelled() && again.revoked.is_cancelled() && callers.find(&[1; 32], 1000).is_none());
+        assert!(!callers.remember([1; 32], &mut a, before), "looked up before it was revoked");
         tokio::time::advance(KNOWN_FOR).await;
         assert!(callers.find(&[2; 32], 1000).is_none(), "to be looked up anew");
         callers.close_tenant(&b.tenant);
@@ -152,7 +169,7 @@ mod tests {
         for number in 0..MOST + 5 {
             let mut hash = [0; 32];
             hash[..8].copy_from_slice(&number.to_le_bytes());
-            callers.remember(hash, &known("a", None), 0);
+            callers.remember(hash, &mut known("a", None), 0);
         }
         assert!(callers.inner().entries.len() <= MOST);
     }

@@ -1,7 +1,7 @@
 //! The APIs of OpenAI and Anthropic, for their SDKs as they are.
 
 use super::Http;
-use super::reply::{Asked, json, own};
+use super::reply::{Asked, counted, json, own};
 use super::run::request;
 use crate::store::central::keys::KeyScope;
 use axum::body::Body;
@@ -28,14 +28,15 @@ async fn forwarded(http: &Http, forward: Forward, asked: &mut Asked) -> Result<R
     let wishes = Wishes::read(&asked.head.headers)?;
     let (body, permit) = asked.body(http, &admitted).await?;
     let (model, stream) = peek(&body)?;
-    let id = http.request_id(&admitted.caller, wishes.idempotency_key.as_deref());
+    let id = http.request_id(&admitted.caller, wishes.idempotency_key.as_deref().map(|key| ("llm", key)));
     let kind = (forward.operation, forward.dialect);
     let request = EscalateRequest {
         headers: passed_on(&asked.head.headers),
         ..request(id, kind, (model, stream), &wishes, &body)
     };
     let piped = http.run(&admitted, request, (body, permit), wishes.idempotency_key.is_some())?;
-    Ok(respond(piped, forward, stream, http.terms(&wishes)).await?.map(Body::new))
+    let response = respond(piped, forward, stream, http.terms(&wishes)).await?.map(Body::new);
+    if stream { Ok(response) } else { counted(http, response) }
 }
 
 /// The models, all or one.

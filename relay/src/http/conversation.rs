@@ -3,7 +3,7 @@
 use super::Http;
 use super::access::Admitted;
 use super::inside::{answer, broken, chunks, next, open, read};
-use super::reply::{Asked, json};
+use super::reply::{Asked, counted, json, room};
 use super::sessions::named;
 use super::shapes::Problems;
 use crate::store::central::keys::KeyScope;
@@ -41,6 +41,8 @@ pub(super) async fn conversation(
     side.writer.finish();
     let session: Session = answer(&mut side.reader).await?;
     let (mut said, mut bytes): (Vec<(SessionMessage, String)>, usize) = (vec![], 0);
+    // Twice: as it is read, and as it is written.
+    let mut charges = vec![];
     loop {
         let frame = next(&mut side.reader).await?;
         if frame.kind == FrameType::SessionsDone {
@@ -48,6 +50,7 @@ pub(super) async fn conversation(
         }
         let message: SessionMessage = read(&frame)?;
         bytes += message.text_len as usize;
+        charges.push(room(http, 2 * message.text_len as usize)?);
         match bounds {
             // One at least, however long it is.
             Some((messages, most)) if !said.is_empty() && (said.len() == messages || bytes > most) => {
@@ -96,11 +99,11 @@ pub(super) async fn export(State(http): State<Arc<Http>>, request: Request) -> R
         };
         let (session, said, _) = conversation(&http, &admitted, &question, None).await?;
         if as_json {
-            return json(&transcript::json(&session, pairs(&said)));
+            return counted(&http, json(&transcript::json(&session, pairs(&said)))?);
         }
         let mut response = Response::new(Body::from(transcript::markdown(&session, pairs(&said))));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/markdown; charset=utf-8"));
-        Ok(response)
+        counted(&http, response)
     }
     .await;
     asked.done(&http, answered).await

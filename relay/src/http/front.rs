@@ -18,13 +18,14 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::timeout;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// What browsers may ask with, and see of an answer.
 const METHODS: &str = "GET, POST, PUT";
@@ -63,12 +64,15 @@ struct Running {
 
 /// Counts a request until its answer has gone out.
 #[derive(Debug)]
-struct Count(Arc<Running>);
+struct Count {
+    running: Arc<Running>,
+    _leaves: TaskTrackerToken,
+}
 
 impl Drop for Count {
     fn drop(&mut self) {
-        self.0.count.fetch_sub(1, Ordering::Relaxed);
-        self.0.ended.notify_one();
+        self.running.count.fetch_sub(1, Ordering::Relaxed);
+        self.running.ended.notify_one();
     }
 }
 
@@ -105,7 +109,8 @@ impl Connection {
     async fn handle(self, mut request: Request<Incoming>) -> Response {
         self.running.count.fetch_add(1, Ordering::Relaxed);
         self.running.begun.notify_one();
-        let count = Count(Arc::clone(&self.running));
+        // A relay that leaves waits for it, as for a stream of a tunnel.
+        let count = Count { running: Arc::clone(&self.running), _leaves: self.front.http.shared.streams.token() };
         let cors = self.cors(request.headers());
         let response = match strict(&request) {
             Err(refusal) => {
@@ -123,7 +128,8 @@ impl Connection {
                 response
             }
             Ok(()) => {
-                request.extensions_mut().insert(self.peer);
+                let caller = self.caller(request.headers());
+                request.extensions_mut().insert(caller);
                 // The way of a token: nothing is looked up that need not be.
                 if let (&Method::POST, Some(Llm::Forward(forward))) = (request.method(), Llm::of(request.uri().path()))
                 {
@@ -154,6 +160,23 @@ impl Connection {
             headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
         }
         response.map(|body| Body::new(Counted { body, _count: count }))
+    }
+
+    /// Where a request comes from: behind a proxy that is trusted, what it says.
+    fn caller(&self, headers: &HeaderMap) -> Peer {
+        let trusted = &self.front.http.config.trusted_proxies;
+        let Peer(remote) = self.peer;
+        if !trusted.contains(&remote.ip().to_canonical()) {
+            return self.peer;
+        }
+        let named = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
+        let mut named: Vec<IpAddr> =
+            named.flat_map(|all| all.split(',')).filter_map(|one| one.trim().parse().ok()).collect();
+        // The last one that no proxy of ours has: whatever stands before it is the caller's own word.
+        while named.last().is_some_and(|last| trusted.contains(&last.to_canonical())) {
+            named.pop();
+        }
+        named.pop().map_or(self.peer, |ip| Peer(SocketAddr::new(ip, 0)))
     }
 
     /// The headers that let a page of an allowed origin read the answer; none for all others.

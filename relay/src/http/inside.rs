@@ -34,8 +34,16 @@ pub(super) fn open(shared: &Arc<Shared>, caller: &Caller, kind: StreamKind) -> S
     let (mut ours, theirs) = pipe(ROOM);
     ours.writer.preface(kind);
     let (task, caller) = (Arc::clone(shared), caller.clone());
-    let span = tracing::info_span!("http", tenant = %caller.tenant, device = %caller.device, kind = kind.name());
-    shared.streams.spawn(async move { connection::serve_stream(&task, Some(&caller), theirs.into(), span).await });
+    let span =
+        tracing::info_span!("http", tenant = %caller.tenant, device = %caller.device, kind = tracing::field::Empty);
+    shared.streams.spawn(async move {
+        tokio::select! {
+            // As a tunnel's streams end with it.
+            biased;
+            () = caller.revoked.cancelled() => {}
+            () = connection::serve_stream(&task, Some(&caller), theirs.into(), span) => {}
+        }
+    });
     ours
 }
 

@@ -97,9 +97,11 @@ impl HttpListener {
             match accepted {
                 Ok((socket, remote)) => {
                     failing = false;
-                    // Whoever is above its share hears nothing: an answer would cost a handshake.
-                    if let Some(place) = self.places.enter(remote.ip()) {
-                        self.take(socket, remote, place, stop.clone());
+                    // Whoever is above its share hears nothing: an answer would cost a handshake. A proxy stands for many.
+                    let of_proxy = self.http.config.trusted_proxies.contains(&remote.ip().to_canonical());
+                    match self.places.enter(remote.ip()) {
+                        None if !of_proxy => {}
+                        place => self.take(socket, remote, place, stop.clone()),
                     }
                 }
                 Err(error) => {
@@ -118,7 +120,7 @@ impl HttpListener {
         }
     }
 
-    fn take(&self, socket: TcpStream, remote: SocketAddr, place: Place, stop: CancellationToken) {
+    fn take(&self, socket: TcpStream, remote: SocketAddr, place: Option<Place>, stop: CancellationToken) {
         if let Err(error) = socket.set_nodelay(true) {
             debug!(%error, "cannot send small pieces at once");
         }

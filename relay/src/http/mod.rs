@@ -55,6 +55,7 @@ use crate::config;
 use crate::connection::Shared;
 use access::Access;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// What all requests share.
@@ -63,6 +64,8 @@ pub(crate) struct Http {
     shared: Arc<Shared>,
     access: Access,
     config: config::Http,
+    /// Places for events of strangers.
+    hooks: Semaphore,
     /// Cancelled when it waits no longer for answers that run.
     end: CancellationToken,
 }
@@ -72,7 +75,8 @@ impl Http {
         let escalator = &shared.escalator;
         let (store, env) = (escalator.store.clone(), escalator.env.clone());
         let access = Access::new(&config, store, Arc::clone(&shared.registry), env)?;
-        Ok(Arc::new(Self { access, config, end: CancellationToken::new(), shared }))
+        let hooks = Semaphore::new(stripe::AT_ONCE);
+        Ok(Arc::new(Self { access, config, hooks, end: CancellationToken::new(), shared }))
     }
 
     /// The largest request body, in bytes.

@@ -4,7 +4,8 @@ use super::Http;
 use super::inside::ask;
 use super::money::{BalanceAnswer, Nothing, balance_of};
 use super::reply::{Asked, json};
-use super::shapes::{Cents, LlmProblems, Problems};
+use super::shapes::{CENT, Cents, LlmProblems, Problems};
+use crate::store::StoreError;
 use crate::store::central::keys::KeyScope;
 use crate::store::ledger::money::Operation;
 use axum::extract::{Request, State};
@@ -18,6 +19,7 @@ use belay_protocol::money::NanoUsd;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use tracing::warn;
 use utoipa::ToSchema;
 
 /// Usage outside of the relay.
@@ -78,7 +80,7 @@ pub(super) async fn record(State(http): State<Arc<Http>>, request: Request) -> R
         ];
         let usage = usage.into_iter().filter(|(_, units)| *units > 0);
         let question = RecordRequest {
-            request_id: http.request_id(&admitted.caller, Some(&record.request_id)),
+            request_id: http.request_id(&admitted.caller, Some(("record", &record.request_id))),
             class,
             model: record.model,
             usage: usage.map(|(kind, units)| UsageLine { kind, units }).collect(),
@@ -130,12 +132,12 @@ pub(super) async fn topup(State(http): State<Arc<Http>>, request: Request) -> Re
         let admitted = &admitted;
         let amount = match (body.amount_nano_usd, body.amount_cents) {
             (Some(nanos), None) => NanoUsd(nanos),
-            (None, Some(cents)) => NanoUsd(i64::from(cents) * 10_000_000),
+            (None, Some(cents)) => NanoUsd(i64::from(cents) * CENT),
             (None, None) => NanoUsd::ZERO,
             (Some(_), Some(_)) => return Err(Refusal::bad_request("name amount_nano_usd or amount_cents, not both")),
         };
-        if amount.is_negative() {
-            return Err(Refusal::bad_request("the amount must not be below zero"));
+        if !(0..=MOST_NANO).contains(&amount.0) {
+            return Err(Refusal::bad_request("the amount must be from zero to a million dollars"));
         }
         let tenant = &admitted.caller.tenant;
         if admitted.may(KeyScope::Admin) {
@@ -150,10 +152,7 @@ pub(super) async fn topup(State(http): State<Arc<Http>>, request: Request) -> Re
             let books = http.shared.escalator.tenants.books();
             let by = admitted.caller.key.as_deref().unwrap_or("a token");
             let note = Some(format!("by API key {by}"));
-            let done = books.operate(tenant, Operation::Credit, amount, (named, note)).await;
-            done.map_err(|error| {
-                Refusal::new(StatusCode::CONFLICT, "conflict", error.to_string()).remedy("choose another operation")
-            })?;
+            books.operate(tenant, Operation::Credit, amount, (named, note)).await.map_err(|error| not_added(&error))?;
             let balance = balance_of(&http, admitted).await?;
             return json(&TopUpAnswer { credited: true, url: None, balance });
         }
@@ -165,6 +164,27 @@ pub(super) async fn topup(State(http): State<Arc<Http>>, request: Request) -> Re
     .await;
     asked.done(&http, answered).await
 }
+
+/// Why money was not added. What the store says of it is for the operator.
+fn not_added(error: &StoreError) -> Refusal {
+    match error {
+        StoreError::Failed { operation: "move money", .. } => {
+            let message = "this operation was another one before";
+            Refusal::new(StatusCode::CONFLICT, "conflict", message)
+                .remedy("choose another operation for another credit")
+        }
+        error => {
+            warn!(%error, "money was not added");
+            let message = "the relay could not write its books";
+            let mut refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", message);
+            refusal.retry_after_ms = Some(1000);
+            refusal.remedy("ask again under the same operation: it is done once")
+        }
+    }
+}
+
+/// The most that is added at once: a million dollars.
+const MOST_NANO: i64 = 1_000_000_000_000_000;
 
 /// What waits to be handed over.
 #[derive(Debug, Serialize, ToSchema)]

@@ -37,7 +37,8 @@ const MAX_NAME: usize = 255;
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"request_id": "test-123", "query": "What is 2+2?", "max_tokens": 100}))]
 pub(super) struct Question {
-    /// Names the request: asked again, it is the same request, answered once and charged once.
+    /// Names the request, for this key: asked again with the same body, streamed or not as before, it is the same
+    /// request, answered once and charged once.
     #[serde(default)]
     request_id: Option<String>,
     /// What is asked.
@@ -185,23 +186,27 @@ async fn answer(
     stream: bool,
 ) -> Result<Response, Refusal> {
     let question: Question = parse(&body)?;
-    let name = question.request_id.clone().or_else(|| header(head, "idempotency-key"));
+    let key = header(head, "idempotency-key").filter(|key| !key.trim().is_empty());
+    let name = question.request_id.clone().or(key);
     let stream = stream || question.stream;
     let mut headers = head.headers.clone();
     match name.as_deref() {
-        Some(name) if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) => {
-            let why = format!("request_id must have 1 to {MAX_NAME} bytes and no control characters");
+        Some(name)
+            if name.trim() != name
+                || name.is_empty()
+                || name.len() > MAX_NAME
+                || name.chars().any(char::is_control) =>
+        {
+            let why =
+                format!("request_id must have 1 to {MAX_NAME} bytes, no control characters and no blanks at its ends");
             return Err(Refusal::bad_request(why));
         }
         // The one names the request as the other does.
-        Some(name) => {
-            let value = http::HeaderValue::from_str(name).unwrap_or(http::HeaderValue::from_static("named"));
-            headers.insert("idempotency-key", value);
-        }
+        Some(_) => drop(headers.insert("idempotency-key", http::HeaderValue::from_static("named"))),
         None => {}
     }
     let wishes = Wishes::read(&headers)?;
-    let id = http.request_id(&admitted.caller, name.as_deref());
+    let id = http.request_id(&admitted.caller, name.as_deref().map(|name| ("question", name)));
     let shown = name.clone().unwrap_or_else(|| id.to_string());
     let session_id = match &question.session_id {
         Some(session) => {

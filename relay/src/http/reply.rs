@@ -2,20 +2,24 @@
 
 use super::Http;
 use super::access::Admitted;
-use crate::ops::memory::BodyPermit;
+use crate::ops::memory::{BodyPermit, Charge};
 use crate::store::central::keys::KeyScope;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{Query, Request};
 use axum::response::Response;
 use belay_http::refusal::Refusal;
 use belay_http::upload::{Room, Upload};
+use belay_http::wishes::plain;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
 use http::{StatusCode, Version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, timeout_at};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// A request that is being answered. Borrowed mutably throughout: a body can be sent to another thread, not shared.
 #[derive(Debug)]
@@ -44,6 +48,7 @@ impl Asked {
         scope: KeyScope,
     ) -> Result<(Admitted, T), Refusal> {
         let admitted = self.admit(http, scope).await?;
+        plain(&self.head.headers)?;
         let (body, _permit) = self.body(http, &admitted).await?;
         Ok((admitted, parse(&body)?))
     }
@@ -110,9 +115,8 @@ impl Room for Counted {
 }
 
 /// A body of whom nobody knows yet, byte for byte.
-pub(super) async fn raw(asked: &mut Asked, http: &Http, most: usize) -> Result<Bytes, Refusal> {
-    let until = Instant::now() + http.shared.escalator.config.timeouts.request_body;
-    timeout_at(until, asked.upload.read(most)).await.map_err(|_| {
+pub(super) async fn raw(asked: &mut Asked, most: usize, within: Duration) -> Result<Bytes, Refusal> {
+    timeout(within, asked.upload.read(most)).await.map_err(|_| {
         Refusal::new(StatusCode::REQUEST_TIMEOUT, "timed_out", "the request body did not arrive in time")
     })?
 }
@@ -126,9 +130,56 @@ pub(super) fn own(refusal: &Refusal) -> Response {
 pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
     // A body is optional where all of it is.
     let body: &[u8] = if body.is_empty() { b"{}" } else { body };
+    // A list of values would do for a reader that goes by their order, and mean something else with the next field.
+    if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return Err(Refusal::bad_request("the request body is not a JSON object").remedy("see /openapi.json"));
+    }
     serde_json::from_slice(body).map_err(|error| {
         Refusal::bad_request(format!("the request body is not understood: {error}")).remedy("see /openapi.json")
     })
+}
+
+/// An answer whose bytes count as the relay's memory until they have gone out. Errors: there is no room.
+pub(super) fn counted(http: &Http, response: Response) -> Result<Response, Refusal> {
+    let bytes = response.body().size_hint().upper().unwrap_or_default();
+    let charge = room(http, usize::try_from(bytes).unwrap_or(usize::MAX))?;
+    Ok(response.map(|body| Body::new(Held { body, _charge: charge })))
+}
+
+/// Room for so many bytes of an answer. Errors: there is none.
+pub(super) fn room(http: &Http, bytes: usize) -> Result<Charge, Refusal> {
+    http.shared.escalator.memory.charge(bytes).ok_or_else(|| {
+        let message = "the relay has no memory left for answers";
+        let mut refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message);
+        refusal.retry_after_ms = Some(1000);
+        refusal.remedy("try again later")
+    })
+}
+
+/// A body that keeps its room.
+struct Held {
+    body: Body,
+    _charge: Charge,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// An answer in JSON.

@@ -15,10 +15,10 @@ use http::StatusCode;
 use std::sync::Arc;
 
 impl Http {
-    /// The id of a request: that of its caller's own name for it, or a new one.
-    pub(super) fn request_id(&self, caller: &Caller, name: Option<&str>) -> RequestId {
+    /// The id of a request: that of its caller's own name for it, among those of its kind, or a new one.
+    pub(super) fn request_id(&self, caller: &Caller, name: Option<(&str, &str)>) -> RequestId {
         match name {
-            Some(name) => named(caller.tenant.as_str(), caller.device.as_str(), name),
+            Some((kind, name)) => named(caller.tenant.as_str(), caller.device.as_str(), &format!("{kind}\n{name}")),
             None => RequestId(self.shared.escalator.env.random.bytes()),
         }
     }

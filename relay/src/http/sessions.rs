@@ -4,7 +4,7 @@ use super::Http;
 use super::access::Admitted;
 use super::conversation::{PAGE_BYTES, PAGE_MESSAGES, conversation, pairs};
 use super::inside::{answer, ask, open, rows};
-use super::reply::{Asked, json};
+use super::reply::{Asked, counted, json};
 use super::session_shapes::{ContextBody, KnowledgeBody};
 use super::shapes::Problems;
 use super::sync_shapes::PushedMessage;
@@ -115,7 +115,7 @@ pub(super) async fn get(State(http): State<Arc<Http>>, request: Request) -> Resp
         let (session, said, is_last) = conversation(&http, &admitted, &question, bounds).await?;
         let mut value = transcript::json(&session, pairs(&said));
         value["next"] = said.last().map(|(message, _)| message.number).filter(|_| !is_last).into();
-        json(&value)
+        counted(&http, json(&value)?)
     }
     .await;
     asked.done(&http, answered).await

@@ -12,15 +12,15 @@ use utoipa::{IntoResponses, PartialSchema, ToSchema};
 pub(super) struct Cents(pub(super) NanoUsd);
 
 /// Nano-dollars in a cent.
-const NANOS_PER_CENT: u64 = 10_000_000;
+pub(super) const CENT: i64 = 10_000_000;
 
 impl Cents {
     fn text(self) -> String {
         let (sign, nanos) = (if self.0.is_negative() { "-" } else { "" }, self.0.0.unsigned_abs());
-        let decimals = format!("{:07}", nanos % NANOS_PER_CENT);
+        let decimals = format!("{:07}", nanos % CENT.unsigned_abs());
         match decimals.trim_end_matches('0') {
-            "" => format!("{sign}{}", nanos / NANOS_PER_CENT),
-            kept => format!("{sign}{}.{kept}", nanos / NANOS_PER_CENT),
+            "" => format!("{sign}{}", nanos / CENT.unsigned_abs()),
+            kept => format!("{sign}{}.{kept}", nanos / CENT.unsigned_abs()),
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::Http;
 use super::money::Nothing;
 use super::reply::{Asked, json, raw};
-use super::shapes::{Cents, Problems};
+use super::shapes::{CENT, Cents, Problems};
 use crate::store::central::keys::KeyScope;
 use crate::store::central::stripe::AutoTopUp;
 use crate::stripe::{Stripe, WebhookError};
@@ -15,13 +15,15 @@ use belay_protocol::money::NanoUsd;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Duration;
 use tracing::warn;
 use utoipa::ToSchema;
 
-/// The largest event that is read, in bytes.
-const MOST: usize = 1 << 20;
-/// A whole cent, in nano-dollars.
-const CENT: i64 = 10_000_000;
+/// The largest event that is read, in bytes, and how long it may take to come.
+const MOST: usize = 256 << 10;
+const WITHIN: Duration = Duration::from_secs(10);
+/// Events that are read at once: whoever sends them has not been asked who he is.
+pub(super) const AT_ONCE: usize = 64;
 
 fn service(http: &Http) -> Result<&Arc<Stripe>, Refusal> {
     http.shared.escalator.stripe.as_ref().ok_or_else(|| {
@@ -45,7 +47,12 @@ pub(super) async fn webhook(State(http): State<Arc<Http>>, request: Request) -> 
         let stripe = service(&http)?;
         let signature = asked.head.headers.get("stripe-signature").and_then(|value| value.to_str().ok());
         let signature = signature.unwrap_or_default().to_owned();
-        let body = raw(&mut asked, &http, MOST).await?;
+        // One that cannot be Stripe's is not read.
+        stripe.looks_signed(&signature).map_err(|error| Refusal::bad_request(error.to_string()))?;
+        let Ok(_place) = http.hooks.try_acquire() else {
+            return Err(unavailable("too many events at once; send it again"));
+        };
+        let body = raw(&mut asked, MOST, WITHIN).await?;
         match stripe.webhook(&signature, &body).await {
             Ok(()) => json(&serde_json::json!({ "received": true })),
             Err(error @ (WebhookError::Signature(_) | WebhookError::Malformed)) => {

@@ -16,15 +16,29 @@ pub enum ApiError {
     /// It cannot be reached, or has no time: the same again, later.
     #[error("Stripe cannot be reached: {0}")]
     Unreachable(String),
-    /// It says no.
-    #[error("Stripe refuses: {message} ({code})")]
+    /// The payer's card, or bank, says no.
+    #[error("the payment is refused: {message} ({code})")]
     Refused {
+        /// Stripe's name for the reason.
+        code: String,
+        /// Its words, which are for the payer.
+        message: String,
+    },
+    /// There is no such thing.
+    #[error("Stripe does not know it")]
+    Unknown,
+    /// It does not take what the relay asks, or the relay's key: for the operator to put right.
+    #[error("Stripe does not do what the relay asks: {message} ({code})")]
+    Ours {
         /// Its name for the reason.
         code: String,
         /// Its words.
         message: String,
     },
 }
+
+/// Of a list, no more than this is read.
+const LONGEST_LIST: usize = 10_000;
 
 /// A way to Stripe.
 #[derive(Debug)]
@@ -51,6 +65,22 @@ impl Api {
         self.send(self.client.get(format!("{}{path}", self.base))).await
     }
 
+    /// All of a list, page by page.
+    pub(super) async fn list(&self, path: &str) -> Result<Vec<Value>, ApiError> {
+        let mut all: Vec<Value> = vec![];
+        loop {
+            let after = all.last().and_then(|last| last.get("id")).and_then(Value::as_str);
+            let after = after.map(|id| format!("&starting_after={id}")).unwrap_or_default();
+            let page = self.get(&format!("{path}&limit=100{after}")).await?;
+            let found = page.get("data").and_then(Value::as_array).cloned().unwrap_or_default();
+            let is_last = found.is_empty() || page.get("has_more") != Some(&Value::Bool(true));
+            all.extend(found);
+            if is_last || all.len() >= LONGEST_LIST {
+                return Ok(all);
+            }
+        }
+    }
+
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Value, ApiError> {
         let unreachable = |error: reqwest::Error| ApiError::Unreachable(error.without_url().to_string());
         let answer =
@@ -68,7 +98,13 @@ impl Api {
         }
         let code = [text("/error/decline_code"), text("/error/code"), text("/error/type"), status.to_string()];
         let code = code.into_iter().find(|code| !code.is_empty()).unwrap_or_default();
-        Err(ApiError::Refused { code, message: text("/error/message") })
+        let message = text("/error/message");
+        Err(match status.as_u16() {
+            402 => ApiError::Refused { code, message },
+            404 => ApiError::Unknown,
+            _ if text("/error/type") == "card_error" => ApiError::Refused { code, message },
+            _ => ApiError::Ours { code, message },
+        })
     }
 }
 

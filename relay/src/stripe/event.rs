@@ -8,13 +8,15 @@ pub(super) enum Happened {
     /// Money was paid.
     Paid(Paid),
     /// It was tried, and refused.
-    NotPaid { tenant: Option<String>, attempt: Option<i64>, why: String },
+    NotPaid { tenant: Option<String>, relay: Option<String>, attempt: Option<i64>, why: String },
     /// Of a payment, something was given back.
     Refunded(Refund),
     /// The same, but which refunds these are has to be asked for.
-    RefundedSomehow { charge: String, payment_intent: String },
+    RefundsOf { charge: String, payment_intent: String },
     /// A payment was taken back by its payer, or that has come to nothing.
     Disputed(Dispute),
+    /// The bill for what a tenant was to pay later was paid.
+    BillPaid { invoice: String, customer: String, cents: u64, currency: String },
     /// Nothing of interest here.
     Other,
 }
@@ -25,6 +27,8 @@ pub(super) struct Paid {
     pub(super) payment_intent: String,
     /// As it was named when the payment was asked for; `None`: it was not belay that asked.
     pub(super) tenant: Option<String>,
+    /// Which relay has asked.
+    pub(super) relay: Option<String>,
     pub(super) cents: u64,
     pub(super) currency: String,
     pub(super) payment_method: Option<String>,
@@ -83,6 +87,7 @@ impl Happened {
         let object = event.pointer("/data/object")?;
         let attempt = || text(object, "/metadata/belay_attempt").and_then(|number| number.parse().ok());
         let tenant = || text(object, "/metadata/belay_tenant");
+        let relay = || text(object, "/metadata/belay_relay");
         Some(match kind {
             "checkout.session.completed" | "checkout.session.async_payment_succeeded" => {
                 let is_paid = text(object, "/payment_status").as_deref() == Some("paid");
@@ -92,6 +97,7 @@ impl Happened {
                 Self::Paid(Paid {
                     payment_intent: id(object, "payment_intent")?,
                     tenant: tenant(),
+                    relay: relay(),
                     cents: cents(object, "amount_total")?,
                     currency: text(object, "/currency")?,
                     payment_method: None,
@@ -101,6 +107,7 @@ impl Happened {
             "payment_intent.succeeded" => Self::Paid(Paid {
                 payment_intent: text(object, "/id")?,
                 tenant: tenant(),
+                relay: relay(),
                 cents: cents(object, "amount_received").or_else(|| cents(object, "amount"))?,
                 currency: text(object, "/currency")?,
                 payment_method: id(object, "payment_method"),
@@ -108,6 +115,7 @@ impl Happened {
             }),
             "payment_intent.payment_failed" => Self::NotPaid {
                 tenant: tenant(),
+                relay: relay(),
                 attempt: attempt(),
                 why: text(object, "/last_payment_error/message").unwrap_or_else(|| "the payment was refused".into()),
             },
@@ -116,7 +124,7 @@ impl Happened {
                 Refund::of(object).map_or(Self::Other, Self::Refunded)
             }
             "charge.refunded" => match (text(object, "/id"), id(object, "payment_intent")) {
-                (Some(charge), Some(payment_intent)) => Self::RefundedSomehow { charge, payment_intent },
+                (Some(charge), Some(payment_intent)) => Self::RefundsOf { charge, payment_intent },
                 _ => Self::Other,
             },
             "charge.dispute.created"
@@ -137,6 +145,12 @@ impl Happened {
                     won: closed || kind == "charge.dispute.funds_reinstated",
                 })
             }
+            "invoice.paid" => match (text(object, "/id"), id(object, "customer"), text(object, "/currency")) {
+                (Some(invoice), Some(customer), Some(currency)) => {
+                    Self::BillPaid { invoice, customer, cents: cents(object, "amount_paid")?, currency }
+                }
+                _ => Self::Other,
+            },
             _ => Self::Other,
         })
     }

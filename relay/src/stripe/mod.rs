@@ -6,6 +6,7 @@
 
 mod api;
 mod event;
+mod meter;
 mod signature;
 mod topup;
 
@@ -19,6 +20,7 @@ use crate::store::central::stripe as known;
 use crate::store::executor::{Db, Store};
 use crate::store::ledger::money::Operation;
 use api::Api;
+use belay_certs::sha256;
 use belay_protocol::id::TenantId;
 use belay_protocol::money::NanoUsd;
 use belay_transport::env::Clock;
@@ -66,6 +68,11 @@ pub enum WebhookError {
     Store(#[from] StoreError),
 }
 
+/// A name for a relay at Stripe, where several share an account: of the certificate (DER) of its authority.
+pub(crate) fn relay_name(authority: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(&sha256(authority)[..8])
+}
+
 /// Payments by Stripe.
 #[derive(Debug)]
 pub struct Stripe {
@@ -74,21 +81,23 @@ pub struct Stripe {
     store: Store,
     books: Books,
     clock: Arc<dyn Clock>,
+    /// Tells this relay's payments from others' at the same account.
+    relay: String,
     /// Held while top-ups and meters are looked at.
     looking: Mutex<()>,
 }
 
 impl Stripe {
-    /// Errors: the TLS set-up failed.
+    /// `relay` names this one at Stripe. Errors: the TLS set-up failed.
     pub(crate) fn new(
         config: config::Stripe,
         timeouts: &Timeouts,
-        store: Store,
-        books: Books,
+        (store, books): (Store, Books),
         clock: Arc<dyn Clock>,
+        relay: String,
     ) -> Result<Arc<Self>, String> {
         let api = Api::new(&config.url, config.key.clone(), timeouts, config.private)?;
-        Ok(Arc::new(Self { api, config, store, books, clock, looking: Mutex::default() }))
+        Ok(Arc::new(Self { api, config, store, books, clock, relay, looking: Mutex::default() }))
     }
 
     async fn central<T: Send + 'static>(
@@ -104,8 +113,12 @@ impl Stripe {
         if let Some(customer) = self.central(move |connection| known::customer(connection, &id)).await? {
             return Ok(customer);
         }
-        let form = [("name", tenant.to_string()), ("metadata[belay_tenant]", tenant.to_string())];
-        let made = self.api.post("/v1/customers", &form, &format!("belay-customer-{tenant}")).await?;
+        let form = [
+            ("name", tenant.to_string()),
+            ("metadata[belay_tenant]", tenant.to_string()),
+            ("metadata[belay_relay]", self.relay.clone()),
+        ];
+        let made = self.api.post("/v1/customers", &form, &format!("belay-{}-customer-{tenant}", self.relay)).await?;
         let customer = made.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
         let (id, now_ms) = (tenant.clone(), self.clock.now_ms());
         let known = self.central(move |connection| known::set_customer(connection, &id, &customer, now_ms)).await?;
@@ -131,7 +144,9 @@ impl Stripe {
             ("line_items[0][price_data][unit_amount]", cents.to_string()),
             ("line_items[0][price_data][product_data][name]", format!("Balance of {tenant}")),
             ("metadata[belay_tenant]", tenant.to_string()),
+            ("metadata[belay_relay]", self.relay.clone()),
             ("payment_intent_data[metadata][belay_tenant]", tenant.to_string()),
+            ("payment_intent_data[metadata][belay_relay]", self.relay.clone()),
             ("payment_intent_data[setup_future_usage]", "off_session".into()),
             ("success_url", self.config.success_url.clone()),
         ];
@@ -139,12 +154,17 @@ impl Stripe {
             form.push(("cancel_url", url.clone()));
         }
         // Asked again is another page: whoever asks twice may want two.
-        let name = format!("belay-checkout-{tenant}-{cents}-{}", self.clock.now_ms());
+        let name = format!("belay-{}-checkout-{tenant}-{cents}-{}", self.relay, self.clock.now_ms());
         let session = self.api.post("/v1/checkout/sessions", &form, &name).await?;
         match session.get("url").and_then(Value::as_str) {
             Some(url) => Ok(url.to_owned()),
             None => Err(ApiError::Unreachable("it made no page".into()).into()),
         }
+    }
+
+    /// Errors: whatever its body is, a webhook with that header is not Stripe's of late.
+    pub(crate) fn looks_signed(&self, signature: &str) -> Result<(), SignatureError> {
+        signature::looks_signed(signature, (self.clock.now_ms(), self.config.tolerance_s))
     }
 
     /// Takes a webhook. When this returns, what it tells is in the book for good.
@@ -155,9 +175,15 @@ impl Stripe {
         let happened = Happened::of(&event).ok_or(WebhookError::Malformed)?;
         match happened {
             Happened::Paid(paid) => self.paid(paid).await,
-            Happened::NotPaid { tenant, attempt, why } => self.not_paid(tenant, attempt, &why).await,
+            Happened::NotPaid { tenant, relay, attempt, why } if self.is_ours(relay.as_deref()) => {
+                self.not_paid(tenant, attempt, &why).await
+            }
+            Happened::NotPaid { .. } => Ok(()),
+            Happened::BillPaid { invoice, customer, cents, currency } => {
+                self.bill_paid(invoice, customer, cents, &currency).await
+            }
             Happened::Refunded(refund) => self.refunded(&refund).await,
-            Happened::RefundedSomehow { charge, payment_intent } => {
+            Happened::RefundsOf { charge, payment_intent } => {
                 let embedded = event.pointer("/data/object/refunds/data").and_then(Value::as_array);
                 let refunds = match embedded {
                     Some(list) if event.pointer("/data/object/refunds/has_more") != Some(&Value::Bool(true)) => {
@@ -183,13 +209,15 @@ impl Stripe {
     }
 
     async fn refunds_of(&self, charge: &str) -> Result<Vec<Value>, ApiError> {
-        let list = self.api.get(&format!("/v1/refunds?charge={charge}&limit=100")).await?;
-        Ok(list.get("data").and_then(Value::as_array).cloned().unwrap_or_default())
+        self.api.list(&format!("/v1/refunds?charge={charge}")).await
     }
 
     /// Credits a payment that belay has asked for.
     async fn paid(&self, paid: Paid) -> Result<(), WebhookError> {
         let Some(tenant) = paid.tenant.as_deref().and_then(|name| name.parse::<TenantId>().ok()) else { return Ok(()) };
+        if !self.is_ours(paid.relay.as_deref()) {
+            return Ok(());
+        }
         if paid.currency != "usd" {
             error!(%tenant, payment = paid.payment_intent, currency = paid.currency, "paid in another currency: not credited");
             return Ok(());
@@ -235,14 +263,41 @@ impl Stripe {
         }
         let intent = match self.api.get(&format!("/v1/payment_intents/{payment_intent}")).await {
             Ok(intent) => intent,
-            Err(ApiError::Refused { .. }) => return Ok(None),
+            Err(ApiError::Unknown) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let Some(named) = intent.pointer("/metadata/belay_tenant").and_then(Value::as_str) else { return Ok(None) };
-        let Ok(tenant) = named.parse::<TenantId>() else { return Ok(None) };
-        let (id, known) = (tenant.clone(), tenant);
+        let text = |pointer: &str| intent.pointer(pointer).and_then(Value::as_str);
+        // What was paid in another currency was never credited.
+        if !self.is_ours(text("/metadata/belay_relay")) || text("/currency") != Some("usd") {
+            return Ok(None);
+        }
+        let Some(tenant) = text("/metadata/belay_tenant").and_then(|name| name.parse::<TenantId>().ok()) else {
+            return Ok(None);
+        };
+        let id = tenant.clone();
         let found = self.central(move |connection| crate::store::central::tenant(connection, &id)).await?;
-        Ok(found.map(|_| known))
+        Ok(found.map(|_| tenant))
+    }
+
+    /// True for what this relay has asked for, and not another one at the same account.
+    fn is_ours(&self, relay: Option<&str>) -> bool {
+        relay == Some(&*self.relay)
+    }
+
+    /// Credits a bill for metered usage: the tenant was below zero by it.
+    async fn bill_paid(
+        &self,
+        invoice: String,
+        customer: String,
+        cents: u64,
+        currency: &str,
+    ) -> Result<(), WebhookError> {
+        let found = self.central(move |connection| known::tenant_of(connection, &customer)).await?;
+        let Some(tenant) = found.filter(|_| currency == "usd" && cents > 0) else { return Ok(()) };
+        let (amount, id, name) = (nanos(cents), tenant.clone(), invoice.clone());
+        // In this order: a bill that counts before its money is there would be metered anew.
+        self.book(&tenant, Operation::Credit, amount, invoice).await?;
+        Ok(self.central(move |connection| known::billed(connection, &id, &name, amount)).await?)
     }
 
     async fn refunded(&self, refund: &Refund) -> Result<(), WebhookError> {

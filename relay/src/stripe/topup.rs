@@ -1,4 +1,4 @@
-//! Top-ups by themselves, and the meters of who pays later: looked at now and then.
+//! Top-ups by themselves, looked at now and then.
 
 use super::event::Paid;
 use super::{ApiError, CENT, Stripe, WebhookError};
@@ -20,8 +20,6 @@ const AFTER_REFUSAL_MS: u64 = 24 * 3_600_000;
 const NAMES_LAST_MS: i64 = 20 * 3_600_000;
 /// The longest pause while Stripe cannot be reached.
 const LONGEST: Duration = Duration::from_secs(300);
-/// Rows that are sent in a turn.
-const TURN: u32 = 100;
 
 impl Stripe {
     /// Looks after top-ups and meters until `stop`.
@@ -66,6 +64,9 @@ impl Stripe {
         let month = calendar::month(now_ms);
         let attempt = self.central(move |connection| known::attempt(connection, &wants, wanted, month, now_ms)).await?;
         let Some(attempt) = attempt else { return Ok(()) };
+        if !wanted || attempt.amount != auto.amount || attempt.amount > auto.monthly_cap {
+            return self.give_up(&auto.tenant, &attempt).await;
+        }
         let id = auto.tenant.clone();
         let customer = self.central(move |connection| known::customer(connection, &id)).await?;
         let Some((customer, method)) =
@@ -85,7 +86,7 @@ impl Stripe {
     ) -> Result<(), WebhookError> {
         let now_ms = i64::try_from(self.clock.now_ms()).unwrap_or(i64::MAX);
         if now_ms - attempt.at_ms > NAMES_LAST_MS
-            && let Some(intent) = self.made_before(attempt, &customer).await?
+            && let Some(intent) = self.made_before(tenant, attempt).await?
         {
             return self.answered(tenant, attempt, &intent).await;
         }
@@ -97,9 +98,10 @@ impl Stripe {
             ("confirm", "true".into()),
             ("off_session", "true".into()),
             ("metadata[belay_tenant]", tenant.to_string()),
+            ("metadata[belay_relay]", self.relay.clone()),
             ("metadata[belay_attempt]", attempt.number.to_string()),
         ];
-        let name = format!("belay-auto-{tenant}-{}", attempt.number);
+        let name = format!("belay-{}-auto-{tenant}-{}", self.relay, attempt.number);
         match self.api.post("/v1/payment_intents", &form, &name).await {
             Ok(intent) => self.answered(tenant, attempt, &intent).await,
             Err(ApiError::Refused { message, .. }) => Ok(self.refused(tenant, attempt.number, &message).await?),
@@ -107,13 +109,27 @@ impl Stripe {
         }
     }
 
-    /// What an attempt has come to that was made so long ago that Stripe has forgotten its name.
-    async fn made_before(&self, attempt: &Attempt, customer: &str) -> Result<Option<Value>, ApiError> {
-        let list = self.api.get(&format!("/v1/payment_intents?customer={customer}&limit=100")).await?;
+    /// What an attempt has come to, if Stripe has heard of it: after most of a day it has forgotten its name.
+    async fn made_before(&self, tenant: &TenantId, attempt: &Attempt) -> Result<Option<Value>, ApiError> {
+        let id = tenant.clone();
+        let customer = self.central(move |connection| known::customer(connection, &id)).await;
+        let Ok(Some(customer)) = customer else { return Ok(None) };
+        let all = self.api.list(&format!("/v1/payment_intents?customer={}", customer.customer)).await?;
         let number = attempt.number.to_string();
-        let of_attempt =
-            |intent: &&Value| intent.pointer("/metadata/belay_attempt").and_then(Value::as_str) == Some(&number);
-        Ok(list.get("data").and_then(Value::as_array).and_then(|all| all.iter().find(of_attempt)).cloned())
+        let is_it = |intent: &Value| {
+            let text = |pointer: &str| intent.pointer(pointer).and_then(Value::as_str);
+            self.is_ours(text("/metadata/belay_relay")) && text("/metadata/belay_attempt") == Some(&number)
+        };
+        Ok(all.into_iter().find(is_it))
+    }
+
+    /// Ends an attempt that nobody wants any more, unless it was paid already.
+    async fn give_up(&self, tenant: &TenantId, attempt: &Attempt) -> Result<(), WebhookError> {
+        if let Some(intent) = self.made_before(tenant, attempt).await? {
+            return self.answered(tenant, attempt, &intent).await;
+        }
+        let (id, number) = (tenant.clone(), attempt.number);
+        Ok(self.central(move |connection| known::attempted(connection, &id, number, Some(("", 0)))).await?)
     }
 
     async fn answered(&self, tenant: &TenantId, attempt: &Attempt, intent: &Value) -> Result<(), WebhookError> {
@@ -124,6 +140,7 @@ impl Stripe {
                 let paid = Paid {
                     payment_intent: text("id"),
                     tenant: Some(tenant.to_string()),
+                    relay: Some(self.relay.clone()),
                     cents: u64::try_from(attempt.amount.0 / CENT).unwrap_or(0),
                     currency: "usd".into(),
                     payment_method: None,
@@ -159,36 +176,5 @@ impl Stripe {
     ) -> Result<(), StoreError> {
         let id = tenant.clone();
         self.central(move |connection| known::set_auto_topup(connection, &id, wanted)).await
-    }
-
-    /// Puts new usage of post-paid tenants into the outbox, and sends what waits there.
-    async fn send_meters(&self) -> Result<(), WebhookError> {
-        let Some(event) = self.config.meter_event.clone() else { return Ok(()) };
-        let now_ms = self.clock.now_ms();
-        let waiting = self
-            .central(move |connection| {
-                known::meter(connection, now_ms)?;
-                known::unmetered(connection, TURN)
-            })
-            .await?;
-        for row in waiting {
-            let form = [
-                ("event_name", event.clone()),
-                ("identifier", row.identifier.clone()),
-                ("timestamp", (row.at_ms / 1000).to_string()),
-                ("payload[stripe_customer_id]", row.customer.clone()),
-                ("payload[value]", row.value.0.to_string()),
-            ];
-            let refused = match self.api.post("/v1/billing/meter_events", &form, &row.identifier).await {
-                Ok(_) => false,
-                Err(ApiError::Refused { code, message }) => {
-                    warn!(identifier = row.identifier, code, message, "Stripe's meter refuses usage");
-                    true
-                }
-                Err(error) => return Err(error.into()),
-            };
-            self.central(move |connection| known::sent(connection, &row.identifier, refused)).await?;
-        }
-        Ok(())
     }
 }

@@ -182,7 +182,7 @@ pub fn attempt(
     Ok(Some(Attempt { number, amount: auto.amount, at_ms: time(now_ms) }))
 }
 
-/// What became of an attempt; after a refusal, the next one comes not before then.
+/// What became of an attempt; after a refusal, the next one comes not before then. One that was given up has no words.
 pub fn attempted(
     connection: &Connection,
     tenant: &TenantId,
@@ -195,7 +195,7 @@ pub fn attempted(
         "UPDATE auto_topup_attempt SET state = ?3 WHERE tenant = ?1 AND number = ?2 AND state != 1",
         params![tenant.as_str(), number, state],
     )?;
-    if let (Some((why, not_before_ms)), 1) = (refused, changed) {
+    if let (Some((why, not_before_ms)), 1) = (refused.filter(|(why, _)| !why.is_empty()), changed) {
         connection.execute(
             "UPDATE auto_topup SET not_before_ms = ?2, last_error = ?3 WHERE tenant = ?1",
             params![tenant.as_str(), time(not_before_ms), why],
@@ -204,33 +204,60 @@ pub fn attempted(
     Ok(())
 }
 
-/// Puts the usage of post-paid tenants that has come since into the outbox: a row for each, with a name for ever.
-pub fn meter(connection: &Connection, now_ms: u64) -> Result<(), StoreError> {
+/// A tenant that may pay later, and what was metered of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owing {
+    /// Which one.
+    pub tenant: TenantId,
+    /// Stripe's name of it.
+    pub customer: String,
+    /// Metered, all of it ever.
+    pub metered: NanoUsd,
+    /// Of bills for it that were paid.
+    pub billed: NanoUsd,
+}
+
+/// All tenants with a ceiling and a customer at Stripe.
+pub fn owing(connection: &Connection) -> Result<Vec<Owing>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT record.tenant, record.epoch, max(record.number), sum(record.cost_nano), customer.customer
-         FROM usage_record AS record
-         JOIN stripe_customer AS customer ON customer.tenant = record.tenant
-         JOIN tenant ON tenant.id = record.tenant AND tenant.ceiling_nano > 0
-         LEFT JOIN stripe_metered AS metered ON metered.tenant = record.tenant AND metered.epoch = record.epoch
-         WHERE record.number > coalesce(metered.number, 0)
-         GROUP BY record.tenant, record.epoch",
+        "SELECT customer.tenant, customer.customer,
+                (SELECT coalesce(sum(value_nano), 0) FROM stripe_meter WHERE tenant = customer.tenant),
+                (SELECT coalesce(sum(amount_nano), 0) FROM stripe_bill WHERE tenant = customer.tenant)
+         FROM stripe_customer AS customer JOIN tenant ON tenant.id = customer.tenant AND tenant.ceiling_nano > 0",
     )?;
-    type Due = (String, i64, i64, i64, String);
-    let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?));
-    let due: Vec<Due> = statement.query_map([], read)?.collect::<Result<_, _>>()?;
-    for (tenant, epoch, number, cost, customer) in due {
-        if cost > 0 {
-            connection.execute(
-                "INSERT INTO stripe_meter (identifier, tenant, customer, value_nano, at_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
-                params![format!("belay-{tenant}-{epoch}-{number}"), tenant, customer, cost, time(now_ms)],
-            )?;
-        }
-        connection.execute(
-            "INSERT INTO stripe_metered (tenant, epoch, number) VALUES (?1, ?2, ?3)
-             ON CONFLICT (tenant, epoch) DO UPDATE SET number = ?3",
-            params![tenant, epoch, number],
-        )?;
-    }
+    let rows = statement.query_map([], |row| {
+        Ok(Owing {
+            tenant: parsed(row, 0)?,
+            customer: row.get(1)?,
+            metered: NanoUsd(row.get(2)?),
+            billed: NanoUsd(row.get(3)?),
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Puts what a tenant owes into the outbox, under a name for ever.
+pub fn meter(connection: &Connection, owing: &Owing, due: NanoUsd, now_ms: u64) -> Result<(), StoreError> {
+    let count: i64 = connection
+        .prepare_cached("SELECT count(*) FROM stripe_meter WHERE tenant = ?1")?
+        .query_row([owing.tenant.as_str()], |row| row.get(0))?;
+    connection.execute(
+        "INSERT INTO stripe_meter (identifier, tenant, customer, value_nano, at_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![format!("{}-{}", owing.tenant, count + 1), owing.tenant.as_str(), owing.customer, due.0, time(now_ms)],
+    )?;
+    Ok(())
+}
+
+/// Whose customer it is.
+pub fn tenant_of(connection: &Connection, customer: &str) -> Result<Option<TenantId>, StoreError> {
+    let sql = "SELECT tenant FROM stripe_customer WHERE customer = ?1";
+    Ok(connection.prepare_cached(sql)?.query_row([customer], |row| parsed(row, 0)).optional()?)
+}
+
+/// A bill for metered usage was paid.
+pub fn billed(connection: &Connection, tenant: &TenantId, invoice: &str, amount: NanoUsd) -> Result<(), StoreError> {
+    let sql = "INSERT INTO stripe_bill (invoice, tenant, amount_nano) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+    connection.execute(sql, params![invoice, tenant.as_str(), amount.0])?;
     Ok(())
 }
 
@@ -245,9 +272,8 @@ pub fn unmetered(connection: &Connection, most: u32) -> Result<Vec<Metered>, Sto
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// It was sent, or refused for good.
-pub fn sent(connection: &Connection, identifier: &str, refused: bool) -> Result<(), StoreError> {
-    let sql = "UPDATE stripe_meter SET state = ?2 WHERE identifier = ?1";
-    connection.execute(sql, params![identifier, if refused { 2 } else { 1 }])?;
+/// It was sent.
+pub fn sent(connection: &Connection, identifier: &str) -> Result<(), StoreError> {
+    connection.execute("UPDATE stripe_meter SET state = 1 WHERE identifier = ?1", [identifier])?;
     Ok(())
 }

@@ -33,21 +33,20 @@ CREATE TABLE auto_topup_attempt (
     at_ms INTEGER NOT NULL,
     PRIMARY KEY (tenant, number)
 ) STRICT;
--- Usage of post-paid tenants on its way to Stripe's meter.
+-- What tenants owe that pay later, on its way to Stripe's meter.
 CREATE TABLE stripe_meter (
     identifier TEXT PRIMARY KEY,
     tenant TEXT NOT NULL REFERENCES tenant(id),
     customer TEXT NOT NULL,
     value_nano INTEGER NOT NULL,
     at_ms INTEGER NOT NULL,
-    -- 0: to be sent, 1: sent, 2: refused.
+    -- 0: to be sent, 1: sent.
     state INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX stripe_meter_waiting ON stripe_meter(at_ms) WHERE state = 0;
--- How far a tenant's usage has been put there.
-CREATE TABLE stripe_metered (
+-- Bills for it that were paid.
+CREATE TABLE stripe_bill (
+    invoice TEXT PRIMARY KEY,
     tenant TEXT NOT NULL REFERENCES tenant(id),
-    epoch INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    PRIMARY KEY (tenant, epoch)
+    amount_nano INTEGER NOT NULL
 ) STRICT;
