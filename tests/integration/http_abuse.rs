@@ -123,6 +123,8 @@ async fn what_never_ends_is_ended_and_what_is_too_large_is_refused() {
     let length = query.len();
     let whole = format!("{request}content-length: {length}\r\n\r\n{query}");
     stands_still.write_all(whole.as_bytes()).await.unwrap();
+    // It has begun when its answer has.
+    stands_still.read_exact(&mut [0]).await.unwrap();
     eventually("its request ends", async || relay.relay().admin().status().running_requests == 0).await;
     HttpCaller::good(caller.get("/v1/status")).await;
     relay.verify().await;
