@@ -116,23 +116,35 @@ impl ApiKeys {
     }
 
     /// Whose key it is, and what it may be used for. Notes its use. Errors: all of [`KeyRefusal`].
+    ///
+    /// What has not the form of a key of belay's may be one that came over from another deployment.
     pub async fn authenticate(&self, key: &SecretString) -> Result<ApiKey, KeyRefusal> {
         let text = key.expose_secret();
-        let (id, hash, now_ms) = (id_of(text)?.to_owned(), sha256(text.as_bytes()), self.env.clock.now_ms());
+        let id = match id_of(text) {
+            Ok(id) => Some(id.to_owned()),
+            Err(_) if !text.starts_with(PREFIX) => None,
+            Err(refusal) => return Err(refusal),
+        };
+        let (is_own, hash, now_ms) = (id.is_some(), sha256(text.as_bytes()), self.env.clock.now_ms());
         let found = self
             .store
             .run(Db::Central, move |connection| {
-                let found = keys::find(connection, &id)?;
-                let found = found.filter(|(_, kept, _)| verify_slices_are_equal(kept, &hash).is_ok());
+                let found = match &id {
+                    Some(id) => keys::find(connection, id)?
+                        .filter(|(_, kept, _)| verify_slices_are_equal(kept, &hash).is_ok())
+                        .map(|(key, _, suspended)| (key, suspended)),
+                    None => keys::find_imported(connection, &hash)?,
+                };
                 if let Some((key, ..)) = &found
                     && key.revoked_ms.is_none()
                 {
-                    keys::used(connection, &id, now_ms)?;
+                    keys::used(connection, &key.id, now_ms)?;
                 }
                 Ok::<_, StoreError>(found)
             })
             .await?;
-        let (key, _, suspended) = found.ok_or(KeyRefusal::Unknown)?;
+        let refusal = if is_own { KeyRefusal::Unknown } else { KeyRefusal::Malformed };
+        let (key, suspended) = found.ok_or(refusal)?;
         if key.revoked_ms.is_some() {
             return Err(KeyRefusal::Revoked);
         }

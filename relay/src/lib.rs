@@ -16,6 +16,7 @@ mod connection;
 pub mod enrolment;
 pub mod escalate;
 mod http;
+pub mod import;
 mod listener;
 pub mod ops;
 pub mod pricing;

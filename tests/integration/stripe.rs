@@ -35,6 +35,8 @@ struct Fake {
     /// Takes another key than the relay's.
     locked: bool,
     declines: bool,
+    /// All refunds of a charge, the newest first; told a few at a time.
+    refunds: Vec<Value>,
 }
 
 type Shared = Arc<Mutex<Fake>>;
@@ -119,7 +121,7 @@ async fn make(State(fake): State<Shared>, Path(path): Path<String>, headers: Hea
 async fn look(
     State(fake): State<Shared>,
     Path(path): Path<String>,
-    Query(_query): Query<HashMap<String, String>>,
+    Query(query): Query<HashMap<String, String>>,
 ) -> Response {
     let fake = fake.lock().unwrap();
     if fake.down {
@@ -131,7 +133,13 @@ async fn look(
     let found = path.strip_prefix("payment_intents/").and_then(|id| fake.intents.get(id));
     match found {
         Some(intent) => Json(intent.clone()).into_response(),
-        None if path == "refunds" || path == "payment_intents" => Json(json!({ "data": [] })).into_response(),
+        None if path == "refunds" => {
+            let after = query.get("starting_after");
+            let from = after.map_or(0, |id| fake.refunds.iter().position(|one| one["id"] == id.as_str()).unwrap() + 1);
+            let page = &fake.refunds[from..fake.refunds.len().min(from + 3)];
+            Json(json!({ "data": page, "has_more": from + 3 < fake.refunds.len() })).into_response()
+        }
+        None if path == "payment_intents" => Json(json!({ "data": [] })).into_response(),
         None => (StatusCode::NOT_FOUND, Json(json!({ "error": { "code": "resource_missing" } }))).into_response(),
     }
 }
@@ -348,6 +356,25 @@ async fn refunds_and_disputes_in_any_order_come_to_the_same() {
         relay.verify().await;
         relay.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_refunds_than_an_event_has_are_asked_for_page_by_page() {
+    let stripe = FakeStripe::start().await;
+    let (relay, _dir) = relay_at(&stripe.url, "").await;
+    let hooks = Hooks::of(&relay);
+    let start = relay.balance("acme").await;
+    assert_eq!(hooks.tell(&hooks.paid("pi_1", 5000)).await, 200);
+    let refund = |number: u64| json!({ "id": format!("re_{number}"), "object": "refund", "payment_intent": "pi_1", "amount": 100, "status": "succeeded" });
+    stripe.set(|fake| fake.refunds = (0..8).map(refund).collect());
+    let charge = json!({ "id": "ch_1", "payment_intent": "pi_1", "amount_refunded": 800,
+        "refunds": { "data": [refund(0)], "has_more": true } });
+    for _ in 0..2 {
+        assert_eq!(hooks.tell(&event("charge.refunded", charge.clone())).await, 200);
+        assert_eq!(relay.balance("acme").await, start + (5000 - 800) * 10_000_000);
+    }
+    relay.verify().await;
+    relay.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,7 @@ pub mod http;
 pub mod link;
 pub mod node;
 pub mod nspawn;
+pub mod old_deployment;
 pub mod procs;
 pub mod python;
 pub mod relay;

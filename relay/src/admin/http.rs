@@ -205,6 +205,7 @@ fn router(service: Arc<AdminService>) -> Router {
         .route("/devices/{id}/revoke", post(revoke))
         .route("/ledger/verify", get(verify))
         .merge(super::keys::routes())
+        .merge(super::labels::routes())
         .merge(super::reconcile::routes())
         .with_state(service)
 }

@@ -13,6 +13,8 @@ use std::net::SocketAddr;
 pub struct TenantInfo {
     /// The tenant's name.
     pub id: TenantId,
+    /// What people call it; empty: nothing else.
+    pub label: String,
     /// What it pays with, how far, and whether it may do anything at all.
     #[serde(flatten)]
     pub terms: Terms,

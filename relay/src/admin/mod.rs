@@ -6,6 +6,7 @@ pub mod client;
 pub mod http;
 pub mod info;
 pub mod keys;
+pub mod labels;
 pub mod reconcile;
 pub mod service;
 

@@ -88,7 +88,7 @@ pub struct AdminService {
     config: Arc<Config>,
     local: SocketAddr,
     http: Option<SocketAddr>,
-    store: Store,
+    pub(super) store: Store,
     tenants: Arc<Tenants>,
     escalator: Arc<Escalator>,
     enrolment: Arc<Enrolment>,
@@ -181,8 +181,8 @@ impl AdminService {
     }
 
     pub(super) async fn tenant(&self, id: &TenantId) -> Result<TenantInfo, AdminError> {
-        let found = self.tenants.all().await?.into_iter().find(|tenant| tenant.id == *id);
-        match found {
+        let name = id.clone();
+        match self.store.run(Db::Central, move |connection| central::tenant(connection, &name)).await? {
             Some(tenant) => self.info(tenant).await,
             None => Err(AdminError::NoTenant(id.clone())),
         }
@@ -192,6 +192,7 @@ impl AdminService {
         let summary = self.tenants.books().summary(&tenant.id).await?;
         Ok(TenantInfo {
             id: tenant.id,
+            label: tenant.label,
             terms: tenant.terms,
             balance_nano_usd: summary.balance.0,
             credits_nano_usd: summary.credits.0,

@@ -8,6 +8,7 @@ use belay_protocol::vitals::Vitals;
 use belay_relay::Config;
 use belay_relay::admin::client::{AdminClient, ClientError};
 use belay_relay::admin::http::{CreateTenant, Grant, Maintenance, Money, Revoke, Suspend};
+use belay_relay::admin::labels::Label;
 use belay_relay::admin::service::{DeviceInfo, InviteInfo, Status, TenantInfo, TermsChange};
 use belay_relay::store::ledger::money::Operation;
 use belay_relay::store::ledger::standing::Tier;
@@ -23,6 +24,17 @@ pub(super) enum TenantCommand {
         /// Credit it at once, in dollars
         #[arg(long, value_name = "DOLLARS")]
         credit: Option<NanoUsd>,
+        /// What people call it
+        #[arg(long, value_name = "TEXT")]
+        label: Option<String>,
+    },
+    /// Change what people call a tenant
+    #[command(after_help = "Example:\n  belayd tenant label acme \"Acme Inc <ops@acme.example>\"")]
+    Label {
+        /// Its name
+        id: TenantId,
+        /// What people call it; empty: nothing else than its name
+        label: String,
     },
     /// List all tenants with their money
     #[command(after_help = "Example:\n  belayd tenant list --json")]
@@ -149,12 +161,16 @@ pub(super) async fn tenant(global: &Global, command: TenantCommand) -> anyhow::R
     let client = connect(global)?;
     let info: TenantInfo = match command {
         TenantCommand::List => return list_tenants(global, &client).await,
-        TenantCommand::Create { id, credit } => {
+        TenantCommand::Label { id, label } => client.post(&format!("/tenants/{id}/label"), &Label { label }).await?,
+        TenantCommand::Create { id, credit, label } => {
             // Looked at first, or the tenant would be made all the same.
             if let Some(amount) = credit.filter(|amount| *amount <= NanoUsd::ZERO) {
                 return Err(ClientError::Refused(format!("the amount must be above zero, not {amount}")).into());
             }
-            let created = client.post("/tenants", &CreateTenant { id: id.clone() }).await?;
+            let mut created = client.post("/tenants", &CreateTenant { id: id.clone() }).await?;
+            if let Some(label) = label {
+                created = client.post(&format!("/tenants/{id}/label"), &Label { label }).await?;
+            }
             match credit {
                 Some(amount) => {
                     let (operation, note) = (Some(format!("opening-{id}")), Some("opening credit".into()));
@@ -227,11 +243,12 @@ async fn list_tenants(global: &Global, client: &AdminClient) -> anyhow::Result<(
                 tenant.terms.tier.to_string(),
                 if tenant.terms.suspended { "suspended" } else { "active" }.into(),
                 table::time(tenant.created_ms),
+                if tenant.label.is_empty() { "-".into() } else { tenant.label.clone() },
             ]
         })
         .collect();
     table::print(
-        &["TENANT", "BALANCE", "CREDITS", "HELD", "CHARGED", "TIER", "STATE", "CREATED"],
+        &["TENANT", "BALANCE", "CREDITS", "HELD", "CHARGED", "TIER", "STATE", "CREATED", "LABEL"],
         &[1, 2, 3, 4],
         &rows,
     );

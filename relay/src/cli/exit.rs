@@ -5,6 +5,12 @@ use belay_relay::config::ConfigError;
 use belay_relay::store::lock::LockError;
 use belay_relay::{StartError, store::StoreError};
 use std::process::ExitCode;
+use thiserror::Error;
+
+/// What a command has shown already, and only the exit code and a line for people is left to tell.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(super) struct Told(pub(super) String);
 
 const FAILED: u8 = 1;
 const BAD_CONFIG: u8 = 64;
@@ -38,7 +44,7 @@ fn code(error: &anyhow::Error) -> u8 {
 pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     let code = code(error);
     let text = format!("{error:#}");
-    if json {
+    if json && !error.is::<Told>() {
         println!("{}", serde_json::json!({ "error": text, "exit_code": code }));
     }
     eprintln!("belayd: {text}");

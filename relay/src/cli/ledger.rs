@@ -1,6 +1,7 @@
 //! `belayd ledger`: works on a running relay through its admin socket, and on a stopped one under
 //! the state lock.
 
+use super::exit::Told;
 use super::money::day;
 use super::reconcile::{self, EstimatedArgs, ReconcileArgs};
 use super::{Global, print_json, table};
@@ -156,7 +157,7 @@ pub(super) async fn run(global: &Global, command: Command) -> anyhow::Result<()>
         }
     }
     if problems > 0 {
-        bail!("{problems} problems in the books");
+        return Err(Told(format!("{problems} problems in the books")).into());
     }
     Ok(())
 }

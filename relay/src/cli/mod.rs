@@ -4,6 +4,7 @@
 mod admin;
 mod config;
 mod exit;
+mod import;
 mod keys;
 mod ledger;
 mod money;
@@ -80,6 +81,10 @@ enum Command {
     /// Check the books
     #[command(subcommand, after_help = "Example:\n  belayd ledger verify")]
     Ledger(ledger::Command),
+    /// Take over the users, keys, balances, usage and files of the deployment before; see docs/MIGRATION.md
+    #[command(after_help = "Examples:\n  belayd import --d1 export.sql --r2 objects --dry-run\n  \
+        belayd import --d1 export.sqlite --kv kv.json --r2 objects")]
+    Import(import::ImportArgs),
     /// Tell clients that the relay is being worked on; requests are served all the same
     #[command(
         after_help = "Examples:\n  belayd maintenance --for 30 --reason \"new disk\"\n  belayd maintenance --off"
@@ -129,6 +134,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Usage(args) => runtime()?.block_on(money::usage(&global, args)),
         Command::Prices(command) => prices::run(&global, command),
         Command::Ledger(command) => runtime()?.block_on(ledger::run(&global, command)),
+        Command::Import(args) => runtime()?.block_on(import::import(&global, args)),
         Command::Maintenance(args) => runtime()?.block_on(admin::maintenance(&global, args)),
         Command::Status => runtime()?.block_on(admin::status(&global)),
     }

@@ -122,8 +122,12 @@ impl Access {
     async fn look_up(&self, shown: &str, hash: [u8; 32]) -> Result<Known, Refusal> {
         loop {
             let losses = self.callers().losses();
-            // A key of belay's has no dots; a token has two.
-            let mut known = if shown.contains('.') { self.by_token(shown).await? } else { self.by_key(shown).await? };
+            // A key of belay's has no dots; a token has two; of keys that came over nobody knows.
+            let token = if shown.contains('.') { self.by_token(shown).await? } else { None };
+            let mut known = match token {
+                Some(known) => known,
+                None => self.by_key(shown).await?,
+            };
             if self.callers().remember(hash, &mut known, losses) {
                 return Ok(known);
             }
@@ -142,14 +146,15 @@ impl Access {
         })
     }
 
-    /// Its issuer says who pays: that there is such a tenant is the relay's to know.
-    async fn by_token(&self, shown: &str) -> Result<Known, Refusal> {
-        let known = self.tokens.verify(shown, self.env.clock.now_ms()).ok_or_else(unauthenticated)?;
+    /// Its issuer says who pays: that there is such a tenant is the relay's to know. `None`: it is no token, or no good
+    /// one.
+    async fn by_token(&self, shown: &str) -> Result<Option<Known>, Refusal> {
+        let Some(known) = self.tokens.verify(shown, self.env.clock.now_ms()) else { return Ok(None) };
         let id = known.tenant.clone();
         let found = self.store.run(Db::Central, move |connection| central::tenant(connection, &id)).await;
         match found {
             Ok(Some(tenant)) if tenant.terms.suspended => Err(refused(&KeyRefusal::Suspended)),
-            Ok(Some(_)) => Ok(known),
+            Ok(Some(_)) => Ok(Some(known)),
             Ok(None) => Err(unauthenticated()),
             Err(error) => Err(refused(&KeyRefusal::Store(error))),
         }

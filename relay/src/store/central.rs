@@ -1,5 +1,6 @@
 //! The relay-wide database: tenants, invites, devices, price lists.
 
+pub mod import;
 pub mod keys;
 pub mod stripe;
 pub mod usage;
@@ -17,6 +18,8 @@ use serde::{Deserialize, Serialize};
 pub struct Tenant {
     /// The tenant's name.
     pub id: TenantId,
+    /// What people call it; empty: nothing else.
+    pub label: String,
     /// What it pays with, how far, and whether it may do anything at all.
     #[serde(flatten)]
     pub terms: Terms,
@@ -82,7 +85,7 @@ pub fn create_tenant(connection: &Connection, id: &TenantId, now_ms: u64) -> Res
     Ok(connection.execute(sql, params![id.as_str(), time(now_ms)])? == 1)
 }
 
-const TENANT: &str = "id, tier, ceiling_nano, suspended, suspend_at_ceiling, version, created_ms";
+const TENANT: &str = "id, tier, ceiling_nano, suspended, suspend_at_ceiling, version, created_ms, label";
 
 fn tenant_of(row: &Row<'_>) -> rusqlite::Result<Tenant> {
     let tier: String = row.get(1)?;
@@ -90,7 +93,7 @@ fn tenant_of(row: &Row<'_>) -> rusqlite::Result<Tenant> {
         .parse()
         .map_err(|why: String| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, why.into()))?;
     let terms = Terms { tier, ceiling: NanoUsd(row.get(2)?), suspended: row.get(3)?, suspend_at_ceiling: row.get(4)? };
-    Ok(Tenant { id: parsed(row, 0)?, terms, version: row.get(5)?, created_ms: ms(row, 6)? })
+    Ok(Tenant { id: parsed(row, 0)?, label: row.get(7)?, terms, version: row.get(5)?, created_ms: ms(row, 6)? })
 }
 
 /// All tenants by name.

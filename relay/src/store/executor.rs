@@ -237,6 +237,16 @@ impl Store {
         tenant_dir(&self.inner.dir, tenant)
     }
 
+    /// Whether a database is there already.
+    #[must_use]
+    pub fn has(&self, db: &Db) -> bool {
+        let path = match db {
+            Db::Central => self.inner.dir.join(CENTRAL),
+            Db::Tenant(tenant) => self.tenant_dir(tenant).join(BOOK),
+        };
+        path.exists()
+    }
+
     /// Finishes what is queued, checkpoints and closes every file. Blocks; later commands get
     /// `Closed`.
     pub fn close(&self) {

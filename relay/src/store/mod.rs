@@ -4,7 +4,8 @@
 //! set of threads ([`executor`]) owns the connections; a database belongs to one of them. Commands
 //! that wait for the same database share one commit, each in its own savepoint, and a reply leaves
 //! only after that commit is durable. [`ledger`] is the tenant's book, [`central`] the relay-wide
-//! database, [`journal`] the dispatch journal beside the book, [`schema`] the migrations.
+//! database, [`journal`] the dispatch journal beside the book, [`schema`] the migrations, [`old`] what was exported from
+//! the deployment before.
 
 pub mod books;
 pub mod central;
@@ -13,6 +14,7 @@ pub mod executor;
 pub mod journal;
 pub mod ledger;
 pub mod lock;
+pub mod old;
 mod readers;
 pub mod schema;
 pub mod sessions;

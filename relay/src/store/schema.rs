@@ -24,12 +24,17 @@ pub enum Durability {
     None,
 }
 
-const CENTRAL: &[M<'static>] = &[M::up(include_str!("schema/central.sql")), M::up(include_str!("schema/stripe.sql"))];
+const CENTRAL: &[M<'static>] = &[
+    M::up(include_str!("schema/central.sql")),
+    M::up(include_str!("schema/stripe.sql")),
+    M::up(include_str!("schema/import_central.sql")),
+];
 
 const TENANT: &[M<'static>] = &[
     M::up(include_str!("schema/tenant.sql")),
     M::up(include_str!("schema/sessions.sql")),
     M::up(include_str!("schema/sync.sql")),
+    M::up(include_str!("schema/import_tenant.sql")),
 ];
 
 static CENTRAL_MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| Migrations::from_slice(CENTRAL));
@@ -62,15 +67,28 @@ pub fn open(path: &Path, kind: Kind, durability: Durability) -> Result<Connectio
         Ok(())
     };
     setup(&connection).map_err(failed("set the database up"))?;
-    let (migrations, known) = kind.migrations();
+    let (_, known) = kind.migrations();
     let found: i64 =
         connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed("read the schema version"))?;
     if found > known {
         return Err(StoreError::NewerSchema { path: path.display().to_string(), found, known });
     }
+    migrate(&mut connection, kind)?;
+    Ok(connection)
+}
+
+fn migrate(connection: &mut Connection, kind: Kind) -> Result<(), StoreError> {
+    let (migrations, _) = kind.migrations();
     migrations
-        .to_latest(&mut connection)
-        .map_err(|error| StoreError::Failed { operation: "migrate the database", why: error.to_string() })?;
+        .to_latest(connection)
+        .map_err(|error| StoreError::Failed { operation: "migrate the database", why: error.to_string() })
+}
+
+/// An empty database that is gone with its connection: for what is only tried.
+pub fn scratch(kind: Kind) -> Result<Connection, StoreError> {
+    let mut connection = Connection::open_in_memory()?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    migrate(&mut connection, kind)?;
     Ok(connection)
 }
 

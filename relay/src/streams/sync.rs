@@ -301,39 +301,25 @@ impl From<SyncError> for NoAnswer {
             SyncError::Store(error) => error.into(),
             SyncError::Invalid(message, remedy) => because(FailureCode::INVALID_REQUEST, message, remedy),
             SyncError::Blob(error) => blob_failed(&error),
-            SyncError::Refused(refusal) => match refusal {
-                Refusal::NotFound(what) => {
-                    because(FailureCode::NOT_FOUND, format!("there is no such {what}"), "look again, it may be gone")
-                }
-                Refusal::Conflict => because(
-                    FailureCode::CONFLICT,
-                    "this revision's name stands for something else".into(),
-                    "make a new name for each revision",
-                ),
-                Refusal::Mismatch => because(
-                    FailureCode::INVALID_REQUEST,
-                    "the content that was announced has another size or digest".into(),
-                    "announce and push the same",
-                ),
-                Refusal::Incomplete(count) => because(
-                    FailureCode::CONFLICT,
-                    format!("{count} parts of the content are not here"),
-                    "announce it again, and send what is needed",
-                ),
-                Refusal::Full { wanted, quota } => because(
-                    FailureCode::LIMIT,
-                    format!("this would take {wanted} of {quota} bytes that the tenant may have"),
-                    "remove something, or have the operator raise limits.sync_mib; old revisions go after 30 days",
-                ),
-                Refusal::TooMany(what, most) => {
-                    because(FailureCode::LIMIT, format!("{most} {what} are there already"), "wait until some are over")
-                }
-                Refusal::Locked(ms) => {
-                    let mut failed = failure(FailureCode::CONFLICT, "somebody else has this lock", "try again later");
-                    failed.retry_after_ms = Some(ms);
-                    Self::Failed(Box::new(failed))
-                }
-            },
+            SyncError::Refused(refusal) => {
+                let (code, remedy) = match &refusal {
+                    Refusal::NotFound(_) => (FailureCode::NOT_FOUND, "look again, it may be gone"),
+                    Refusal::Conflict => (FailureCode::CONFLICT, "make a new name for each revision"),
+                    Refusal::Mismatch => (FailureCode::INVALID_REQUEST, "announce and push the same"),
+                    Refusal::Incomplete(_) => (FailureCode::CONFLICT, "announce it again, and send what is needed"),
+                    Refusal::Full { .. } => (
+                        FailureCode::LIMIT,
+                        "remove something, or have the operator raise limits.sync_mib; old revisions go after 30 days",
+                    ),
+                    Refusal::TooMany(..) => (FailureCode::LIMIT, "wait until some are over"),
+                    Refusal::Locked(ms) => {
+                        let mut failed = failure(FailureCode::CONFLICT, refusal.to_string(), "try again later");
+                        failed.retry_after_ms = Some(*ms);
+                        return Self::Failed(Box::new(failed));
+                    }
+                };
+                because(code, refusal.to_string(), remedy)
+            }
         }
     }
 }

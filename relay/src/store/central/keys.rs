@@ -135,6 +135,15 @@ pub fn find(connection: &Connection, id: &str) -> Result<Option<(ApiKey, [u8; 32
         .optional()?)
 }
 
+/// A key of a deployment that came before, by the hash of the whole of it, and whether its tenant is suspended.
+pub fn find_imported(connection: &Connection, hash: &[u8; 32]) -> Result<Option<(ApiKey, bool)>, StoreError> {
+    let sql = format!(
+        "SELECT {COLUMNS}, (SELECT suspended FROM tenant WHERE tenant.id = api_key.tenant)
+         FROM api_key WHERE imported = 1 AND hash = ?1"
+    );
+    Ok(connection.prepare_cached(&sql)?.query_row([hash], |row| Ok((key_of(row)?, row.get(8)?))).optional()?)
+}
+
 /// Notes that a key was used.
 pub fn used(connection: &Connection, id: &str, now_ms: u64) -> Result<(), StoreError> {
     connection

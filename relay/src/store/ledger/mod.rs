@@ -18,6 +18,7 @@ pub mod correct;
 pub mod credits;
 pub mod find;
 pub mod hold;
+pub mod import;
 pub mod money;
 pub mod outbox;
 pub mod provider_keys;

@@ -5,6 +5,7 @@ mod charges;
 
 use super::chain::{self, GENESIS, Hash, Posted};
 use super::correct;
+use super::import;
 use super::request::{self, Offer, Stored};
 use super::seal::SealKey;
 use super::usage::{Subject, Totals};
@@ -282,6 +283,12 @@ fn requests(
             by_month.entry((calendar::month(at_ms), subject)).or_default().add(&totals);
         }
     }
+    import::each_usage(connection, |row| {
+        let at_ms = row.at_ms;
+        let subject = row.subject();
+        by_day.entry((calendar::day(at_ms), subject.clone())).or_default().add(&row.totals);
+        by_month.entry((calendar::month(at_ms), subject)).or_default().add(&row.totals);
+    })?;
     sums(connection, "usage_day", "day", by_day, report)?;
     sums(connection, "usage_month", "month", by_month, report)
 }

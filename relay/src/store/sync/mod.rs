@@ -21,19 +21,25 @@ use belay_protocol::message::{Encoding, SyncContent};
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::collections::HashSet;
+use thiserror::Error;
 
 /// Why something was not done. Nothing was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Refusal {
     /// There is no such item, revision, upload or part.
+    #[error("there is no such {0}")]
     NotFound(&'static str),
     /// The name of a revision means another push.
+    #[error("this revision's name stands for something else")]
     Conflict,
     /// Its content is not what it says.
+    #[error("the content that was announced has another size or digest")]
     Mismatch,
     /// Parts of the content have not arrived.
+    #[error("{0} parts of the content are not here")]
     Incomplete(usize),
     /// It would take so many bytes of so many.
+    #[error("this would take {wanted} of {quota} bytes that the tenant may have")]
     Full {
         /// With it.
         wanted: u64,
@@ -41,8 +47,10 @@ pub enum Refusal {
         quota: u64,
     },
     /// There are as many of these as there may be.
+    #[error("{1} {0} are there already")]
     TooMany(&'static str, u64),
     /// Somebody else has the lock, for so many milliseconds.
+    #[error("somebody else has this lock")]
     Locked(u64),
 }
 
@@ -174,6 +182,12 @@ pub(crate) fn item(connection: &Connection, kind: ItemKind, key: &str) -> Result
         .prepare_cached("SELECT id, head, number, deleted_ms FROM sync_item WHERE kind = ?1 AND key = ?2")?
         .query_row(params![kind.0, key], read)
         .optional()?)
+}
+
+/// What an item is at the moment; also that it is deleted. `None`: there is none of that name.
+pub fn head(connection: &Connection, kind: ItemKind, key: &str) -> Result<Option<Stored>, StoreError> {
+    let found = item(connection, kind, key)?;
+    found.and_then(|item| item.head).map(|row| by_row(connection, row)).transpose()
 }
 
 fn item_key(connection: &Connection, row: i64) -> Result<ItemKey, StoreError> {

@@ -4,10 +4,11 @@ use super::{Report, TermsById};
 use crate::store::StoreError;
 use crate::store::ledger::chain::Hash;
 use crate::store::ledger::correct;
+use crate::store::ledger::import;
 use crate::store::ledger::request::{self, Stored};
 use crate::store::ledger::seal::{EVERY, SealKey};
 use crate::store::ledger::usage::Totals;
-use crate::store::ledger::{Account, credits};
+use crate::store::ledger::{Account, credits, time};
 use belay_protocol::codec::Message;
 use belay_protocol::id::{RequestId, TenantId};
 use belay_protocol::message::End;
@@ -121,7 +122,8 @@ pub(super) fn outbox(connection: &Connection, report: &mut Report) -> Result<(),
                     && (Totals::of(&end.usage, stored.cost, stored.absorbed, stored.estimated) == totals
                         || added.transpose()? == Some(totals))
             }
-            None => false,
+            None => import::find(connection, id)?
+                .is_some_and(|row| row.subject() == subject && Some(time(row.at_ms)) == at_ms && row.totals == totals),
         };
         if !fits {
             report.problem(format!("row {number} on its way to central is not what request {id} says"));
@@ -136,6 +138,7 @@ pub(super) fn outbox(connection: &Connection, report: &mut Report) -> Result<(),
         [],
         |row| row.get(0),
     )?;
+    let settled = settled + import::count(connection)?;
     if last != settled {
         report.problem(format!("{settled} charges and corrections were made, {last} were put on their way to central"));
     }

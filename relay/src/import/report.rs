@@ -1,0 +1,144 @@
+//! What an import found, did and left.
+
+use crate::store::old::Unknown;
+use serde::Serialize;
+
+/// What is told one by one; what comes on top is only counted.
+const MOST_TOLD: usize = 1000;
+
+/// Of one kind of thing: every one that was found is new, was there, had been deleted or is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Tally {
+    /// In the export.
+    pub found: u64,
+    /// Came over now.
+    pub new: u64,
+    /// Came over before.
+    pub known: u64,
+    /// Was deleted there, and stays so.
+    pub deleted: u64,
+    /// Cannot come over; see what is left.
+    pub left_out: u64,
+}
+
+impl Tally {
+    /// Adds what another one counts.
+    pub(super) fn add(&mut self, more: Self) {
+        self.found += more.found;
+        self.new += more.new;
+        self.known += more.known;
+        self.deleted += more.deleted;
+        self.left_out += more.left_out;
+    }
+}
+
+/// Something that cannot come over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Left {
+    /// Where it is in the export: a table.
+    pub table: &'static str,
+    /// Whose it is.
+    pub user: String,
+    /// Which one.
+    pub id: String,
+    /// Why, and what to do.
+    pub why: String,
+}
+
+/// What an import found, did and left.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Report {
+    /// Nothing was written: this is what would be.
+    pub dry_run: bool,
+    /// Users, each of whom becomes a tenant.
+    pub users: Tally,
+    /// API keys.
+    pub keys: Tally,
+    /// Balances.
+    pub balances: Tally,
+    /// What they sum to, in nano-USD.
+    pub balances_nano_usd: i128,
+    /// Rows of usage.
+    pub usage: Tally,
+    /// What those cost that came over, now or before, in nano-USD.
+    pub usage_nano_usd: i128,
+    /// Conversations.
+    pub sessions: Tally,
+    /// Their messages.
+    pub messages: Tally,
+    /// Settings.
+    pub settings: Tally,
+    /// Documents.
+    pub documents: Tally,
+    /// Adapters.
+    pub adapters: Tally,
+    /// What nothing has a place for.
+    pub unknown: Unknown,
+    /// Files of the objects' directory that nothing refers to.
+    pub unused_objects: u64,
+    /// What is left out, the first of it.
+    pub left: Vec<Left>,
+    /// What else is left out.
+    pub left_more: u64,
+    /// What should be known.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    /// Tallies by name.
+    #[must_use]
+    pub fn tallies(&self) -> [(&'static str, Tally); 9] {
+        [
+            ("users", self.users),
+            ("API keys", self.keys),
+            ("balances", self.balances),
+            ("usage", self.usage),
+            ("sessions", self.sessions),
+            ("messages", self.messages),
+            ("settings", self.settings),
+            ("documents", self.documents),
+            ("adapters", self.adapters),
+        ]
+    }
+
+    /// What cannot come over.
+    #[must_use]
+    pub fn left_out(&self) -> u64 {
+        self.tallies().iter().map(|(_, tally)| tally.left_out).sum()
+    }
+
+    pub(super) fn leave(&mut self, left: Left) {
+        if self.left.len() < MOST_TOLD {
+            self.left.push(left);
+        } else {
+            self.left_more += 1;
+        }
+    }
+
+    /// Adds what another one counts and tells.
+    pub(super) fn add(&mut self, more: Self) {
+        let own = [
+            &mut self.users,
+            &mut self.keys,
+            &mut self.balances,
+            &mut self.usage,
+            &mut self.sessions,
+            &mut self.messages,
+            &mut self.settings,
+            &mut self.documents,
+            &mut self.adapters,
+        ];
+        own.into_iter().zip(more.tallies()).for_each(|(own, (_, tally))| own.add(tally));
+        self.balances_nano_usd += more.balances_nano_usd;
+        self.usage_nano_usd += more.usage_nano_usd;
+        self.left_more += more.left_more;
+        for left in more.left {
+            self.leave(left);
+        }
+        for note in more.notes {
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Where an import is written: the state of a relay that is not running.
+
+use super::ImportError;
+use crate::blobs::Blobs;
+use crate::blobs::disk::SystemDisk;
+use crate::config::Config;
+use crate::secrets::MasterKey;
+use crate::store::books::Books;
+use crate::store::executor::{CENTRAL, Store, StoreConfig};
+use crate::store::lock::StateLock;
+use crate::store::schema::Durability;
+use crate::sync::Sync;
+use belay_certs::file;
+use belay_transport::env::Env;
+use std::sync::Arc;
+
+/// Threads that write.
+const THREADS: usize = 3;
+
+/// Where an import is written.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// `None`: nowhere, as for a dry run without a relay's state.
+    pub(super) state: Option<State>,
+    /// What a tenant's sessions may take, in bytes.
+    pub(super) sessions: u64,
+    /// What a tenant's items may take, in bytes.
+    pub(super) quota: u64,
+    /// The wall clock, milliseconds since 1970.
+    pub(super) now_ms: u64,
+}
+
+/// The state of a relay that is not running.
+#[derive(Debug, Clone)]
+pub(super) struct State {
+    pub(super) store: Store,
+    pub(super) books: Books,
+    pub(super) sync: Sync,
+    _lock: Arc<StateLock>,
+}
+
+impl Target {
+    /// Nowhere: everything is new.
+    #[must_use]
+    pub fn nowhere(config: &Config, env: &Env) -> Self {
+        let (sessions, quota) = (config.limits.sessions, config.limits.sync);
+        Self { state: None, sessions, quota, now_ms: env.clock.now_ms() }
+    }
+
+    /// The state of a relay that is not running; it is begun where there is none. Errors: the relay runs; its state
+    /// cannot be opened.
+    pub fn open(config: &Config, env: &Env) -> Result<Self, ImportError> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| ImportError::State(format!("{what}: {error}"));
+        file::create_private_dir(&config.state_dir)
+            .map_err(|error| failed("the state directory cannot be made", &error))?;
+        let lock = StateLock::acquire(&config.state_dir)?;
+        let is_new = !config.state_dir.join(CENTRAL).exists();
+        if !is_new && !config.master_key.exists() {
+            let path = config.master_key.display();
+            return Err(ImportError::State(format!(
+                "the master key {path} is not there; put it back, or restore a backup"
+            )));
+        }
+        let store = Store::start(&StoreConfig {
+            dir: config.state_dir.clone(),
+            threads: THREADS,
+            durability: Durability::Full,
+            idle_close: config.idle_close,
+            max_open: 64,
+        });
+        let master = MasterKey::load(&config.master_key, is_new.then_some(&env.random))
+            .map_err(|error| failed("the master key cannot be used", &error))?;
+        let books = Books::new(store.clone(), Arc::clone(&env.clock), &master, config.billing.free_allowance);
+        let blobs = Blobs::new(Arc::new(SystemDisk), env.random.clone(), false);
+        let sync = Sync::new(store.clone(), blobs, Arc::clone(&env.clock), config.limits.sync);
+        let state = State { store, books, sync, _lock: Arc::new(lock) };
+        Ok(Self { state: Some(state), ..Self::nowhere(config, env) })
+    }
+
+    /// Whether there is a relay's state to compare with.
+    #[must_use]
+    pub fn is_somewhere(&self) -> bool {
+        self.state.is_some()
+    }
+
+    /// Writes what is queued, and closes every file. Blocks.
+    pub fn close(&self) {
+        if let Some(state) = &self.state {
+            state.sync.close();
+            state.store.close();
+        }
+    }
+}

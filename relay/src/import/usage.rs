@@ -1,0 +1,82 @@
+//! Rows of usage.
+
+use super::Options;
+use super::keys::key_id;
+use super::report::Left;
+use crate::store::ledger::import::ImportedUsage;
+use crate::store::ledger::usage::{Class, Totals};
+use crate::store::old::{Amount, Field, Odd, Row, USAGE_RECORDS};
+
+/// What the name of a model begins with, and whose it is.
+const MAKERS: [(&str, &str); 10] = [
+    ("claude", "anthropic"),
+    ("gpt", "openai"),
+    ("o1", "openai"),
+    ("o3", "openai"),
+    ("o4", "openai"),
+    ("text-embedding", "openai"),
+    ("gemini", "google"),
+    ("mistral", "mistral"),
+    ("deepseek", "deepseek"),
+    ("llama", "meta"),
+];
+
+fn class(kind: &str) -> Class {
+    let kind = kind.to_lowercase();
+    let is = |words: &[&str]| words.iter().any(|word| kind.contains(word));
+    if is(&["byok", "own_key", "own-key"]) {
+        Class::Byok
+    } else if is(&["local"]) {
+        Class::Local
+    } else if is(&["knowledge", "embed", "index", "search"]) {
+        Class::Knowledge
+    } else {
+        Class::Cloud
+    }
+}
+
+/// A row as it is kept here. Errors: it cannot be.
+pub(super) fn row(user: &str, row: &Row, options: &Options) -> Result<ImportedUsage, Left> {
+    let id = row.text(Field::Id).or_else(|| row.text(Field::Request));
+    let left =
+        |why: String| Left { table: USAGE_RECORDS.name, user: user.into(), id: id.clone().unwrap_or_default(), why };
+    let odd = |error: Odd| left(error.to_string());
+    let source =
+        id.clone().ok_or_else(|| left("it has no id: it could not be told from others the next time".into()))?;
+    let at_ms = row.time_ms(Field::Created).map_err(odd)?.ok_or_else(|| left("it does not say when it was".into()))?;
+    let count = |field| row.count(field).map(Option::unwrap_or_default).map_err(odd);
+    let (input, mut output) = (count(Field::Input)?, count(Field::Output)?);
+    if input == 0 && output == 0 {
+        // There is only a sum: of what the two cost, output is the greater part.
+        output = count(Field::Tokens)?;
+    }
+    let cost = row.amount(Field::Cost, options.money_unit).map_err(odd)?.unwrap_or_default();
+    let cost = match cost.nearest() {
+        Some(nano) if !cost.is_negative() && cost >= Amount::default() => nano.0,
+        _ => return Err(left("its cost is below zero, or more than the ledger can keep".into())),
+    };
+    let model = row.text(Field::Model).unwrap_or_else(|| "unknown".into());
+    let provider = row.text(Field::Provider).map(|provider| provider.to_lowercase()).unwrap_or_else(|| {
+        let name = model.to_lowercase();
+        MAKERS.iter().find(|(start, _)| name.starts_with(start)).map_or("unknown", |(_, maker)| maker).to_owned()
+    });
+    let (cache_read, cache_write) = (count(Field::CacheRead)?, count(Field::CacheWrite)?);
+    let totals = Totals {
+        requests: 1,
+        input,
+        output,
+        cache_read,
+        cache_write,
+        reasoning: count(Field::Reasoning)?,
+        cost_nano: cost,
+        ..Totals::default()
+    };
+    const MOST: i64 = 1 << 40;
+    if [totals.input, totals.output, totals.cache_read, totals.cache_write, totals.reasoning].iter().any(|n| *n > MOST)
+    {
+        return Err(left("it counts more tokens than anybody could have used".into()));
+    }
+    let key = row.text(Field::Key).map(|id| key_id(user, &id)).unwrap_or_default();
+    let class = class(&row.text(Field::Kind).unwrap_or_default());
+    Ok(ImportedUsage { source, at_ms, key, class, provider, model, totals })
+}

@@ -1,0 +1,182 @@
+//! Callers over HTTP at the edges: behind proxies, with keys that are revoked in the middle, after the end, and while the
+//! relay leaves.
+
+use crate::gateway::relay_for;
+use belay_relay::store::central::keys::KeyScope;
+use belay_tests::fake_provider::{FakeProvider, Script};
+use belay_tests::http::{HTTP, HttpCaller};
+use belay_tests::relay::{PATIENCE, TestRelay, eventually};
+use serde_json::json;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+/// Statuses of that many unknown keys, from whom the header says.
+async fn guesses(caller: &HttpCaller, from: &str, count: usize) -> Vec<u16> {
+    let mut statuses = vec![];
+    for number in 0..count {
+        let key = format!("bly_live_guess_{from}_{number}");
+        let asked = caller.http.get(format!("{}/v1/status", caller.url)).bearer_auth(key);
+        statuses.push(HttpCaller::text(asked.header("x-forwarded-for", from)).await.0);
+    }
+    statuses
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_guesses_is_bounded_by_address_and_a_trusted_proxy_says_which() {
+    let few = "[http]\nlisten = \"127.0.0.1:0\"\nlook_ups_per_second = 2\n";
+    let relay = TestRelay::start(few).await;
+    let caller = relay.caller().await;
+    HttpCaller::good(caller.get("/v1/status")).await;
+    // Nobody is trusted: what the header says is a stranger's word.
+    let all = [guesses(&caller, "10.0.0.1", 20).await, guesses(&caller, "10.0.0.2", 5).await].concat();
+    assert!(all.iter().filter(|status| **status == 429).count() > 10, "{all:?}");
+    // Whoever is known already is not looked up.
+    HttpCaller::good(caller.get("/v1/status")).await;
+    relay.stop().await;
+
+    let relay = TestRelay::start(&format!("{few}trusted_proxies = [\"127.0.0.1\"]\n")).await;
+    let caller = relay.caller().await;
+    let first = guesses(&caller, "10.0.0.1", 20).await;
+    assert!(first.contains(&429), "{first:?}");
+    assert_eq!(guesses(&caller, "10.0.0.2", 1).await, [401], "another address");
+    // Only the last one is the proxy's own word.
+    let (began, mut forged) = (Instant::now(), vec![]);
+    while !forged.contains(&429) {
+        assert!(began.elapsed() < PATIENCE, "{forged:?}");
+        forged = guesses(&caller, "10.9.9.9, 10.0.0.1", 20).await;
+    }
+    assert_eq!(guesses(&caller, "10.9.9.9", 1).await, [401], "nobody has guessed from there");
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_revoked_ends_what_is_being_fetched_with_it() {
+    let relay = TestRelay::start(&format!("{HTTP}[limits]\nrequest_body_mib = 64\n")).await;
+    let caller = relay.caller().await;
+    let content = belay_tests::synced::noise(24 << 20, 3);
+    let encoded = data_encoding::BASE64.encode(&content);
+    let item = json!({ "items": [{ "key": "large.bin", "content_base64": encoded }] });
+    let pushed = HttpCaller::good(caller.post("/v1/sync/knowledge/push", &item)).await;
+    let revision = pushed["results"][0]["revision"].as_str().unwrap_or_else(|| panic!("{pushed}")).to_owned();
+    // A socket that holds little, so that most of it is still to come.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    let mut socket = socket.connect(relay.relay().http_addr().unwrap()).await.unwrap();
+    let head = format!(
+        "GET /v1/sync/content?revision={revision} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
+        caller.key
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut read = vec![0; 100_000];
+    socket.read_exact(&mut read).await.unwrap();
+    assert!(read.starts_with(b"HTTP/1.1 200"));
+    relay.relay().admin().revoke_key(&caller.key_id).await.unwrap();
+    let rest = timeout(PATIENCE, socket.read_to_end(&mut read)).await.expect("ends");
+    assert!(read.len() < 16 << 20, "{rest:?}, {} bytes came", read.len());
+    let (status, _) = HttpCaller::json(caller.get("/v1/status")).await;
+    assert_eq!(status, 401);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_read_more_than_there_is_hears_so() {
+    let provider = FakeProvider::start().await.unwrap();
+    let relay = relay_for(&provider, HTTP).await;
+    let caller = relay.caller().await;
+    let script = Script { tokens: 5, ..Script::default() };
+    let body = json!({ "request_id": "s-1", "query": script.as_message(), "max_tokens": 50 });
+    let (_, whole) = HttpCaller::text(caller.post("/v1/stream", &body)).await;
+    assert!(whole.contains("event: done"), "{whole}");
+    let (status, told) = HttpCaller::text(caller.post("/v1/stream", &body).header("last-event-id", "100000")).await;
+    assert_eq!(status, 200);
+    assert!(told.contains("event: error") && !told.contains("event: done"), "{told}");
+    let chat = json!({ "model": "openai-test", "stream": true, "max_tokens": 50,
+        "messages": [{ "role": "user", "content": script.as_message() }] });
+    let ask = || caller.post("/v1/chat/completions", &chat).header("idempotency-key", "k-1");
+    let (status, whole) = HttpCaller::text(ask()).await;
+    if status == 200 {
+        assert!(whole.contains("[DONE]"), "{whole}");
+        let (_, told) = HttpCaller::text(ask().header("last-event-id", "100000")).await;
+        assert!(told.contains("error") && !told.contains("[DONE]"), "{told}");
+    }
+    relay.verify().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_leaves_waits_for_its_answers() {
+    let provider = FakeProvider::start().await.unwrap();
+    let relay = relay_for(&provider, &format!("{HTTP}[timeouts]\ndrain_ms = 20000\n")).await;
+    let caller = relay.caller().await;
+    let script = Script { tokens: 40, pace_ms: 20, ..Script::default() };
+    let stream = json!({ "query": script.as_message(), "max_tokens": 100 });
+    let asked = caller.clone();
+    let whole = json!({ "query": script.as_message(), "max_tokens": 100 });
+    let answer = tokio::spawn(async move { HttpCaller::json(asked.post("/v1/escalate", &whole)).await });
+    let mut read = caller.post("/v1/stream", &stream).send().await.unwrap();
+    let mut text = String::from_utf8(read.chunk().await.unwrap().unwrap().to_vec()).unwrap();
+    eventually("both run", async || provider.counts().running == 2).await;
+    let stopped = tokio::spawn(relay.stop());
+    while let Some(more) = timeout(PATIENCE, read.chunk()).await.unwrap().unwrap() {
+        text += std::str::from_utf8(&more).unwrap();
+    }
+    assert!(text.contains("event: done"), "{text}");
+    let (status, answer) = answer.await.unwrap();
+    assert_eq!((status, answer["tokens"]["output"].as_u64()), (200, Some(40)), "{answer}");
+    stopped.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_that_nobody_can_have_signed_is_not_read() {
+    let (relay, _dir) = crate::stripe::relay_at("http://127.0.0.1:9", "").await;
+    let address = relay.relay().http_addr().unwrap();
+    for signature in ["", "stripe-signature: v1=00\r\n", "stripe-signature: t=1,v1=00\r\n"] {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        // Its body never comes.
+        let head = format!("POST /webhooks/stripe HTTP/1.1\r\nhost: x\r\n{signature}content-length: 200000\r\n\r\n");
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let (began, mut start) = (Instant::now(), [0; 12]);
+        timeout(PATIENCE, socket.read_exact(&mut start)).await.expect("in time").unwrap();
+        assert_eq!(&start, b"HTTP/1.1 400", "{signature}");
+        // A body that is waited for takes the whole of that time.
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    }
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_takes_have_the_memory_that_there_is_and_no_more() {
+    let relay = TestRelay::start(&format!("{HTTP}patience_s = 3\n[limits]\nmemory_mib = 24\nevent_logs_mib = 4\n")).await;
+    let caller = relay.caller_of("acme", &[KeyScope::Read, KeyScope::Write]).await;
+    let text = "words ".repeat(100_000);
+    for number in 0..10 {
+        let added = json!({ "session": "long", "role": "user", "content": text, "message_id": format!("m-{number}") });
+        HttpCaller::good(caller.post("/v1/sessions/add-message", &added)).await;
+    }
+    let address = relay.relay().http_addr().unwrap();
+    let head = format!(
+        "GET /v1/sessions/export?session=long&format=markdown HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
+        caller.key
+    );
+    let (mut held, mut refused) = (vec![], 0);
+    for _ in 0..10 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(16 << 10).unwrap();
+        let mut socket = socket.connect(address).await.unwrap();
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut start = [0; 12];
+        timeout(PATIENCE, socket.read_exact(&mut start)).await.expect("in time").unwrap();
+        match &start {
+            b"HTTP/1.1 200" => held.push(socket),
+            b"HTTP/1.1 503" => refused += 1,
+            other => panic!("{}", String::from_utf8_lossy(other)),
+        }
+    }
+    assert!(refused > 0 && !held.is_empty(), "{} held, {refused} refused", held.len());
+    drop(held);
+    let export = || caller.get("/v1/sessions/export?session=long&format=markdown");
+    eventually("there is room again", async || HttpCaller::text(export()).await.0 == 200).await;
+    relay.stop().await;
+}
