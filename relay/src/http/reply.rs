@@ -17,6 +17,7 @@ use http::{StatusCode, Version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -143,7 +144,7 @@ pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
 pub(super) fn counted(http: &Http, response: Response) -> Result<Response, Refusal> {
     let bytes = response.body().size_hint().upper().unwrap_or_default();
     let charge = room(http, usize::try_from(bytes).unwrap_or(usize::MAX))?;
-    Ok(response.map(|body| Body::new(Held { body, _charge: charge })))
+    Ok(response.map(|body| Body::new(Held { body, charge: Arc::new(charge) })))
 }
 
 /// Room for so many bytes of an answer. Errors: there is none.
@@ -156,10 +157,22 @@ pub(super) fn room(http: &Http, bytes: usize) -> Result<Charge, Refusal> {
     })
 }
 
-/// A body that keeps its room.
+/// A body whose bytes keep its room, wherever they wait to be written.
 struct Held {
     body: Body,
-    _charge: Charge,
+    charge: Arc<Charge>,
+}
+
+/// Bytes with their room.
+struct Kept {
+    bytes: Bytes,
+    _charge: Arc<Charge>,
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl HttpBody for Held {
@@ -170,7 +183,11 @@ impl HttpBody for Held {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        // The body has ended for its writer once the last frame is taken, and not once that has gone out.
+        let charge = Arc::clone(&self.charge);
+        Pin::new(&mut self.body)
+            .poll_frame(cx)
+            .map_ok(|frame| frame.map_data(|bytes| Bytes::from_owner(Kept { bytes, _charge: charge })))
     }
 
     fn is_end_stream(&self) -> bool {
