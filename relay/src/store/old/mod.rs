@@ -31,7 +31,7 @@ pub enum OldError {
         error: std::io::Error,
     },
     /// The stream of a file broke.
-    #[error("cannot read the export: {0}")]
+    #[error("cannot read the export")]
     Read(#[from] std::io::Error),
     /// A file of SQL is not whole.
     #[error("the dump is not usable, line {line}: {why}; export it again")]
@@ -60,7 +60,7 @@ pub enum OldError {
         why: String,
     },
     /// The database does not answer.
-    #[error("the export cannot be read as a database: {0}")]
+    #[error("the export cannot be read as a database")]
     Database(#[from] rusqlite::Error),
     /// Something that is needed is not there.
     #[error("{0}")]
