@@ -313,7 +313,7 @@ fn what_could_mean_two_things_is_asked_and_what_cannot_come_is_named() {
     let node = Node::new();
     let mut old = OldDeployment::generate(node.dir.path(), 11, 6, 3);
     old.execute("UPDATE billing_ledger SET type = 'refund' WHERE id = 1");
-    fails(&node.import(&old, &[]), &["\"refund\" (1 entries)", "--ledger-kind NAME=credit"]);
+    fails(&node.import(&old, &[]), &["\"refund\" (1 above zero", "--ledger-kind NAME=credit"]);
     let told = node.report(&old, &["--ledger-kind", "refund=credit", "--dry-run"]);
     assert_eq!(left_out(&told), 0, "{told}");
     old.execute("UPDATE billing_ledger SET type = 'topup' WHERE id = 1");
@@ -455,7 +455,12 @@ fn what_was_changed_here_stays_and_is_told() {
         // Somebody has written to the document here, and deleted the conversation.
         database
             .execute_batch(
-                "UPDATE sync_revision SET device = 'laptop-1' WHERE item = (SELECT id FROM sync_item WHERE key = 'Plan.md');
+                "INSERT INTO sync_revision (revision, push, item, parent, number, outcome, content, device, at_ms,
+                                            modified_ms, size, digest, inline, parts, meta)
+                     SELECT randomblob(16), push, item, revision, number, outcome, content, 'laptop-1', at_ms,
+                            modified_ms, size, randomblob(32), inline, parts, meta FROM sync_revision
+                     WHERE item = (SELECT id FROM sync_item WHERE key = 'Plan.md');
+                 UPDATE sync_item SET head = last_insert_rowid() WHERE key = 'Plan.md';
                  UPDATE session SET deleted_ms = 1900000000000 WHERE name = 'chat-x'",
             )
             .unwrap();
@@ -473,4 +478,100 @@ fn what_was_changed_here_stays_and_is_told() {
     assert_eq!(keys.len(), 2, "{keys:?}");
     assert!(keys.iter().any(|key| key.contains("(conflict imported")), "{keys:?}");
     assert!(Path::new(&old.d1).exists());
+}
+
+/// What an export says of access later is followed; what was changed here is not.
+#[test]
+fn a_later_export_closes_what_was_closed_there() {
+    let node = Node::new();
+    let mut old = OldDeployment::generate(node.dir.path(), 31, 3, 0);
+    let hash = |key: &str| belay_certs::sha256(key.as_bytes()).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let (first, second, third) = (hash("sk_first"), hash("sk_second"), hash("sk_third"));
+    old.execute(&format!(
+        "DELETE FROM api_keys; DELETE FROM users WHERE id = 'user-00002'; UPDATE users SET plan = 'free';
+         INSERT INTO api_keys VALUES ('a', 'user-00000', '{first}', 'l', '[\"read\",\"admin\"]', '', '', '', NULL),
+             ('b', 'user-00000', '{second}', 'l', NULL, '', '', '', NULL)"
+    ));
+    old.document(0, "doc-y", "Gone");
+    old.converse(0, "chat-y", 2);
+    node.report(&old, &[]);
+    old.execute(&format!(
+        "UPDATE api_keys SET key_hash = '{third}', scopes = '[\"read\"]' WHERE id = 'a'; DELETE FROM api_keys WHERE id = 'b';
+         UPDATE users SET plan = 'pro', is_active = 0 WHERE id = 'user-00000';
+         ALTER TABLE knowledge_documents ADD COLUMN deleted_at TEXT; ALTER TABLE chat_sessions ADD COLUMN deleted_at TEXT;
+         UPDATE knowledge_documents SET deleted_at = '2026-01-01'; UPDATE chat_sessions SET deleted_at = '2026-01-01'"
+    ));
+    let report = node.report(&old, &["--prefix", "other-"]);
+    let central = node.database(None);
+    let good: Vec<String> = column(&central, "SELECT scopes FROM api_key WHERE revoked_ms IS NULL");
+    assert_eq!(good, ["read"], "the rotated one, and no other");
+    let terms: Vec<String> = column(&central, "SELECT tier || suspended FROM tenant WHERE id = 'user-00000'");
+    assert_eq!(terms, ["managed1"], "another prefix changes nobody's name");
+    let tenants: Vec<i64> = column(&central, "SELECT count(*) FROM tenant");
+    assert_eq!(tenants, [2]);
+    let database = node.database(Some("user-00000"));
+    let live = "SELECT count(*) FROM sync_item WHERE kind = 2 AND deleted_ms IS NULL";
+    assert_eq!(column::<i64>(&database, live), [0]);
+    assert_eq!(column::<i64>(&database, "SELECT count(*) FROM session WHERE deleted_ms IS NULL"), [0]);
+    // What was set right here since is left alone.
+    central.execute_batch("UPDATE tenant SET suspended = 0, version = version + 1 WHERE id = 'user-00000'").unwrap();
+    node.report(&old, &[]);
+    assert_eq!(
+        column::<String>(&central, "SELECT tier || suspended FROM tenant WHERE id = 'user-00000'"),
+        ["managed0"]
+    );
+}
+
+#[test]
+fn nobody_gets_what_is_somebody_elses() {
+    let node = Node::new();
+    let old = OldDeployment::generate(node.dir.path(), 37, 2, 0);
+    old.execute(
+        "UPDATE users SET id = 'acme' WHERE id = 'user-00000'; DELETE FROM api_keys;
+         CREATE TABLE chat_messages (session_id TEXT, user_id TEXT, role TEXT, content TEXT);
+         DELETE FROM chat_sessions; DELETE FROM billing_ledger; DELETE FROM user_settings; DELETE FROM knowledge_documents;
+         INSERT INTO chat_sessions VALUES ('1', 'acme', 'A', '[]', '', '', '');
+         INSERT INTO users VALUES ('v', 'v@x', 'V', 'pro', '', '', 1, '');
+         INSERT INTO chat_sessions SELECT '1-v', 'v', 'A', '[]', '', '', '';
+         INSERT INTO chat_messages VALUES ('1-v', 'acme', 'user', 'a secret'), ('1-v', 'v', 'user', 'mine')",
+    );
+    let rows: String = (0..4500)
+        .map(|at| format!("INSERT INTO usage_records VALUES ('u{at}', 'acme', NULL, 'p', 'm', 1, 1, 100, 1700000000);"))
+        .collect();
+    old.execute(&rows);
+    // A tenant of that name is here already, and did not come from there.
+    let first = OldDeployment::generate(&node.dir.path().join("first"), 1, 1, 0);
+    first.execute("UPDATE users SET id = 'zoe'; DELETE FROM billing_ledger");
+    node.report(&first, &[]);
+    node.database(None).execute_batch("INSERT INTO tenant (id, created_ms) VALUES ('acme', 1)").unwrap();
+    let report = node.report(&old, &[]);
+    assert_eq!(tally(&report, "users")[3], 1, "{report}");
+    assert_eq!(report["usage_nano_usd"], 0, "{report}");
+    assert!(!node.state().join("tenants/acme").exists(), "nothing of it is written");
+    let messages: Vec<String> = column(&node.database(Some("v")), "SELECT text FROM message");
+    assert_eq!(messages, ["mine"]);
+    verify(&node);
+}
+
+#[test]
+fn a_setting_comes_as_it_was_written_and_every_change_of_it() {
+    let node = Node::new();
+    let old = OldDeployment::generate(node.dir.path(), 41, 1, 0);
+    old.execute("DELETE FROM user_settings");
+    let current = || -> String {
+        let sql =
+            "SELECT CAST(inline AS TEXT) FROM sync_item JOIN sync_revision ON sync_revision.id = head WHERE kind = 1";
+        column(&node.database(Some("user-00000")), sql).remove(0)
+    };
+    for value in ["true", "false", "true", "1.10", "123456789012345678901234", "{\"a\": 1}"] {
+        old.execute(&format!(
+            "INSERT OR REPLACE INTO user_settings VALUES ('user-00000', 'x', '{value}', '2026-01-01T00:00:00Z')"
+        ));
+        let report = node.report(&old, &[]);
+        assert_eq!((tally(&report, "settings")[1], current().as_str()), (1, value));
+        assert_eq!(tally(&node.report(&old, &[]), "settings")[1], 0);
+    }
+    old.execute("UPDATE user_settings SET value = ''");
+    node.report(&old, &[]);
+    assert_eq!(current(), "\"\"");
 }

@@ -92,7 +92,11 @@ impl OldDeployment {
         let (d1, r2) = (dir.join("export.sqlite"), dir.join("objects"));
         fs::create_dir_all(&r2).unwrap();
         let connection = Connection::open(&d1).unwrap();
-        connection.execute_batch(&format!("PRAGMA journal_mode = off; PRAGMA synchronous = off; {SCHEMA}")).unwrap();
+        connection
+            .execute_batch(&format!(
+                "PRAGMA journal_mode = off; PRAGMA synchronous = off; PRAGMA foreign_keys = off; {SCHEMA}"
+            ))
+            .unwrap();
         let mut made = Self { d1, r2, users: vec![], connection, random: StdRng::seed_from_u64(seed) };
         made.connection.execute_batch("BEGIN").unwrap();
         for number in 0..users {

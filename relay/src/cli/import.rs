@@ -6,7 +6,7 @@ use anyhow::bail;
 use belay_protocol::money::{NANOS_PER_USD, NanoUsd};
 use belay_relay::Config;
 use belay_relay::import::report::{Report, Tally};
-use belay_relay::import::{BalanceSource, Files, Import, Options, Target};
+use belay_relay::import::{BalanceSource, Files, Import, ImportError, Options, Target};
 use belay_relay::store::lock::LockError;
 use belay_relay::store::old::Unit;
 use belay_transport::env::Env;
@@ -73,8 +73,8 @@ pub(super) async fn import(global: &Global, args: ImportArgs) -> anyhow::Result<
         only: args.only,
         dry_run: args.dry_run,
     };
-    let (target, note) = target(&config, args.dry_run)?;
     let import = Import::open(&files, options)?;
+    let (target, note) = target(&config, args.dry_run)?;
     let mut progress = Progress::new(global);
     let done = import.run(target.clone(), |through, all| progress.show(through, all)).await;
     progress.end();
@@ -94,20 +94,18 @@ pub(super) async fn import(global: &Global, args: ImportArgs) -> anyhow::Result<
     Err(Told(told).into())
 }
 
-/// Where it is written. A dry run is for every machine: where there is no relay, or one that runs, everything is new.
+/// Where it is written. A dry run is for every machine: where there is nothing to compare with, everything is new.
 fn target(config: &Config, dry_run: bool) -> anyhow::Result<(Target, Option<String>)> {
     let env = Env::system();
-    if dry_run && !config.state_dir.exists() {
-        let note = format!("there is no state in {}: everything would be new", config.state_dir.display());
-        return Ok((Target::nowhere(config, &env), Some(note)));
+    if dry_run {
+        return Ok(match Target::look_at(config, &env)? {
+            Ok(target) => (target, None),
+            Err(why) => (Target::nowhere(config, &env), Some(format!("{why}: what is here already is not looked at"))),
+        });
     }
     match Target::open(config, &env) {
         Ok(target) => Ok((target, None)),
-        Err(belay_relay::import::ImportError::Locked(LockError::InUse(_))) if dry_run => {
-            let note = "belayd is running: what it has already is not looked at".to_owned();
-            Ok((Target::nowhere(config, &env), Some(note)))
-        }
-        Err(belay_relay::import::ImportError::Locked(error @ LockError::InUse(_))) => {
+        Err(ImportError::Locked(error @ LockError::InUse(_))) => {
             Err(anyhow::Error::from(error).context("stop the relay for the import: systemctl stop belayd"))
         }
         Err(error) => Err(error.into()),
@@ -175,7 +173,8 @@ fn print(report: &Report) {
         println!("columns that have no place here: {}", unknown.columns.join(", "));
     }
     for (prefix, count) in &unknown.entries {
-        println!("entries that have no place here: {count} of {prefix:?}");
+        let of = if prefix.is_empty() { "other kinds".into() } else { format!("{prefix:?}") };
+        println!("entries that have no place here: {count} of {of}");
     }
     if report.unused_objects > 0 {
         println!("objects that nothing refers to: {}", report.unused_objects);

@@ -1,19 +1,21 @@
 //! Writing a user's part down: first in central, then in the tenant's own file.
 
 use super::report::{Left, Report, Tally};
-use super::sessions::Conversation;
+use super::sessions::{Conversation, device};
 use super::target::Target;
 use super::{Arriving, ImportError};
-use crate::store::central::import::{Arrival, KeyArrival, arrive, arrive_key};
+use crate::store::central::import::{Arrival, KeyArrival, arrive, arrive_key, arrived, revoke_others};
 use crate::store::central::stripe;
 use crate::store::executor::Db;
 use crate::store::ledger::import::{ImportedUsage, opening, usage};
 use crate::store::old::{API_KEYS, CHAT_SESSIONS, USAGE_RECORDS, USERS};
 use crate::store::schema::{Kind, scratch};
-use crate::store::sessions::{self, Change, add, find_one};
+use crate::store::sessions::find::messages;
+use crate::store::sessions::{self, Change, Deed, act, add, find_one};
 use crate::store::{Connection, StoreError};
 use belay_protocol::id::TenantId;
 use belay_protocol::money::NanoUsd;
+use std::collections::HashMap;
 
 /// Writes. Clones write to the same.
 #[derive(Debug, Clone)]
@@ -64,9 +66,29 @@ impl Applier {
         }
     }
 
-    /// Takes a user in, with all that was planned. What became of it.
+    /// Who came before, and what they are called here.
+    pub(super) async fn known(&self) -> Result<HashMap<String, TenantId>, StoreError> {
+        self.run(Db::Central, arrived).await
+    }
+
+    /// Takes a user in, with all that was planned. What became of it; of one whose file refuses something, that it is
+    /// left out from there on.
     pub(super) async fn arrive(&self, arriving: Arriving) -> Result<Report, ImportError> {
-        let Arriving { user, customer, keys, balance, usage, sessions, items, mut report } = arriving;
+        let name = arriving.user.user.clone();
+        match self.all(arriving).await {
+            Err(ImportError::Store(StoreError::Failed { operation, why })) if !why.contains("full") => {
+                let mut report = Report::default();
+                report.users.add(Tally { found: 1, left_out: 1, ..Tally::default() });
+                let why = format!("what is left of it could not be written: {operation}: {why}");
+                report.leave(Left { table: USERS.name, user: name.clone(), id: name, why });
+                Ok(report)
+            }
+            done => done,
+        }
+    }
+
+    async fn all(&self, arriving: Arriving) -> Result<Report, ImportError> {
+        let Arriving { user, customer, keys, are_all_keys, balance, usage, sessions, items, mut report, .. } = arriving;
         let (tenant, name, now_ms) = (user.tenant.clone(), user.user.clone(), self.target.now_ms);
         let ids: Vec<String> = keys.iter().map(|(key, _)| key.id.clone()).collect();
         let known = self
@@ -77,6 +99,10 @@ impl Applier {
                 }
                 let arrived = keys.iter().map(|(key, hash)| arrive_key(connection, key, *hash, now_ms));
                 let arrived: Vec<KeyArrival> = arrived.collect::<Result<_, _>>()?;
+                if are_all_keys {
+                    let there = keys.iter().map(|(_, hash)| *hash).collect();
+                    revoke_others(connection, &user.tenant, &there, now_ms)?;
+                }
                 let is_customer = match &customer {
                     None => true,
                     Some(customer) => {
@@ -109,7 +135,7 @@ impl Applier {
         for (id, arrived) in ids.into_iter().zip(arrived) {
             match arrived {
                 KeyArrival::New => report.keys.new += 1,
-                KeyArrival::Known | KeyArrival::Revoked => report.keys.known += 1,
+                KeyArrival::Known => report.keys.known += 1,
                 KeyArrival::Taken => {
                     report.keys.left_out += 1;
                     let why = "another tenant has the same key, or one of that id".into();
@@ -201,6 +227,11 @@ fn take(
         report.leave(Left { table: CHAT_SESSIONS.name, user: user.into(), id: one.id.clone(), why: why.into() });
     };
     let count = one.messages.len() as u64;
+    if one.is_gone {
+        report.sessions.deleted += 1;
+        report.messages.deleted += count;
+        return delete(connection, one);
+    }
     let before = match find_one(connection, &one.name)? {
         // It was deleted here since, and stays so.
         Some(stored) if stored.deleted_ms.is_some() => {
@@ -242,6 +273,24 @@ fn take(
         // When something was last said, and not when it came over.
         let _ = sessions::update(connection, &one.name, &Change::default(), (most, one.updated_ms))?;
     }
+    Ok(())
+}
+
+/// Deletes what was deleted there, unless something was said in it here. It can be restored, as always.
+fn delete(connection: &Connection, one: &Conversation) -> Result<(), StoreError> {
+    let Some(stored) = find_one(connection, &one.name)?.filter(|stored| stored.deleted_ms.is_none()) else {
+        return Ok(());
+    };
+    let mut after = 0;
+    loop {
+        let page = messages(connection, stored.row, after)?;
+        let Some(last) = page.last() else { break };
+        if page.iter().any(|message| message.added.device != device()) {
+            return Ok(());
+        }
+        after = last.number;
+    }
+    let _ = act(connection, &one.name, Deed::Delete, one.updated_ms)?;
     Ok(())
 }
 

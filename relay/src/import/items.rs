@@ -3,11 +3,11 @@
 use super::names;
 use super::objects::Objects;
 use super::report::Left;
-use crate::store::old::{Field, KNOWLEDGE_DOCUMENTS, Odd, Row, USER_LORAS, USER_SETTINGS};
+use crate::store::old::{Cell, Field, KNOWLEDGE_DOCUMENTS, Row, USER_LORAS, USER_SETTINGS};
 use belay_protocol::adapter::{self, HEADER_REGION};
 use belay_protocol::item::{ItemKey, ItemKind, META_BYTES};
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::PathBuf;
@@ -15,6 +15,8 @@ use std::path::PathBuf;
 /// Where the content of an item is.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum From {
+    /// It was deleted there.
+    Nowhere,
     Here(Vec<u8>),
     File(PathBuf, u64),
 }
@@ -22,6 +24,7 @@ pub(super) enum From {
 impl From {
     pub(super) fn size(&self) -> u64 {
         match self {
+            Self::Nowhere => 0,
             Self::Here(bytes) => bytes.len() as u64,
             Self::File(_, size) => *size,
         }
@@ -44,10 +47,10 @@ fn left(table: &'static str, user: &str, id: &str, why: impl Into<String>) -> Le
     Left { table, user: user.into(), id: id.into(), why: why.into() }
 }
 
-/// The first time that a row names.
-fn modified(row: &Row) -> Result<u64, Odd> {
-    let (updated, created) = (row.time_ms(Field::Updated)?, row.time_ms(Field::Created)?);
-    Ok(updated.or(created).unwrap_or(0))
+/// When it was changed last; 0: nobody knows.
+fn modified(row: &Row) -> u64 {
+    let time = |field| row.time_ms(field).ok().flatten();
+    time(Field::Updated).or_else(|| time(Field::Created)).unwrap_or(0)
 }
 
 /// What may be as large as its kind may be.
@@ -62,26 +65,43 @@ fn fits(item: Item, user: &str) -> Result<Item, Left> {
 /// The settings of a row, which has one of them or all.
 pub(super) fn settings(user: &str, row: &Row) -> Vec<Result<Item, Left>> {
     let table = USER_SETTINGS.name;
-    let at = match modified(row) {
-        Ok(at) => at,
-        Err(error) => return vec![Err(left(table, user, "", error.to_string()))],
-    };
-    let one = |name: &str, value: &Value| {
+    let one = |name: &str, value: String| {
         let key = names::item(name, name).ok_or_else(|| left(table, user, name, "it cannot be a setting's name"))?;
-        let (content, meta) = (From::Here(value.to_string().into_bytes()), String::new());
-        let item = Item { table, id: name.into(), kind: ItemKind::SETTING, key, content, meta, modified_ms: at };
-        fits(item, user)
+        let (content, meta) = (From::Here(value.into_bytes()), String::new());
+        let modified_ms = modified(row);
+        fits(Item { table, id: name.into(), kind: ItemKind::SETTING, key, content, meta, modified_ms }, user)
     };
     let mut found = vec![];
     if let Some(name) = row.text(Field::Key) {
-        found.push(one(&name, &row.json(Field::Value).unwrap_or(Value::Null)));
+        // As it was written: a number keeps its digits. What is no JSON is a text.
+        let value = match row.cell(Field::Value) {
+            Cell::Null => "null".to_owned(),
+            Cell::Text(text) if serde_json::from_str::<IgnoredAny>(text).is_ok() => text.clone(),
+            Cell::Text(text) => Value::String(text.clone()).to_string(),
+            _ => row.json(Field::Value).unwrap_or_default().to_string(),
+        };
+        found.push(one(&name, value));
     }
     match row.json(Field::All) {
         None => {}
-        Some(Value::Object(all)) => found.extend(all.iter().map(|(name, value)| one(name, value))),
+        Some(Value::Object(all)) => found.extend(all.iter().map(|(name, value)| one(name, value.to_string()))),
         Some(_) => found.push(Err(left(table, user, "", "its settings are no JSON object"))),
     }
     found
+}
+
+/// One that was deleted there.
+fn gone(table: &'static str, row: &Row, kind: ItemKind, (id, key): (&str, &ItemKey)) -> Option<Item> {
+    let item = || Item {
+        table,
+        id: id.into(),
+        kind,
+        key: key.clone(),
+        content: From::Nowhere,
+        meta: String::new(),
+        modified_ms: modified(row),
+    };
+    row.is_set(Field::Deleted).then(item)
 }
 
 /// What files of a kind end with.
@@ -100,7 +120,7 @@ fn ending(mime: &str) -> &'static str {
 pub(super) fn document(user: &str, row: &Row, objects: Option<&mut Objects>) -> Result<Item, Left> {
     let table = KNOWLEDGE_DOCUMENTS.name;
     let id = row.text(Field::Id).unwrap_or_default();
-    let modified_ms = modified(row).map_err(|error| left(table, user, &id, error.to_string()))?;
+    let modified_ms = modified(row);
     let mut name = row.text(Field::Name).unwrap_or_else(|| id.clone());
     let has_ending = name.rsplit('/').next().and_then(|name| name.rsplit_once('.')).is_some_and(|(stem, ending)| {
         !stem.is_empty() && (1..=8).contains(&ending.len()) && ending.chars().all(|c| c.is_ascii_alphanumeric())
@@ -109,8 +129,15 @@ pub(super) fn document(user: &str, row: &Row, objects: Option<&mut Objects>) -> 
         name = format!("{name}.{}", ending(&row.text(Field::Kind).unwrap_or_default()));
     }
     let key = names::item(&name, &id).ok_or_else(|| left(table, user, &id, "it has no name that a file can have"))?;
+    if let Some(item) = gone(table, row, ItemKind::DOCUMENT, (&id, &key)) {
+        return Ok(item);
+    }
     let content = match (row.text(Field::Object), row.bytes(Field::Content)) {
-        (Some(key), _) => object(objects, &key).map_err(|why| left(table, user, &id, why))?,
+        (Some(key), here) => match (object(objects, &key), here) {
+            (Ok(content), _) => content,
+            (Err(_), Some(bytes)) if !bytes.is_empty() => From::Here(bytes),
+            (Err(why), _) => return Err(left(table, user, &id, why)),
+        },
         (None, Some(bytes)) => From::Here(bytes),
         (None, None) => return Err(left(table, user, &id, "it has neither content nor an object")),
     };
@@ -129,9 +156,12 @@ pub(super) fn adapter(user: &str, row: &Row, objects: Option<&mut Objects>) -> R
     let table = USER_LORAS.name;
     let id = row.text(Field::Id).unwrap_or_default();
     let no = |why: String| left(table, user, &id, why);
-    let modified_ms = modified(row).map_err(|error| no(error.to_string()))?;
+    let modified_ms = modified(row);
     let name = row.text(Field::Name).unwrap_or_else(|| id.clone());
     let key = names::item(&name, &id).ok_or_else(|| no("it has no name that a file can have".into()))?;
+    if let Some(item) = gone(table, row, ItemKind::ADAPTER, (&id, &key)) {
+        return Ok(item);
+    }
     let weights = row.text(Field::Object).ok_or_else(|| no("it names no object with its weights".into()))?;
     let mut objects = objects;
     let content = object(objects.as_deref_mut(), &weights).map_err(no)?;
@@ -167,24 +197,4 @@ fn config(row: &Row, objects: Option<&mut Objects>) -> Result<String, String> {
         config["target_modules"] = modules;
     }
     Ok(config.to_string())
-}
-
-/// Items of one kind whose keys are all different, also where upper and lower case are one: of those that would be called
-/// the same, all but the first get a mark.
-pub(super) fn apart(items: Vec<Item>, user: &str) -> Vec<Result<Item, Left>> {
-    let mut taken = HashSet::new();
-    let mut apart = vec![];
-    for mut item in items {
-        if !taken.insert(item.key.to_string().to_lowercase()) {
-            let other = names::other(&item.key, &item.id).filter(|key| taken.insert(key.to_string().to_lowercase()));
-            let Some(key) = other else {
-                let why = format!("another one is called {} too", item.key);
-                apart.push(Err(left(item.table, user, &item.id, why)));
-                continue;
-            };
-            item.key = key;
-        }
-        apart.push(Ok(item));
-    }
-    apart
 }

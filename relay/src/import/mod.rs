@@ -33,13 +33,13 @@ use crate::store::central::keys::ApiKey;
 use crate::store::ledger::import::ImportedUsage;
 use crate::store::lock::LockError;
 use crate::store::old::{
-    API_KEYS, BILLING_LEDGER, CHAT_MESSAGES, CHAT_SESSIONS, Field, KNOWLEDGE_DOCUMENTS, Old, OldError, Table,
-    USAGE_RECORDS, USER_LORAS, USER_SETTINGS, USERS, Unit,
+    API_KEYS, BILLING_LEDGER, CHAT_MESSAGES, CHAT_SESSIONS, Field, KNOWLEDGE_DOCUMENTS, Old, OldError, USAGE_RECORDS,
+    USER_LORAS, USER_SETTINGS, USERS, Unit, Unknown,
 };
 use crate::sync::SyncError;
 use belay_protocol::id::TenantId;
 use belay_protocol::money::NanoUsd;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tokio::task::JoinSet;
@@ -134,6 +134,10 @@ struct Arriving {
     user: ImportedUser,
     customer: Option<String>,
     keys: Vec<(ApiKey, [u8; 32])>,
+    /// Every key that the export has is in the list above, so that others are not good any more.
+    are_all_keys: bool,
+    /// What those are called here that rows of usage name.
+    key_names: HashMap<String, String>,
     balance: Option<NanoUsd>,
     usage: Vec<ImportedUsage>,
     sessions: Vec<Conversation>,
@@ -149,9 +153,16 @@ pub struct Import {
     objects: Option<Objects>,
     options: Options,
     signs: Signs,
-    /// Tenants that somebody has become, and hashes of keys that somebody has, in this run.
+    /// What users who came before are called here.
+    known: HashMap<String, TenantId>,
+    /// Tenants that somebody has become in this run, and keys and customers that somebody has.
     taken: HashSet<TenantId>,
     hashes: HashSet<[u8; 32]>,
+    customers: HashSet<String>,
+    /// Keys that the table has, whosever they are: what was kept of them for speed does not count.
+    in_table: HashSet<[u8; 32]>,
+    /// Ids of sessions that several users have.
+    shared_sessions: HashSet<String>,
     /// The time of what names none, milliseconds since 1970.
     now_ms: u64,
 }
@@ -169,29 +180,41 @@ impl Import {
             let why = "usage_records has neither id nor request_id: its rows could not be told apart the next time";
             return Err(ImportError::Ambiguous(why.into()));
         }
-        let unit_missing = |table: &'static Table, field| -> Result<(), ImportError> {
-            match old.sample(table, field)? {
-                Some(row) if options.money_unit.is_none() => {
-                    row.amount(field, None).map(|_| ()).map_err(|error| ImportError::Ambiguous(error.to_string()))
-                }
-                _ => Ok(()),
-            }
-        };
         for (table, field) in [
             (&USERS, Field::Balance),
             (&BILLING_LEDGER, Field::Amount),
             (&BILLING_LEDGER, Field::Balance),
             (&USAGE_RECORDS, Field::Cost),
         ] {
-            unit_missing(table, field)?;
+            if options.money_unit.is_none()
+                && let Some(error) = old.sample(table, field)?.and_then(|row| row.lacks_unit(field))
+            {
+                return Err(ImportError::Ambiguous(error.to_string()));
+            }
         }
-        Ok(Self { old, objects, options, signs, taken: HashSet::new(), hashes: HashSet::new(), now_ms: 0 })
+        let mut in_table = HashSet::new();
+        old.each(&API_KEYS, |row| in_table.extend(keys::hash_of(row).ok()))?;
+        let shared_sessions = old.shared_sessions()?;
+        Ok(Self {
+            old,
+            objects,
+            options,
+            signs,
+            known: HashMap::new(),
+            taken: HashSet::new(),
+            hashes: HashSet::new(),
+            customers: HashSet::new(),
+            in_table,
+            shared_sessions,
+            now_ms: 0,
+        })
     }
 
     /// Takes everything over. `progress` hears how many users of how many are through.
     pub async fn run(mut self, target: Target, mut progress: impl FnMut(usize, usize)) -> Result<Report, ImportError> {
         self.now_ms = target.now_ms;
         let applier = Applier::new(target, self.options.dry_run);
+        self.known = applier.known().await?;
         let mut report = Report { dry_run: self.options.dry_run, ..Report::default() };
         let mut users = self.old.users()?;
         if !self.options.only.is_empty() {
@@ -204,77 +227,82 @@ impl Import {
             self.count_strays(&mut report)?;
         }
         let all = users.len();
-        let mut running: JoinSet<Result<Report, ImportError>> = JoinSet::new();
-        let mut through = 0;
-        for user in users {
-            while running.len() >= AT_ONCE {
-                self.finish(&mut running, &mut report).await?;
-                through += 1;
-                progress(through, all);
+        let mut running = JoinSet::new();
+        let taken = self.take(users, &applier, &mut running, &mut report, |through| progress(through, all)).await;
+        // Whoever is being written to is written to the end, whatever has happened to others.
+        let mut failed = taken.err();
+        while let Some(done) = running.join_next().await {
+            match done.map_err(|error| ImportError::Lost(error.to_string())).flatten() {
+                Ok(done) => report.add(done),
+                Err(error) => failed = failed.or(Some(error)),
             }
-            let (arriving, more) = match self.plan(&user)? {
-                Ok(planned) => planned,
-                Err(left) => {
-                    report.users.found += 1;
-                    report.users.left_out += 1;
-                    report.leave(left);
-                    through += 1;
-                    continue;
-                }
-            };
-            let Some(mut after) = more else {
-                let applier = applier.clone();
-                running.spawn(async move { applier.arrive(arriving).await });
-                continue;
-            };
-            // Somebody with more usage than one transaction takes comes in pieces, one after the other.
-            let tenant = arriving.user.tenant.clone();
-            report.add(applier.arrive(arriving).await?);
-            loop {
-                let mut piece = Report::default();
-                let (rows, next) = self.usage(&user, after, &mut piece)?;
-                report.add(applier.usage(&tenant, rows, piece).await?);
-                match next {
-                    Some(place) => after = place,
-                    None => break,
-                }
-            }
-            through += 1;
-            progress(through, all);
         }
-        while !running.is_empty() {
-            self.finish(&mut running, &mut report).await?;
-            through += 1;
-            progress(through, all);
+        if let Some(error) = failed {
+            return Err(error);
         }
+        progress(all, all);
         report.unknown = self.old.unknown().clone();
-        if let Some(objects) = &self.objects {
+        let Unknown { tables, columns, entries } = &mut report.unknown;
+        let names = tables.iter_mut().chain(columns).chain(entries.iter_mut().map(|(name, _)| name));
+        names.for_each(|name| *name = report::plain(name));
+        if let Some(objects) = self.objects.as_ref().filter(|_| self.options.only.is_empty()) {
             report.unused_objects = objects.unused()?;
         }
-        if !money::is_known(&self.old) {
+        if report.balances.found == 0 {
             report.notes.push("the export says nothing of balances: every tenant begins with nothing".into());
         }
         Ok(report)
     }
 
-    async fn finish(
-        &self,
+    async fn take(
+        &mut self,
+        users: Vec<String>,
+        applier: &Applier,
         running: &mut JoinSet<Result<Report, ImportError>>,
         report: &mut Report,
+        mut progress: impl FnMut(usize),
     ) -> Result<(), ImportError> {
-        match running.join_next().await {
-            None => Ok(()),
-            Some(Ok(done)) => {
-                report.add(done?);
-                Ok(())
+        for (through, user) in users.into_iter().enumerate() {
+            progress(through.saturating_sub(running.len()));
+            while running.len() >= AT_ONCE {
+                match running.join_next().await {
+                    None => {}
+                    Some(done) => report.add(done.map_err(|error| ImportError::Lost(error.to_string()))??),
+                }
             }
-            Some(Err(error)) => Err(ImportError::Lost(error.to_string())),
+            let (arriving, more) = match self.plan(&user)? {
+                Ok(planned) => planned,
+                Err(left) => {
+                    report.users.add(Tally { found: 1, left_out: 1, ..Tally::default() });
+                    report.leave(left);
+                    continue;
+                }
+            };
+            let Some(after) = more else {
+                let applier = applier.clone();
+                running.spawn(async move { applier.arrive(arriving).await });
+                continue;
+            };
+            // Somebody with more usage than one transaction takes comes in pieces, one after the other.
+            let (tenant, keys) = (arriving.user.tenant.clone(), arriving.key_names.clone());
+            let arrived = applier.arrive(arriving).await?;
+            let has_come = arrived.users.left_out == 0;
+            report.add(arrived);
+            let mut more = has_come.then_some(after);
+            while let Some(after) = more {
+                let mut piece = Report::default();
+                let (rows, next) = self.usage(&user, after, &keys, &mut piece)?;
+                report.add(applier.usage(&tenant, rows, piece).await?);
+                more = next;
+            }
         }
+        Ok(())
     }
 
     /// Rows that belong to nobody who comes.
     fn count_strays(&self, report: &mut Report) -> Result<(), ImportError> {
         for (table, tally) in [
+            (&USERS, &mut report.users),
             (&API_KEYS, &mut report.keys),
             (&USAGE_RECORDS, &mut report.usage),
             (&CHAT_SESSIONS, &mut report.sessions),
@@ -287,13 +315,12 @@ impl Import {
             let strays = self.old.strays(table)?;
             tally.add(Tally { found: strays, left_out: strays, ..Tally::default() });
             if strays > 0 {
-                let of = if table.name == CHAT_MESSAGES.name { "session" } else { "user" };
-                report.left.push(Left {
-                    table: table.name,
-                    user: String::new(),
-                    id: String::new(),
-                    why: format!("{strays} rows are of a {of} that is not in the export"),
-                });
+                let why = match table.name {
+                    "users" => format!("{strays} rows have no id that is a text or a number"),
+                    "chat_messages" => format!("{strays} rows are of a session that is not in the export"),
+                    _ => format!("{strays} rows are of a user that is not in the export"),
+                };
+                report.left.push(Left { table: table.name, user: String::new(), id: String::new(), why });
             }
         }
         Ok(())

@@ -54,8 +54,8 @@ pub(super) fn item(name: &str, id: &str) -> Option<ItemKey> {
                 |c| if c.is_control() || matches!(c, '\\' | ':' | '*' | '?' | '"' | '<' | '>' | '|') { '-' } else { c },
             )
             .collect();
-        let plain = plain.trim().trim_end_matches('.').trim_end();
-        cut(plain, 200).to_owned()
+        // What is cut may end with what a name must not end with.
+        cut(plain.trim(), 200).trim_end_matches(['.', ' ']).trim_end().to_owned()
     });
     let parts: Vec<String> = parts.filter(|part| !matches!(part.as_str(), "" | "." | "..")).collect();
     if let Ok(key) = parts.join("/").parse() {

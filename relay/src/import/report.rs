@@ -84,6 +84,14 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
+/// Notes that are told.
+const MOST_NOTED: usize = 50;
+
+/// A text that a terminal shows and does not obey.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().take(400).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
 impl Report {
     /// Tallies by name.
     #[must_use]
@@ -107,7 +115,10 @@ impl Report {
         self.tallies().iter().map(|(_, tally)| tally.left_out).sum()
     }
 
+    /// Notes what is left out. Ids are anybody's words: what a terminal would obey is taken out of them.
     pub(super) fn leave(&mut self, left: Left) {
+        let Left { table, user, id, why } = left;
+        let left = Left { table, user: plain(&user), id: plain(&id), why: plain(&why) };
         if self.left.len() < MOST_TOLD {
             self.left.push(left);
         } else {
@@ -136,7 +147,8 @@ impl Report {
             self.leave(left);
         }
         for note in more.notes {
-            if !self.notes.contains(&note) {
+            let note = plain(&note);
+            if self.notes.len() < MOST_NOTED && !self.notes.contains(&note) {
                 self.notes.push(note);
             }
         }

@@ -2,7 +2,7 @@
 
 use super::names;
 use super::report::Left;
-use crate::store::old::{CHAT_SESSIONS, Field, Odd, Row};
+use crate::store::old::{CHAT_SESSIONS, Field, Row};
 use crate::store::sessions::{Addition, Change, MAX_TEXT};
 use belay_certs::sha256;
 use belay_protocol::dialect::prompt::Knowledge;
@@ -10,6 +10,7 @@ use belay_protocol::id::{DeviceId, MessageId, SessionId};
 use belay_protocol::message::{Outcome, SessionRole};
 use belay_protocol::money::NanoUsd;
 use serde_json::Value;
+use std::collections::HashMap;
 
 /// A conversation that comes over.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub(super) struct Conversation {
     pub(super) left: Vec<Left>,
     pub(super) created_ms: u64,
     pub(super) updated_ms: u64,
+    /// It was deleted there.
+    pub(super) is_gone: bool,
 }
 
 /// A message as it was exported: from the list of its session, or from a table of its own.
@@ -94,10 +97,9 @@ fn constraints(value: &Value) -> Vec<String> {
 pub(super) fn conversation(user: &str, row: &Row, beside: &[Row], now_ms: u64) -> Result<Conversation, Left> {
     let id = row.text(Field::Id).unwrap_or_default();
     let left = |id: String, why: String| Left { table: CHAT_SESSIONS.name, user: user.into(), id, why };
-    let odd = |error: Odd| left(id.clone(), error.to_string());
     let name = names::session(&id).ok_or_else(|| left(id.clone(), "it has no id".into()))?;
-    let created = row.time_ms(Field::Created).map_err(odd)?;
-    let updated = row.time_ms(Field::Updated).map_err(odd)?;
+    let time = |row: &Row, field| row.time_ms(field).ok().flatten();
+    let (created, updated) = (time(row, Field::Created), time(row, Field::Updated));
     let created_ms = created.or(updated).unwrap_or(now_ms);
     let mut said = vec![];
     match row.json(Field::Messages) {
@@ -111,10 +113,12 @@ pub(super) fn conversation(user: &str, row: &Row, beside: &[Row], now_ms: u64) -
             role: row.text(Field::Role).unwrap_or_default(),
             content: row
                 .json(Field::Content)
-                .filter(Value::is_array)
+                .filter(|content| {
+                    content.as_array().is_some_and(|parts| parts.iter().all(|part| part.get("type").is_some()))
+                })
                 .unwrap_or_else(|| Value::String(row.text(Field::Content).unwrap_or_default())),
             model: row.text(Field::Model).unwrap_or_default(),
-            at_ms: row.time_ms(Field::Created).map_err(odd)?,
+            at_ms: time(row, Field::Created),
         });
     }
     let context = row.json(Field::Context).unwrap_or(Value::Null);
@@ -131,6 +135,7 @@ pub(super) fn conversation(user: &str, row: &Row, beside: &[Row], now_ms: u64) -
     let its_knowledge = row.json(Field::Knowledge).or_else(|| within(&["local_knowledge", "knowledge"]));
     let its_constraints = row.json(Field::Constraints).or_else(|| within(&["constraints"]));
     let (mut messages, mut lost, mut last_ms) = (vec![], vec![], created_ms);
+    let mut times: HashMap<(u16, String), u32> = HashMap::new();
     for (index, one) in said.into_iter().enumerate() {
         let text = text_of(&one.content);
         let role = match one.role.to_lowercase().as_str() {
@@ -144,9 +149,10 @@ pub(super) fn conversation(user: &str, row: &Row, beside: &[Row], now_ms: u64) -
                 continue;
             }
             role => {
+                let shown = if role.len() <= 16 && role.chars().all(char::is_alphanumeric) { role } else { "somebody" };
                 lost.push(left(
                     format!("{id}/{index}"),
-                    format!("a message is of {role:?}, neither user nor assistant"),
+                    format!("a message is of {shown}, neither user nor assistant"),
                 ));
                 continue;
             }
@@ -157,9 +163,17 @@ pub(super) fn conversation(user: &str, row: &Row, beside: &[Row], now_ms: u64) -
         }
         // What comes later is not said to be earlier, or lists would show it in another order.
         last_ms = one.at_ms.unwrap_or(last_ms).max(last_ms);
-        let place = one.id.unwrap_or_else(|| index.to_string());
+        // One without an id is the same as the one that says the same, as often as it is said.
+        let place = match one.id {
+            Some(place) => format!("id {place}"),
+            None => {
+                let count = times.entry((role.0, text.clone())).or_insert(0_u32);
+                *count += 1;
+                format!("{count}\n{text}")
+            }
+        };
         messages.push(Addition {
-            message_id: message_id(&id, &place, role, &text),
+            message_id: message_id(&id, &place, role),
             role,
             at_ms: last_ms,
             device: device(),
@@ -178,7 +192,8 @@ pub(super) fn conversation(user: &str, row: &Row, beside: &[Row], now_ms: u64) -
         constraints: its_constraints.as_ref().map(constraints),
     };
     let updated_ms = updated.unwrap_or(last_ms).max(last_ms);
-    Ok(Conversation { id, name, change, messages, left: lost, created_ms, updated_ms })
+    let is_gone = row.is_set(Field::Deleted);
+    Ok(Conversation { id, name, change, messages, left: lost, created_ms, updated_ms, is_gone })
 }
 
 /// The device that what comes over is said to come from.
@@ -188,8 +203,8 @@ pub(super) fn device() -> DeviceId {
 }
 
 /// The same message has the same id every time.
-fn message_id(session: &str, place: &str, role: SessionRole, text: &str) -> MessageId {
-    let digest = sha256(format!("imported message\n{session}\n{place}\n{}\n{text}", role.0).as_bytes());
+fn message_id(session: &str, place: &str, role: SessionRole) -> MessageId {
+    let digest = sha256(format!("imported message\n{session}\n{place}\n{}", role.0).as_bytes());
     let mut id = [0; 16];
     id.copy_from_slice(&digest[..16]);
     MessageId(id)

@@ -7,8 +7,8 @@ use crate::config::Config;
 use crate::secrets::MasterKey;
 use crate::store::books::Books;
 use crate::store::executor::{CENTRAL, Store, StoreConfig};
-use crate::store::lock::StateLock;
-use crate::store::schema::Durability;
+use crate::store::lock::{LockError, StateLock};
+use crate::store::schema::{self, Durability, Kind};
 use crate::sync::Sync;
 use belay_certs::file;
 use belay_transport::env::Env;
@@ -47,6 +47,23 @@ impl Target {
         Self { state: None, sessions, quota, now_ms: env.clock.now_ms() }
     }
 
+    /// What a dry run compares with; it changes nothing there. `Err`, for people: why there is nothing to compare with.
+    pub fn look_at(config: &Config, env: &Env) -> Result<Result<Self, String>, ImportError> {
+        let path = config.state_dir.join(CENTRAL);
+        if !path.exists() {
+            return Ok(Err(format!("there is no state in {}", config.state_dir.display())));
+        }
+        let lock = match StateLock::acquire(&config.state_dir) {
+            Err(LockError::InUse(_)) => return Ok(Err("belayd is running".into())),
+            lock => lock?,
+        };
+        if schema::is_older(&path, Kind::Central)? {
+            return Ok(Err("the state was written by an older belayd, and is left as it is".into()));
+        }
+        drop(lock);
+        Self::open(config, env).map(Ok)
+    }
+
     /// The state of a relay that is not running; it is begun where there is none. Errors: the relay runs; its state
     /// cannot be opened.
     pub fn open(config: &Config, env: &Env) -> Result<Self, ImportError> {
@@ -75,12 +92,6 @@ impl Target {
         let sync = Sync::new(store.clone(), blobs, Arc::clone(&env.clock), config.limits.sync);
         let state = State { store, books, sync, _lock: Arc::new(lock) };
         Ok(Self { state: Some(state), ..Self::nowhere(config, env) })
-    }
-
-    /// Whether there is a relay's state to compare with.
-    #[must_use]
-    pub fn is_somewhere(&self) -> bool {
-        self.state.is_some()
     }
 
     /// Writes what is queued, and closes every file. Blocks.

@@ -1,11 +1,12 @@
 //! Rows of usage.
 
 use super::Options;
-use super::keys::key_id;
 use super::report::Left;
 use crate::store::ledger::import::ImportedUsage;
 use crate::store::ledger::usage::{Class, Totals};
-use crate::store::old::{Amount, Field, Odd, Row, USAGE_RECORDS};
+use crate::store::old::{Field, Odd, Row, USAGE_RECORDS};
+use belay_protocol::money::NANOS_PER_USD;
+use std::collections::HashMap;
 
 /// What the name of a model begins with, and whose it is.
 const MAKERS: [(&str, &str); 10] = [
@@ -21,22 +22,34 @@ const MAKERS: [(&str, &str); 10] = [
     ("llama", "meta"),
 ];
 
+/// What kind of usage it was, by the words that its kind is made of.
 fn class(kind: &str) -> Class {
     let kind = kind.to_lowercase();
-    let is = |words: &[&str]| words.iter().any(|word| kind.contains(word));
-    if is(&["byok", "own_key", "own-key"]) {
+    let words: Vec<&str> = kind.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+    let is = |known: &[&str]| words.iter().any(|word| known.contains(word));
+    if is(&["byok", "own"]) {
         Class::Byok
     } else if is(&["local"]) {
         Class::Local
-    } else if is(&["knowledge", "embed", "index", "search"]) {
+    } else if is(&["knowledge", "embed", "embedding", "embeddings", "index", "indexing", "rag"]) {
         Class::Knowledge
     } else {
         Class::Cloud
     }
 }
 
+/// More than so many nano-dollars costs no request.
+const DEAREST: i64 = 1_000_000 * NANOS_PER_USD;
+/// More tokens than these nobody can have used in one.
+const MOST: i64 = 1 << 40;
+
 /// A row as it is kept here. Errors: it cannot be.
-pub(super) fn row(user: &str, row: &Row, options: &Options) -> Result<ImportedUsage, Left> {
+pub(super) fn row(
+    user: &str,
+    row: &Row,
+    options: &Options,
+    keys: &HashMap<String, String>,
+) -> Result<ImportedUsage, Left> {
     let id = row.text(Field::Id).or_else(|| row.text(Field::Request));
     let left =
         |why: String| Left { table: USAGE_RECORDS.name, user: user.into(), id: id.clone().unwrap_or_default(), why };
@@ -52,8 +65,8 @@ pub(super) fn row(user: &str, row: &Row, options: &Options) -> Result<ImportedUs
     }
     let cost = row.amount(Field::Cost, options.money_unit).map_err(odd)?.unwrap_or_default();
     let cost = match cost.nearest() {
-        Some(nano) if !cost.is_negative() && cost >= Amount::default() => nano.0,
-        _ => return Err(left("its cost is below zero, or more than the ledger can keep".into())),
+        Some(nano) if !cost.is_negative() && nano.0 <= DEAREST => nano.0,
+        _ => return Err(left("its cost is below zero, or above a million dollars".into())),
     };
     let model = row.text(Field::Model).unwrap_or_else(|| "unknown".into());
     let provider = row.text(Field::Provider).map(|provider| provider.to_lowercase()).unwrap_or_else(|| {
@@ -71,12 +84,11 @@ pub(super) fn row(user: &str, row: &Row, options: &Options) -> Result<ImportedUs
         cost_nano: cost,
         ..Totals::default()
     };
-    const MOST: i64 = 1 << 40;
     if [totals.input, totals.output, totals.cache_read, totals.cache_write, totals.reasoning].iter().any(|n| *n > MOST)
     {
         return Err(left("it counts more tokens than anybody could have used".into()));
     }
-    let key = row.text(Field::Key).map(|id| key_id(user, &id)).unwrap_or_default();
+    let key = row.text(Field::Key).and_then(|id| keys.get(&id).cloned()).unwrap_or_default();
     let class = class(&row.text(Field::Kind).unwrap_or_default());
     Ok(ImportedUsage { source, at_ms, key, class, provider, model, totals })
 }

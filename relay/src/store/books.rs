@@ -254,10 +254,15 @@ impl Books {
         let sealed = self.store.run(Db::Central, move |connection| central::usage::sealed(connection, &of)).await?;
         let mut report = self.run(tenant, move |connection| verify(connection, Some((&id, &key)), sealed)).await?;
         let _flushing = self.flushing.lock().await;
-        let id = tenant.clone();
-        let mut handed = self.store.run(Db::Central, move |connection| central::usage::total(connection, &id)).await?;
-        // What is settled meanwhile is in both.
-        let sums = |connection: &Connection| Ok((usage::all_time(connection)?, outbox::totals(connection)?));
+        let (id, epoch) = (tenant.clone(), self.run(tenant, outbox::epoch).await?);
+        let handed = self.store.run(Db::Central, move |connection| {
+            let newest = central::usage::newest(connection, &id, epoch)?;
+            Ok::<_, StoreError>((central::usage::total(connection, &id)?, newest))
+        });
+        let (mut handed, newest) = handed.await?;
+        // What is settled meanwhile is in both. What central has, and a killed process had not noted, waits no more.
+        let sums =
+            move |connection: &Connection| Ok((usage::all_time(connection)?, outbox::totals(connection, newest)?));
         let (own, waiting) = self.run(tenant, sums).await?;
         handed.add(&waiting);
         if handed != own {

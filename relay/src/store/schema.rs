@@ -1,7 +1,7 @@
 //! Migrations of both kinds of database, and how a connection is set up.
 
 use super::StoreError;
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 use rusqlite_migration::{M, Migrations};
 use std::path::Path;
 use std::sync::LazyLock;
@@ -82,6 +82,15 @@ fn migrate(connection: &mut Connection, kind: Kind) -> Result<(), StoreError> {
     migrations
         .to_latest(connection)
         .map_err(|error| StoreError::Failed { operation: "migrate the database", why: error.to_string() })
+}
+
+/// True if opening a file would bring it to a newer schema. Errors: it cannot be read.
+pub fn is_older(path: &Path, kind: Kind) -> Result<bool, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let (_, known) = kind.migrations();
+    Ok(found < known)
 }
 
 /// An empty database that is gone with its connection: for what is only tried.

@@ -129,6 +129,12 @@ pub fn adds_up(connection: &Connection, tenant: &TenantId) -> Result<bool, Store
     Ok(!differ)
 }
 
+/// The last number of an epoch that a tenant has handed over; 0: none.
+pub fn newest(connection: &Connection, tenant: &TenantId, epoch: i64) -> Result<i64, StoreError> {
+    let sql = "SELECT coalesce(max(number), 0) FROM usage_record WHERE tenant = ?1 AND epoch = ?2";
+    Ok(connection.prepare_cached(sql)?.query_row(params![tenant.as_str(), epoch], |row| row.get(0))?)
+}
+
 /// What a tenant has handed over: all of it.
 pub fn total(connection: &Connection, tenant: &TenantId) -> Result<Totals, StoreError> {
     let sql = format!("SELECT {SUMS} FROM usage_record WHERE tenant = ?1");

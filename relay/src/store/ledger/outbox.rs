@@ -76,7 +76,7 @@ pub(crate) fn put(
 
 /// The first `most` rows that central has not confirmed.
 pub fn batch(connection: &Connection, most: u32) -> Result<Batch, StoreError> {
-    let epoch = connection.prepare_cached("SELECT epoch FROM tenant")?.query_row([], |row| row.get(0))?;
+    let epoch = epoch(connection)?;
     let mut statement = connection.prepare_cached(
         "SELECT number, request_id, at_ms, device, key, class, provider, model, requests, estimated, input, output,
                 cache_read, cache_write, reasoning, cost_nano, absorbed_nano FROM outbox ORDER BY number LIMIT ?1",
@@ -134,8 +134,13 @@ pub fn pending(connection: &Connection) -> Result<Pending, StoreError> {
         .query_row([], |row| Ok(Pending { rows: row.get(0)?, cost: NanoUsd(row.get(1)?), oldest_ms: row.get(2)? }))?)
 }
 
-/// Sums of what waits.
-pub fn totals(connection: &Connection) -> Result<Totals, StoreError> {
-    let sql = format!("SELECT {SUMS} FROM outbox");
-    Ok(connection.prepare_cached(&sql)?.query_row([], |row| Totals::read(row, 0))?)
+/// Sums of what waits beyond a number.
+pub fn totals(connection: &Connection, beyond: i64) -> Result<Totals, StoreError> {
+    let sql = format!("SELECT {SUMS} FROM outbox WHERE number > ?1");
+    Ok(connection.prepare_cached(&sql)?.query_row([beyond], |row| Totals::read(row, 0))?)
+}
+
+/// The book's epoch.
+pub fn epoch(connection: &Connection) -> Result<i64, StoreError> {
+    Ok(connection.prepare_cached("SELECT epoch FROM tenant")?.query_row([], |row| row.get(0))?)
 }

@@ -3,10 +3,11 @@
 
 use super::row::{Cell, Row};
 use super::tables::{self, Field, Table};
-use super::{OldError, USER_SETTINGS, USERS};
+use super::{CHAT_SESSIONS, OldError, USER_SETTINGS, USERS};
 use data_encoding::BASE64;
 use rusqlite::{Connection, params};
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
@@ -15,10 +16,14 @@ use std::path::Path;
 pub(super) const TABLE: &str = "belay_kv_entry";
 /// Their places are far behind those of rows.
 const FIRST: i64 = 1 << 60;
+/// The longest beginning of a key that is told: others may be secrets.
+const LONGEST: usize = 32;
+/// So many beginnings are told apart.
+const MOST_TOLD: usize = 100;
 
 pub(super) fn prepare(connection: &Connection) -> Result<(), OldError> {
     Ok(connection.execute_batch(&format!(
-        "CREATE TABLE {TABLE} (id INTEGER PRIMARY KEY, of TEXT, owner TEXT, row TEXT);
+        "CREATE TABLE {TABLE} (id INTEGER PRIMARY KEY, of TEXT, owner TEXT, name TEXT, row TEXT);
          CREATE INDEX {TABLE}_of ON {TABLE} (of, owner)"
     ))?)
 }
@@ -28,45 +33,48 @@ pub(super) fn load(connection: &Connection, path: &Path, unknown: &mut Vec<(Stri
     let wrong = |why: String| OldError::Json { path: path.into(), why };
     let file = File::open(path).map_err(|error| OldError::File { path: path.into(), error })?;
     let all: Value = serde_json::from_reader(BufReader::new(file)).map_err(|error| wrong(error.to_string()))?;
-    let entries: Vec<(String, Value)> =
+    let entries: Vec<(String, Option<Value>)> =
         match all {
-            Value::Object(entries) => entries.into_iter().collect(),
-            Value::Array(entries) => entries.into_iter().map(entry).collect::<Option<_>>().ok_or_else(|| {
+            Value::Object(entries) => entries.into_iter().map(|(key, value)| (key, Some(value))).collect(),
+            Value::Array(entries) => entries.into_iter().map(entry).collect::<Option<Vec<_>>>().ok_or_else(|| {
                 wrong("a list of entries has objects with \"key\" and \"value\"; one has none".into())
             })?,
             _ => return Err(wrong("it is neither a list of entries nor an object".into())),
         };
     let transaction = connection.unchecked_transaction()?;
-    let mut insert = connection.prepare(&format!("INSERT INTO {TABLE} (of, owner, row) VALUES (?1, ?2, ?3)"))?;
+    let sql = format!("INSERT INTO {TABLE} (of, owner, name, row) VALUES (?1, ?2, ?3, ?4)");
+    let mut insert = connection.prepare(&sql)?;
+    let mut places: HashMap<String, usize> = unknown.iter().map(|(name, _)| name.clone()).zip(0..).collect();
     for (key, value) in entries {
-        match known(&key, value) {
-            Some((table, owner, row)) => {
-                insert.execute(params![table.name, owner, Value::Object(row).to_string()])?;
-            }
-            None => {
-                let prefix = key.split([':', '/']).next().unwrap_or_default().to_owned();
-                match unknown.iter_mut().find(|(known, _)| *known == prefix) {
-                    Some((_, count)) => *count += 1,
-                    None => unknown.push((prefix, 1)),
-                }
-            }
+        if let Some((table, owner, row)) = value.and_then(|value| known(&key, value)) {
+            let name = row.get("id").map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
+            insert.execute(params![table.name, owner, name, Value::Object(row).to_string()])?;
+            continue;
         }
+        let prefix = key.split_once([':', '/']).map_or("", |(prefix, _)| prefix);
+        let prefix = if prefix.len() > LONGEST || unknown.len() >= MOST_TOLD { "" } else { prefix };
+        let place = *places.entry(prefix.to_owned()).or_insert_with(|| {
+            unknown.push((prefix.to_owned(), 0));
+            unknown.len() - 1
+        });
+        unknown[place].1 += 1;
     }
     drop(insert);
     Ok(transaction.commit()?)
 }
 
-/// `{"key": …, "value": …, "base64": true}`, as tools write them.
-fn entry(entry: Value) -> Option<(String, Value)> {
+/// `{"key": …, "value": …, "base64": true}`, as tools write them. What is no text is of no use here.
+fn entry(entry: Value) -> Option<(String, Option<Value>)> {
     let Value::Object(mut entry) = entry else { return None };
     let key = entry.get("key").or_else(|| entry.get("name"))?.as_str()?.to_owned();
     let value = entry.remove("value")?;
     let is_base64 = entry.get("base64").and_then(Value::as_bool).unwrap_or(false);
     let value = match value {
         Value::String(text) if is_base64 => {
-            Value::String(String::from_utf8(BASE64.decode(text.as_bytes()).ok()?).ok()?)
+            let bytes = BASE64.decode(text.as_bytes()).ok();
+            bytes.and_then(|bytes| String::from_utf8(bytes).ok()).map(Value::String)
         }
-        value => value,
+        value => Some(value),
     };
     Some((key, value))
 }
@@ -98,8 +106,16 @@ fn known(key: &str, value: Value) -> Option<(&'static Table, String, Map<String,
         })
     };
     if table.name == USERS.name {
+        // What is kept beside a user, or leads to one, is none.
+        if second.is_some() || !table.columns.iter().any(|column| says(&row, column.field).is_some()) {
+            return None;
+        }
         row.insert("id".into(), Value::String(first.to_owned()));
         return Some((table, first.to_owned(), row));
+    }
+    // Programs keep who is logged in under such names, too.
+    if table.name == CHAT_SESSIONS.name && says(&row, Field::Messages).is_none() {
+        return None;
     }
     let last = second.unwrap_or(first);
     let owner = says(&row, Field::Owner).or_else(|| second.is_some().then(|| first.to_owned()))?;
@@ -130,12 +146,15 @@ pub(super) fn rows(
         for column in table.columns {
             let fits =
                 said.keys().filter_map(|name| column.fits(name).map(|(place, unit)| (place, name.clone(), unit)));
-            if let Some((_, name, unit)) = fits.min_by_key(|(place, ..)| *place) {
+            let mut fits: Vec<_> = fits.collect();
+            fits.sort_by_key(|(place, ..)| *place);
+            let most = if column.is_flag { fits.len() } else { 1 };
+            for (_, name, unit) in fits.into_iter().take(most) {
                 cells.push((column.field, said.remove(&name).map_or(Cell::Null, Cell::from), unit));
             }
         }
         cells.push((Field::Owner, Cell::Text(owner.to_owned()), None));
-        rows.push((FIRST + place, Row { table, cells }));
+        rows.push((FIRST + place, Row { table, cells, is_entry: true }));
     }
     Ok(rows)
 }

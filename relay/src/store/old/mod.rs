@@ -2,13 +2,15 @@
 //! of SQLite, and its key-value store as JSON. All of it is brought into one database that is gone with the process;
 //! nothing that was exported is written to.
 
+mod amount;
 mod dump;
 mod kv;
 mod open;
 mod row;
 mod tables;
 
-pub use self::row::{Amount, Cell, Odd, Row};
+pub use self::amount::Amount;
+pub use self::row::{Cell, Odd, Row};
 pub use self::tables::{
     API_KEYS, BILLING_LEDGER, CHAT_MESSAGES, CHAT_SESSIONS, Field, KNOWLEDGE_DOCUMENTS, Table, USAGE_RECORDS,
     USER_LORAS, USER_SETTINGS, USERS, Unit,
@@ -16,6 +18,7 @@ pub use self::tables::{
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 use serde::Serialize;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -62,6 +65,9 @@ pub enum OldError {
     /// The database does not answer.
     #[error("the export cannot be read as a database")]
     Database(#[from] rusqlite::Error),
+    /// Somebody has more of something than anybody should.
+    #[error("a million rows or more in {0} are of one user: too many to take in")]
+    TooMany(&'static str),
     /// Something that is needed is not there.
     #[error("{0}")]
     Missing(String),
@@ -101,6 +107,9 @@ pub struct Old {
     unknown: Unknown,
 }
 
+/// The column that says where a row was.
+const PLACE: &str = "belay_place";
+
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
@@ -116,8 +125,13 @@ impl Old {
     pub fn users(&self) -> Result<Vec<String>, OldError> {
         let sql = format!("{} ORDER BY 1", self.sql_of_users());
         let mut statement = self.connection.prepare(&sql)?;
-        let ids = statement.query_map([], |row| row.get(0))?;
-        Ok(ids.collect::<Result<_, _>>()?)
+        let mut rows = statement.query([])?;
+        let mut ids = vec![];
+        while let Some(row) = rows.next()? {
+            // One that is no text names nobody; see strays.
+            ids.extend(row.get_ref(0)?.as_str().ok().map(str::to_owned));
+        }
+        Ok(ids)
     }
 
     fn sql_of_users(&self) -> String {
@@ -146,7 +160,7 @@ impl Old {
         let mut statement = self.connection.prepare(&sql)?;
         let mut rows = statement.query([])?;
         let Some(row) = rows.next()? else { return Ok(None) };
-        Ok(Some(Row { table, cells: vec![(field, cell(row.get_ref(0)?), found.unit)] }))
+        Ok(Some(Row { table, cells: vec![(field, cell(row.get_ref(0)?), found.unit)], is_entry: false }))
     }
 
     /// Rows of all.
@@ -167,17 +181,31 @@ impl Old {
 
     /// Rows whose owner is not there.
     pub fn strays(&self, table: &'static Table) -> Result<u64, OldError> {
-        let owners = match table.owner() {
-            Field::Owner if table.name == CHAT_MESSAGES.name => match self.loaded(&CHAT_SESSIONS) {
-                Some(sessions) => {
-                    let id =
-                        sessions.columns.iter().find(|found| found.field == Field::Id).map(|found| quoted(&found.name));
-                    let id = id.unwrap_or_else(|| "NULL".into());
-                    format!("SELECT CAST({id} AS TEXT) FROM chat_sessions WHERE {id} IS NOT NULL")
-                }
-                None => "SELECT NULL WHERE FALSE".into(),
-            },
-            _ => self.sql_of_users(),
+        if table.name == USERS.name {
+            let Some(owner) = self.loaded(table).and_then(Loaded::owner) else { return Ok(0) };
+            let mut statement =
+                self.connection.prepare(&format!("SELECT CAST({} AS TEXT) FROM users", quoted(owner)))?;
+            let (mut rows, mut strays) = (statement.query([])?, 0);
+            while let Some(row) = rows.next()? {
+                strays += u64::from(row.get_ref(0)?.as_str().is_err());
+            }
+            return Ok(strays);
+        }
+        let users = self.sql_of_users();
+        let owners = if table.name == CHAT_MESSAGES.name {
+            let mut sql = format!("SELECT name FROM {} WHERE of = 'chat_sessions' AND owner IN ({users})", kv::TABLE);
+            if let Some(sessions) = self.loaded(&CHAT_SESSIONS)
+                && let (Some(owner), Some(id)) = (sessions.owner(), sessions.name_of(Field::Id))
+            {
+                let (id, owner) = (quoted(id), quoted(owner));
+                sql += &format!(
+                    " UNION SELECT CAST({id} AS TEXT) FROM chat_sessions
+                      WHERE {id} IS NOT NULL AND CAST({owner} AS TEXT) IN ({users})"
+                );
+            }
+            sql
+        } else {
+            users
         };
         let beside = format!("SELECT count(*) FROM {} WHERE of = ?1 AND owner NOT IN ({owners})", kv::TABLE);
         let mut strays: i64 = self.connection.query_row(&beside, [table.name], |row| row.get(0))?;
@@ -192,33 +220,50 @@ impl Old {
         Ok(u64::try_from(strays).unwrap_or(0))
     }
 
-    /// What a table says of something, each once, and how often; and whether any of its amounts is negative.
-    pub fn kinds(
-        &self,
-        table: &'static Table,
-        of: Field,
-        amount: Field,
-    ) -> Result<(Vec<(String, u64)>, bool), OldError> {
-        let Some(loaded) = self.loaded(table) else { return Ok((vec![], false)) };
+    /// What a table says of something, each once, with how many of its amounts are above zero and how many below. A table
+    /// that says nothing of it says nothing, once.
+    pub fn kinds(&self, table: &'static Table, of: Field, amount: Field) -> Result<Vec<(String, u64, u64)>, OldError> {
+        let Some(loaded) = self.loaded(table) else { return Ok(vec![]) };
         let column = |field| loaded.columns.iter().find(|found| found.field == field).map(|found| quoted(&found.name));
-        let mut kinds = vec![];
-        if let Some(column) = column(of) {
-            let sql = format!(
-                "SELECT coalesce(CAST({column} AS TEXT), ''), count(*) FROM {} GROUP BY 1 LIMIT 1000",
-                table.name
-            );
-            let mut statement = self.connection.prepare(&sql)?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, u64::from(row.get::<_, u32>(1)?))))?;
-            kinds = rows.collect::<Result<_, _>>()?;
+        let (kind, amount) = (column(of).unwrap_or_else(|| "''".into()), column(amount).unwrap_or_else(|| "0".into()));
+        let sql = format!(
+            "SELECT coalesce(lower(trim(CAST({kind} AS TEXT))), ''), sum(CAST({amount} AS REAL) > 0),
+                    sum(CAST({amount} AS REAL) < 0) FROM {} GROUP BY 1",
+            table.name
+        );
+        let mut statement = self.connection.prepare(&sql)?;
+        let count = |row: &rusqlite::Row<'_>, at| row.get::<_, Option<u32>>(at).map(|n| u64::from(n.unwrap_or(0)));
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, count(row, 1)?, count(row, 2)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Ids of sessions that several users have.
+    pub fn shared_sessions(&self) -> Result<HashSet<String>, OldError> {
+        let mut sql = format!("SELECT name AS id, owner FROM {} WHERE of = 'chat_sessions'", kv::TABLE);
+        if let Some(loaded) = self.loaded(&CHAT_SESSIONS)
+            && let (Some(owner), Some(id)) = (loaded.owner(), loaded.name_of(Field::Id))
+        {
+            let (id, owner) = (quoted(id), quoted(owner));
+            sql += &format!(" UNION SELECT CAST({id} AS TEXT), CAST({owner} AS TEXT) FROM chat_sessions");
         }
-        let negative = match column(amount) {
-            None => false,
-            Some(column) => {
-                let sql = format!("SELECT EXISTS (SELECT 1 FROM {} WHERE CAST({column} AS REAL) < 0)", table.name);
-                self.connection.query_row(&sql, [], |row| row.get(0))?
-            }
-        };
-        Ok((kinds, negative))
+        let sql = format!("SELECT id FROM ({sql}) WHERE id IS NOT NULL GROUP BY id HAVING count(DISTINCT owner) > 1");
+        let mut statement = self.connection.prepare(&sql)?;
+        let ids = statement.query_map([], |row| row.get(0))?;
+        Ok(ids.collect::<Result<_, _>>()?)
+    }
+
+    /// Every row of a table, those of the key-value store left out.
+    pub fn each(&self, table: &'static Table, mut each: impl FnMut(&Row)) -> Result<(), OldError> {
+        let Some(loaded) = self.loaded(table) else { return Ok(()) };
+        let list: Vec<String> = loaded.columns.iter().map(|found| quoted(&found.name)).collect();
+        let mut statement = self.connection.prepare(&format!("SELECT {} FROM {}", list.join(", "), table.name))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let cells = loaded.columns.iter().enumerate();
+            let cells = cells.map(|(index, found)| Ok((found.field, cell(row.get_ref(index)?), found.unit)));
+            each(&Row { table, cells: cells.collect::<rusqlite::Result<_>>()?, is_entry: false });
+        }
+        Ok(())
     }
 
     /// The rows of an owner, the first `most` of those after `after`, in the order in which they were written. Those of
@@ -235,7 +280,7 @@ impl Old {
         {
             let list: Vec<String> = loaded.columns.iter().map(|found| quoted(&found.name)).collect();
             let sql = format!(
-                "SELECT rowid, {} FROM {} WHERE CAST({} AS TEXT) = ?1 AND rowid > ?2 ORDER BY rowid LIMIT ?3",
+                "SELECT {PLACE}, {} FROM {} WHERE CAST({} AS TEXT) = ?1 AND {PLACE} > ?2 ORDER BY {PLACE} LIMIT ?3",
                 list.join(", "),
                 table.name,
                 quoted(column)
@@ -246,7 +291,7 @@ impl Old {
                 let cells = loaded.columns.iter().enumerate();
                 let cells = cells.map(|(index, found)| Ok((found.field, cell(row.get_ref(index + 1)?), found.unit)));
                 let cells = cells.collect::<rusqlite::Result<_>>()?;
-                found.push((row.get(0)?, Row { table, cells }));
+                found.push((row.get(0)?, Row { table, cells, is_entry: false }));
             }
         }
         let left = most - u32::try_from(found.len()).unwrap_or(most);
@@ -258,13 +303,10 @@ impl Old {
 
     /// All rows of an owner who has few. Errors: there are more than anybody can have of such.
     pub fn all(&self, table: &'static Table, owner: &str) -> Result<Vec<Row>, OldError> {
-        const FEW: u32 = 100_000;
+        const FEW: u32 = 1_000_000;
         let rows = self.rows(table, owner, (i64::MIN, FEW))?;
         if rows.len() >= FEW as usize {
-            return Err(OldError::Missing(format!(
-                "{owner} has {FEW} rows or more in {}: too many to take in",
-                table.name
-            )));
+            return Err(OldError::TooMany(table.name));
         }
         Ok(rows.into_iter().map(|(_, row)| row).collect())
     }
@@ -272,8 +314,11 @@ impl Old {
 
 impl Loaded {
     fn owner(&self) -> Option<&str> {
-        let owner = self.table.owner();
-        self.columns.iter().find(|found| found.field == owner).map(|found| found.name.as_str())
+        self.name_of(self.table.owner())
+    }
+
+    fn name_of(&self, field: Field) -> Option<&str> {
+        self.columns.iter().find(|found| found.field == field).map(|found| found.name.as_str())
     }
 }
 
@@ -289,7 +334,11 @@ fn cell(value: ValueRef<'_>) -> Cell {
         ValueRef::Null => Cell::Null,
         ValueRef::Integer(number) => Cell::Integer(number),
         ValueRef::Real(number) => Cell::Real(number),
-        ValueRef::Text(text) => Cell::Text(String::from_utf8_lossy(text).into_owned()),
+        // What is no text, whatever its column says, stays as it is.
+        ValueRef::Text(text) => match std::str::from_utf8(text) {
+            Ok(text) => Cell::Text(text.to_owned()),
+            Err(_) => Cell::Bytes(text.to_vec()),
+        },
         ValueRef::Blob(bytes) => Cell::Bytes(bytes.to_vec()),
     }
 }

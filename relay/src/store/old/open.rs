@@ -1,6 +1,6 @@
 //! Bringing an export in, and finding out what it has.
 
-use super::{Found, Loaded, Old, OldError, Unknown, dump, kv, quoted, tables};
+use super::{Found, Loaded, Old, OldError, PLACE, Unknown, dump, kv, quoted, tables};
 use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::File;
@@ -10,20 +10,25 @@ use std::path::{Path, PathBuf};
 /// The first bytes of every file of SQLite.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
+/// An empty database: on disk, where it is large, and gone with the connection.
+fn scratch() -> Result<Connection, OldError> {
+    let connection = Connection::open("")?;
+    // What refers to what is not there is found out later, row by row.
+    let setup = [("journal_mode", "off"), ("synchronous", "off"), ("trusted_schema", "off"), ("foreign_keys", "off")];
+    for (name, value) in setup {
+        connection.pragma_update(None, name, value)?;
+    }
+    Ok(connection)
+}
+
 impl Old {
     /// Reads what was exported. Errors: a file cannot be used; there is nobody in it.
     pub fn open(d1: Option<&Path>, kv: &[PathBuf]) -> Result<Self, OldError> {
-        // A name that is empty: on disk, where it is large, and gone with the connection.
-        let connection = Connection::open("")?;
-        for (name, value) in [("journal_mode", "off"), ("synchronous", "off"), ("trusted_schema", "off")] {
-            connection.pragma_update(None, name, value)?;
-        }
-        let mut old = Self { connection, loaded: vec![], unknown: Unknown::default() };
+        let mut old = Self { connection: scratch()?, loaded: vec![], unknown: Unknown::default() };
         kv::prepare(&old.connection)?;
         if let Some(path) = d1 {
             old.load(path)?;
         }
-        old.know()?;
         for path in kv {
             kv::load(&old.connection, path, &mut old.unknown.entries)?;
         }
@@ -35,93 +40,114 @@ impl Old {
         Ok(old)
     }
 
-    fn load(&self, path: &Path) -> Result<(), OldError> {
+    fn load(&mut self, path: &Path) -> Result<(), OldError> {
         let unreadable = |error| OldError::File { path: path.into(), error };
         let mut start = vec![];
         File::open(path).and_then(|file| file.take(16).read_to_end(&mut start)).map_err(unreadable)?;
-        if start == MAGIC {
-            return self.copy(path);
-        }
-        let file = File::open(path).map_err(unreadable)?;
-        let transaction = self.connection.unchecked_transaction()?;
-        dump::load(&self.connection, path, BufReader::with_capacity(1 << 20, file))?;
-        Ok(transaction.commit()?)
+        let from = if start == MAGIC {
+            database(path)?
+        } else {
+            let file = File::open(path).map_err(unreadable)?;
+            let raw = scratch()?;
+            let transaction = raw.unchecked_transaction()?;
+            dump::load(&raw, path, BufReader::with_capacity(1 << 20, file))?;
+            transaction.commit()?;
+            raw
+        };
+        self.copy(&from)
     }
 
-    /// Copies the tables that are known out of a database, which is only read.
-    fn copy(&self, path: &Path) -> Result<(), OldError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let from = Connection::open_with_flags(path, flags)?;
-        from.pragma_update(None, "trusted_schema", "off")?;
-        // A database in a state of being written has its log beside it; whoever copied it without that hears so.
-        from.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    /// Copies the tables that are known, and finds out what they have. Each row gets a place of its own: not every
+    /// table numbers its rows.
+    fn copy(&mut self, from: &Connection) -> Result<(), OldError> {
         let transaction = self.connection.unchecked_transaction()?;
-        for name in tables_of(&from)? {
-            let columns = columns_of(&from, &name)?;
-            let list: Vec<String> = columns.iter().map(|column| quoted(column)).collect();
-            self.connection.execute_batch(&format!("CREATE TABLE {} ({})", quoted(&name), list.join(", ")))?;
-            if !tables::ALL.iter().any(|table| table.name.eq_ignore_ascii_case(&name)) {
-                continue;
-            }
-            let marks = vec!["?"; columns.len()].join(", ");
-            let mut insert = self.connection.prepare(&format!("INSERT INTO {} VALUES ({marks})", quoted(&name)))?;
-            let mut statement = from.prepare(&format!("SELECT {} FROM {}", list.join(", "), quoted(&name)))?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                for index in 0..columns.len() {
-                    insert.raw_bind_parameter(index + 1, ToSqlOutput::Borrowed(row.get_ref(index)?))?;
-                }
-                insert.raw_execute()?;
-            }
-        }
-        Ok(transaction.commit()?)
-    }
-
-    /// Finds out what there is, and makes it quick to find by its owner.
-    fn know(&mut self) -> Result<(), OldError> {
-        for name in tables_of(&self.connection)? {
+        let (mut all, mut unknown) = (vec![], Unknown::default());
+        for name in tables_of(from)? {
             let Some(table) = tables::ALL.into_iter().find(|table| table.name.eq_ignore_ascii_case(&name)) else {
-                self.unknown.tables.push(name);
+                unknown.tables.push(name);
                 continue;
             };
+            let mut rest = columns_of(from, &name)?;
             let mut columns = vec![];
-            let mut rest = columns_of(&self.connection, &name)?;
             for column in table.columns {
-                let fits = rest.iter().filter_map(|name| column.fits(name).map(|(place, unit)| (place, name, unit)));
-                if let Some((_, name, unit)) = fits.min_by_key(|(place, ..)| *place) {
-                    columns.push(Found { field: column.field, name: name.clone(), unit });
-                }
+                let fits =
+                    rest.iter().filter_map(|name| column.fits(name).map(|(place, unit)| (place, name.clone(), unit)));
+                let mut fits: Vec<_> = fits.collect();
+                fits.sort_by_key(|(place, ..)| *place);
+                // Of all that may say so, one is enough.
+                let most = if column.is_flag { fits.len() } else { 1 };
+                columns.extend(fits.into_iter().take(most).map(|(_, name, unit)| Found {
+                    field: column.field,
+                    name,
+                    unit,
+                }));
             }
             rest.retain(|name| !columns.iter().any(|found| found.name == *name));
-            self.unknown.columns.extend(rest.into_iter().map(|column| format!("{name}.{column}")));
+            unknown.columns.extend(rest.into_iter().map(|column| format!("{name}.{column}")));
             let loaded = Loaded { table, columns };
-            let owner = loaded.owner().ok_or_else(|| {
-                let names =
-                    table.columns.iter().find(|column| column.field == table.owner()).map(|c| c.names.join(", "));
-                OldError::Missing(format!(
-                    "the table {name} does not say whose its rows are: it has none of the columns {}",
-                    names.unwrap_or_default()
-                ))
-            })?;
-            let index = format!(
-                "CREATE INDEX {} ON {} (CAST({} AS TEXT))",
-                quoted(&format!("old {name}")),
-                quoted(&name),
-                quoted(owner)
-            );
-            self.connection.execute_batch(&index)?;
-            self.loaded.push(loaded);
+            self.fill(from, &name, &loaded)?;
+            all.push(loaded);
+        }
+        transaction.commit()?;
+        (self.loaded, self.unknown) = (all, unknown);
+        Ok(())
+    }
+
+    /// Copies what is known of a table.
+    fn fill(&self, from: &Connection, name: &str, loaded: &Loaded) -> Result<(), OldError> {
+        let table = loaded.table;
+        let owner = loaded.owner().ok_or_else(|| {
+            let names = table.columns.iter().find(|column| column.field == table.owner()).map(|c| c.names.join(", "));
+            let names = names.unwrap_or_default();
+            OldError::Missing(format!(
+                "the table {name} does not say whose its rows are: it has none of the columns {names}"
+            ))
+        })?;
+        let list: Vec<String> = loaded.columns.iter().map(|found| quoted(&found.name)).collect();
+        let marks = vec!["?"; list.len()].join(", ");
+        let list = list.join(", ");
+        self.connection.execute_batch(&format!(
+            "CREATE TABLE {0} ({PLACE} INTEGER PRIMARY KEY, {list});
+             CREATE INDEX belay_of_{0} ON {0} (CAST({1} AS TEXT))",
+            table.name,
+            quoted(owner)
+        ))?;
+        let mut insert = self.connection.prepare(&format!("INSERT INTO {} ({list}) VALUES ({marks})", table.name))?;
+        let mut statement = from.prepare(&format!("SELECT {list} FROM {}", quoted(name)))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            for index in 0..loaded.columns.len() {
+                insert.raw_bind_parameter(index + 1, ToSqlOutput::Borrowed(row.get_ref(index)?))?;
+            }
+            insert.raw_execute()?;
         }
         Ok(())
     }
 }
 
+/// A database in a file, which nothing is written to and nothing is made beside. Errors: a part of it is in its log.
+fn database(path: &Path) -> Result<Connection, OldError> {
+    let log = PathBuf::from(format!("{}-wal", path.display()));
+    if log.metadata().is_ok_and(|log| log.len() > 0) {
+        return Err(OldError::Missing(format!(
+            "a part of {0} is in {1}: bring it in with sqlite3 {0} \"PRAGMA wal_checkpoint(TRUNCATE)\"",
+            path.display(),
+            log.display()
+        )));
+    }
+    let escaped = path.display().to_string().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    let from = Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags)?;
+    from.pragma_update(None, "trusted_schema", "off")?;
+    Ok(from)
+}
+
 fn tables_of(connection: &Connection) -> Result<Vec<String>, OldError> {
     let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
-               AND name NOT LIKE '\\_cf\\_%' ESCAPE '\\' AND name NOT LIKE 'd1\\_%' ESCAPE '\\' AND name <> ?1
+               AND name NOT LIKE '\\_cf\\_%' ESCAPE '\\' AND name NOT LIKE 'd1\\_%' ESCAPE '\\'
                AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name";
     let mut statement = connection.prepare(sql)?;
-    let names = statement.query_map([kv::TABLE], |row| row.get(0))?;
+    let names = statement.query_map([], |row| row.get(0))?;
     Ok(names.collect::<Result<_, _>>()?)
 }
 

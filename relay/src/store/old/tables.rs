@@ -9,6 +9,7 @@ use serde::Serialize;
 pub enum Field {
     Id,
     Owner,
+    User,
     Name,
     Email,
     Tier,
@@ -63,6 +64,8 @@ pub(super) struct Column {
     pub(super) field: Field,
     pub(super) names: &'static [&'static str],
     pub(super) is_money: bool,
+    /// Several of them may be there, and each counts.
+    pub(super) is_flag: bool,
 }
 
 /// A table.
@@ -76,19 +79,23 @@ pub struct Table {
 }
 
 const fn column(field: Field, names: &'static [&'static str]) -> Column {
-    Column { field, names, is_money: false }
+    Column { field, names, is_money: false, is_flag: false }
 }
 
 const fn money(field: Field, names: &'static [&'static str]) -> Column {
-    Column { field, names, is_money: true }
+    Column { field, names, is_money: true, is_flag: false }
+}
+
+const fn flag(field: Field, names: &'static [&'static str]) -> Column {
+    Column { field, names, is_money: false, is_flag: true }
 }
 
 const ID: Column = column(Field::Id, &["id", "uuid"]);
 const OWNER: Column = column(Field::Owner, &["user_id", "userid", "owner_id", "tenant_id", "account_id"]);
 const CREATED: Column = column(Field::Created, &["created_at", "created", "inserted_at"]);
 const UPDATED: Column = column(Field::Updated, &["updated_at", "modified_at", "updated", "last_modified"]);
-const DELETED: Column = column(Field::Deleted, &["deleted_at", "is_deleted", "deleted"]);
-const ACTIVE: Column = column(Field::Active, &["is_active", "active", "enabled"]);
+const DELETED: Column = flag(Field::Deleted, &["deleted_at", "is_deleted", "deleted"]);
+const ACTIVE: Column = flag(Field::Active, &["is_active", "active", "enabled"]);
 const OBJECT: Column =
     column(Field::Object, &["r2_key", "object_key", "storage_key", "blob_key", "file_key", "r2_path"]);
 
@@ -102,7 +109,21 @@ pub static USERS: Table = Table {
         column(Field::Tier, &["tier", "plan", "subscription_tier", "subscription"]),
         column(Field::Customer, &["stripe_customer_id", "stripe_customer", "customer_id"]),
         column(Field::Status, &["status", "state"]),
-        column(Field::Suspended, &["suspended", "is_suspended", "disabled", "banned", "suspended_at"]),
+        flag(
+            Field::Suspended,
+            &[
+                "suspended",
+                "is_suspended",
+                "disabled",
+                "is_disabled",
+                "banned",
+                "is_banned",
+                "blocked",
+                "suspended_at",
+                "disabled_at",
+                "banned_at",
+            ],
+        ),
         money(Field::Balance, &["balance", "credit", "credits", "prepaid"]),
         ACTIVE,
         DELETED,
@@ -123,7 +144,11 @@ pub static API_KEYS: Table = Table {
         column(Field::Scopes, &["scopes", "permissions", "scope"]),
         column(Field::Expires, &["expires_at", "expires", "expiry"]),
         column(Field::Used, &["last_used_at", "last_used"]),
-        column(Field::Revoked, &["revoked_at", "revoked", "is_revoked", "deleted_at"]),
+        flag(
+            Field::Revoked,
+            &["revoked_at", "revoked", "is_revoked", "deleted_at", "is_deleted", "deleted", "disabled", "disabled_at"],
+        ),
+        column(Field::Status, &["status", "state"]),
         ACTIVE,
         CREATED,
     ],
@@ -246,6 +271,7 @@ pub static CHAT_MESSAGES: Table = Table {
     columns: &[
         ID,
         column(Field::Owner, &["session_id", "chat_session_id", "chat_id"]),
+        column(Field::User, &["user_id", "userid", "owner_id", "tenant_id", "account_id"]),
         column(Field::Role, &["role", "author", "sender"]),
         column(Field::Content, &["content", "text", "message", "body"]),
         column(Field::Model, &["model", "model_used"]),

@@ -7,6 +7,9 @@ CREATE UNIQUE INDEX api_key_imported ON api_key(hash) WHERE imported = 1;
 CREATE TABLE imported_user (
     user TEXT PRIMARY KEY,
     tenant TEXT NOT NULL UNIQUE REFERENCES tenant(id),
+    -- As the last export said: what was changed here since is told by it.
+    tier TEXT NOT NULL,
+    suspended INTEGER NOT NULL CHECK (suspended IN (0, 1)),
     at_ms INTEGER NOT NULL
 ) STRICT;
 -- What one tenant has used is found without looking through what all have.

@@ -21,3 +21,12 @@ CREATE TRIGGER imported_usage_no_update BEFORE UPDATE ON imported_usage
     BEGIN SELECT RAISE(ABORT, 'imported usage is append only'); END;
 CREATE TRIGGER imported_usage_no_delete BEFORE DELETE ON imported_usage
     BEGIN SELECT RAISE(ABORT, 'imported usage is append only'); END;
+-- Settings, documents and adapters that came over, as they were then.
+CREATE TABLE imported_item (
+    -- What that deployment called it: a table and an id.
+    source TEXT PRIMARY KEY,
+    key TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    meta TEXT NOT NULL,
+    revision BLOB NOT NULL
+) STRICT, WITHOUT ROWID;

@@ -8,6 +8,7 @@
 
 pub mod feed;
 pub mod forget;
+pub mod import;
 pub mod lock;
 pub mod log;
 pub mod push;

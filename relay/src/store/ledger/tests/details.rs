@@ -132,7 +132,7 @@ fn sums_by_everything_agree_and_name_their_groups() {
     let bill: Vec<_> = bill.into_iter().map(|(day, model, sums)| (day, model, sums.cost_nano)).collect();
     assert_eq!(bill, [(day(NOW), "m".to_owned(), 150_000), (day(NOW) + 1, "m".to_owned(), 150_000)]);
     assert_eq!(usage::of_provider(&book.connection, "q", 0, 100_000).expect("summed").len(), 0);
-    let waiting = outbox::totals(&book.connection).expect("summed");
+    let waiting = outbox::totals(&book.connection, 0).expect("summed");
     assert_eq!(waiting, usage::all_time(&book.connection).expect("summed"));
     clean(&book);
 }
