@@ -501,7 +501,7 @@ fn a_later_export_closes_what_was_closed_there() {
          ALTER TABLE knowledge_documents ADD COLUMN deleted_at TEXT; ALTER TABLE chat_sessions ADD COLUMN deleted_at TEXT;
          UPDATE knowledge_documents SET deleted_at = '2026-01-01'; UPDATE chat_sessions SET deleted_at = '2026-01-01'"
     ));
-    let report = node.report(&old, &["--prefix", "other-"]);
+    node.report(&old, &["--prefix", "other-"]);
     let central = node.database(None);
     let good: Vec<String> = column(&central, "SELECT scopes FROM api_key WHERE revoked_ms IS NULL");
     assert_eq!(good, ["read"], "the rotated one, and no other");
