@@ -186,6 +186,7 @@ fn cpu_ns(scene: &Scene, way: Way) -> anyhow::Result<u64> {
     match way {
         Way::Direct => Ok(0),
         Way::Proxy => scene.proxy.cpu_ns(),
+        Way::Committing => scene.committing.cpu_ns(),
         Way::Belay | Way::Relay => scene.belayd.process().cpu_ns(),
         Way::Gateway => Ok(scene.belayd.process().cpu_ns()? + scene.gateway.cpu_ns()?),
     }

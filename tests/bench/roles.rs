@@ -25,6 +25,8 @@ pub(crate) enum Role {
     Proxy {
         /// The provider
         upstream: SocketAddr,
+        /// Makes a durable commit there for each request
+        book: Option<PathBuf>,
     },
     /// A raw quinn echo server with the authority in `dir`
     #[command(hide = true)]
@@ -47,7 +49,7 @@ pub(crate) async fn play(role: Role) -> anyhow::Result<()> {
             let provider = FakeProvider::start().await?;
             listen(provider.address()).await
         }
-        Role::Proxy { upstream } => listen(proxy::start(upstream).await?).await,
+        Role::Proxy { upstream, book } => listen(proxy::start(upstream, book).await?).await,
         Role::Lossy { rounds } => lossy::play(rounds).await,
         Role::Echo { dir } => listen(echo::start(&dir)?).await,
     }

@@ -2,6 +2,7 @@
 
 use crate::echo::{Dialer, Raw};
 use crate::http::{Http, Streamed};
+use crate::proxy::{commit, open_book};
 use crate::roles;
 use anyhow::{Context, bail, ensure};
 use belay_certs::invite::Invite;
@@ -40,6 +41,8 @@ pub(crate) enum Way {
     Gateway,
     /// The relay's own HTTP endpoint, without a tunnel.
     Relay,
+    /// A proxy that makes a durable commit for each request.
+    Committing,
 }
 
 impl Way {
@@ -53,6 +56,7 @@ impl Way {
             Self::Belay => "belay",
             Self::Gateway => "gateway",
             Self::Relay => "http",
+            Self::Committing => "committing proxy",
         }
     }
 }
@@ -70,6 +74,8 @@ pub(crate) struct Scene {
     pub(crate) gateway: Listening,
     direct: Http,
     proxied: Http,
+    by_committing: Http,
+    pub(crate) committing: Listening,
     by_gateway: Http,
     by_relay: Http,
     identity: Identity,
@@ -86,6 +92,8 @@ impl Scene {
         let upstream = provider.address()?;
         let proxy = roles::spawn(&["proxy", &upstream.to_string()])?;
         let belayd = Belayd::start(&config(upstream))?;
+        let book = belayd.dir().join("proxy.sqlite");
+        let committing = roles::spawn(&["proxy", &upstream.to_string(), &book.display().to_string()])?;
         let authority = belayd.dir().join("raw-authority");
         let echo = roles::spawn(&["echo".as_ref(), authority.as_os_str()])?;
         let dialer = Dialer::new(&authority, echo.address()?)?;
@@ -104,10 +112,12 @@ impl Scene {
             raw: dialer.dial().await?,
             direct: Http::connect(upstream, CROWD).await?,
             proxied: Http::connect(proxy.address()?, CROWD).await?,
+            by_committing: Http::connect(committing.address()?, 1).await?,
+            committing,
             by_gateway: Http::connect(gateway.address()?, CROWD).await?,
             by_relay: Http::with_key(http_of(&belayd)?, CROWD, api_key(&belayd)?).await?,
             gateway,
-            book: Arc::new(Mutex::new(open_book(&belayd)?)),
+            book: Arc::new(Mutex::new(open_book(&belayd.dir().join("bench.sqlite"))?)),
             belayd,
             proxy,
             echo,
@@ -148,6 +158,7 @@ impl Scene {
             Way::Proxy => self.proxied.stream(lane, body).await,
             Way::Gateway => self.by_gateway.stream(lane, body).await,
             Way::Relay => self.by_relay.stream(lane, body).await,
+            Way::Committing => self.by_committing.stream(lane, body).await,
             Way::Belay => escalate(&self.clients[lane / MOST], body).await,
         };
         let seen = seen.with_context(|| format!("the {} way", way.name()))?;
@@ -162,10 +173,7 @@ impl Scene {
         tokio::task::spawn_blocking(move || {
             let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
             let start = Instant::now();
-            let transaction = book.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-            transaction.prepare_cached("INSERT INTO entry (amount, note) VALUES (?1, 'bench')")?.execute([17])?;
-            transaction.prepare_cached("UPDATE balance SET amount = amount - ?1 WHERE id = 1")?.execute([17])?;
-            transaction.commit()?;
+            commit(&mut book)?;
             u64::try_from(start.elapsed().as_nanos()).context("an endless commit")
         })
         .await?
@@ -236,16 +244,4 @@ pub(crate) fn http_of(belayd: &Belayd) -> anyhow::Result<SocketAddr> {
 fn api_key(belayd: &Belayd) -> anyhow::Result<String> {
     let made = belayd.run(&["key", "create", "bench", "--scope", "escalate"])?;
     Ok(made.get("secret").and_then(|secret| secret.as_str()).context("no key")?.to_owned())
-}
-
-/// A database on the same disk as the relay's.
-fn open_book(belayd: &Belayd) -> anyhow::Result<Connection> {
-    let book = Connection::open(belayd.dir().join("bench.sqlite"))?;
-    book.execute_batch(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;
-         CREATE TABLE entry (id INTEGER PRIMARY KEY, amount INTEGER NOT NULL, note TEXT NOT NULL) STRICT;
-         CREATE TABLE balance (id INTEGER PRIMARY KEY, amount INTEGER NOT NULL) STRICT;
-         INSERT INTO balance VALUES (1, 0);",
-    )?;
-    Ok(book)
 }
