@@ -1,42 +1,40 @@
 //! The relay as a whole: builds everything, owns the task trackers and the stop tokens, and takes
 //! it down in order.
 
+mod setup;
+
+use self::setup::{endpoint_keys, quic_config, record_prices, store_config, strangers, tls_config};
 use crate::admin::service::AdminService;
-use crate::admission::Strangers;
 use crate::blobs::Blobs;
 use crate::blobs::disk::{Disk, SystemDisk};
-use crate::config::{Config, HttpTls, Limits};
+use crate::config::{Config, HttpTls};
 use crate::connection::Shared;
 use crate::enrolment::Enrolment;
 use crate::escalate::{Escalator, Flights, Health, Unresolved};
 use crate::http::{Http, HttpListener, HttpStartError};
 use crate::listener::{Gate, Listener};
 use crate::ops::memory::{BodyBudget, Memory};
+use crate::ops::vitals::Vitals;
 use crate::providers::{self, Providers};
 use crate::registry::Registry;
 use crate::secrets::{KeySealer, MasterKey};
+use crate::store::StoreError;
 use crate::store::books::Books;
-use crate::store::executor::{CENTRAL, Db, Store, StoreConfig};
+use crate::store::executor::{CENTRAL, Store};
 use crate::store::ledger::Boot;
 use crate::store::lock::{LockError, StateLock};
-use crate::store::schema::Durability;
 use crate::store::sessions::service::Sessions;
-use crate::store::{StoreError, central};
 use crate::stripe::{Stripe, relay_name};
 use crate::sync::Sync;
 use crate::tenants::Tenants;
 use belay_certs::ca::Authority;
 use belay_certs::tls::Time;
-use belay_certs::{CertError, file, issue, sha256, tls};
-use belay_protocol::{ALPN, RELAY_SERVER_NAME};
+use belay_certs::{CertError, file};
 use belay_transport::env::{Clock, Env};
-use belay_transport::params::{self, EndpointKeys};
-use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{ServerConfig, TransportConfig};
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -45,12 +43,6 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
-
-/// Bytes that one handshake may buffer before it is accepted, and all of them together.
-const INCOMING_BUFFER: u64 = 64 << 10;
-const INCOMING_BUFFERS: u64 = 8 << 20;
-/// How long open databases of one store thread may number.
-const MAX_OPEN_PER_THREAD: usize = 512;
 
 /// Why a relay could not start.
 #[derive(Debug, Error)]
@@ -266,6 +258,13 @@ impl Relay {
         self.escalator.config.tcp
     }
 
+    /// Where it is asked whether it makes progress.
+    #[must_use]
+    pub fn vitals(&self) -> Vitals {
+        let is_plain = self.escalator.config.http.as_ref().is_some_and(|http| http.tls == HttpTls::Off);
+        Vitals { quic: self.local, http: self.http.filter(|_| is_plain), store: self.store.clone() }
+    }
+
     /// What an operator can do.
     #[must_use]
     pub fn admin(&self) -> &Arc<AdminService> {
@@ -327,74 +326,4 @@ fn serve_http(
     background.spawn(async move { listener.serve(stop).await });
     info!(%local, "serving HTTP");
     Ok(Some(local))
-}
-
-/// As many from one address as its handshakes of a few seconds, and four times as many in all as
-/// handshakes at once.
-fn strangers(limits: &Limits) -> Arc<Strangers> {
-    let from_one_address = (limits.handshakes_per_second as usize).saturating_mul(4).max(16);
-    Strangers::new(from_one_address, limits.pending_handshakes.saturating_mul(4))
-}
-
-fn store_config(config: &Config, inline: bool) -> StoreConfig {
-    StoreConfig {
-        dir: config.state_dir.clone(),
-        threads: if inline { 0 } else { config.store_threads },
-        durability: if inline { Durability::None } else { Durability::Full },
-        idle_close: config.idle_close,
-        max_open: MAX_OPEN_PER_THREAD,
-    }
-}
-
-/// Records the configured price list in central and returns its version.
-async fn record_prices(store: &Store, config: &Config, now_ms: u64) -> Result<i64, StoreError> {
-    let models: std::collections::BTreeMap<_, _> =
-        config.models.iter().map(|(name, model)| (name, (&model.name, &model.prices))).collect();
-    // Models that only their provider names are priced by the catalogue.
-    let prices = (&config.catalogue().source, &config.billing.default_price, models);
-    let text = serde_json::to_string(&prices)
-        .map_err(|error| StoreError::Failed { operation: "encode the price list", why: error.to_string() })?;
-    let digest = sha256(text.as_bytes());
-    store.run(Db::Central, move |connection| central::price_list(connection, digest, &text, now_ms)).await
-}
-
-/// The endpoint's secrets outlive the process, so that clients of a killed relay learn of it.
-fn endpoint_keys(state: &Path, env: &Env) -> Result<EndpointKeys, CertError> {
-    let path = state.join("endpoint.keys");
-    let bytes: [u8; 72] = match file::read(&path) {
-        Ok(bytes) => bytes.try_into().map_err(|_| CertError::Invalid {
-            what: "endpoint.keys",
-            why: "it does not have 72 bytes; remove it and a new one is made".into(),
-        })?,
-        Err(CertError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-            let bytes = env.random.bytes();
-            file::write_private(&path, &bytes)?;
-            bytes
-        }
-        Err(error) => return Err(error),
-    };
-    let (mut reset, mut cid, mut token) = ([0; 32], [0; 8], [0; 32]);
-    reset.copy_from_slice(&bytes[..32]);
-    cid.copy_from_slice(&bytes[32..40]);
-    token.copy_from_slice(&bytes[40..]);
-    Ok(EndpointKeys { reset, cid, token })
-}
-
-/// The TLS of both transports: the relay's own certificate, made anew at every start.
-fn tls_config(authority: &Authority, env: &Env, now_ms: u64) -> Result<rustls::ServerConfig, StartError> {
-    let certificate = issue::server(authority, &[RELAY_SERVER_NAME], env.random.bytes(), now_ms)?;
-    let time: Time = Arc::new(ClockTime(Arc::clone(&env.clock)));
-    Ok(tls::relay(authority, certificate, ALPN, time)?)
-}
-
-fn quic_config(tls: rustls::ServerConfig, keys: &EndpointKeys) -> Result<ServerConfig, StartError> {
-    let crypto = QuicServerConfig::try_from(tls).map_err(|error| StartError::Setup(error.to_string()))?;
-    let mut config = ServerConfig::new(Arc::new(crypto), keys.token_key());
-    let transport: Arc<TransportConfig> = params::relay();
-    config
-        .transport_config(transport)
-        .max_incoming(1024)
-        .incoming_buffer_size(INCOMING_BUFFER)
-        .incoming_buffer_size_total(INCOMING_BUFFERS);
-    Ok(config)
 }

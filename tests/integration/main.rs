@@ -32,6 +32,7 @@ mod keys;
 mod leaving;
 mod limits;
 mod money;
+mod node_unit;
 mod page;
 mod paths;
 mod pipes;

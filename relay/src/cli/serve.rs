@@ -2,12 +2,16 @@
 
 use super::Global;
 use anyhow::Context;
+use belay_protocol::vitals::RelayState;
 use belay_relay::admin::{http, socket_path};
+use belay_relay::ops::service;
 use belay_relay::{Config, Overrides, Relay, ops};
 use belay_transport::env::Env;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub(super) fn serve(global: &Global) -> anyhow::Result<()> {
     let config = Config::load(&global.config)?;
@@ -30,7 +34,12 @@ async fn run(config: Config, json: bool) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let socket = socket_path(&config.state_dir);
-    let relay = Relay::start(config, Env::system(), Overrides::default()).await?;
+    let mut env = Env::system();
+    let given = service::inherited(&mut env).context("a socket that was handed over cannot be used")?;
+    let relay = Relay::start(config, env, Overrides::default()).await?;
+    for (protocol, address) in given.iter().flat_map(|given| given.unused()) {
+        warn!(%address, "a socket for {protocol} was handed over that the configuration has no use for: name it in [listen] or [http]");
+    }
     let listener = http::bind(&socket).with_context(|| format!("cannot open the admin socket {}", socket.display()))?;
     let stop = CancellationToken::new();
     let admin = tokio::spawn(http::run(listener, relay.admin().clone(), stop.clone()));
@@ -46,10 +55,13 @@ async fn run(config: Config, json: bool) -> anyhow::Result<()> {
             println!("callers without a tunnel: {url} (what there is: {url}/docs)");
         }
     }
+    service::ready(&line(&relay));
     tokio::select! {
+        () = report(&relay) => {}
         _ = terminate.recv() => info!("SIGTERM: draining"),
         _ = interrupt.recv() => info!("SIGINT: draining"),
     }
+    service::stopping();
     let again = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -66,4 +78,45 @@ async fn run(config: Config, json: bool) -> anyhow::Result<()> {
     // The socket file goes with the process that owns it.
     let _ = std::fs::remove_file(socket);
     Ok(())
+}
+
+/// How often the service manager is told how the relay is.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+
+/// How the relay is, in a line.
+fn line(relay: &Relay) -> String {
+    let status = relay.admin().status();
+    let state = match status.state {
+        RelayState::Healthy => String::new(),
+        RelayState::Degraded { reason } => format!("; degraded: {reason}"),
+        RelayState::Maintenance { reason, .. } => format!("; maintenance: {reason}"),
+    };
+    let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
+    format!(
+        "{}, {}, {}{state}",
+        count(status.tunnels.len(), "tunnel"),
+        count(status.running_requests, "running request"),
+        count(status.open_tenants, "open tenant"),
+    )
+}
+
+/// Tells the service manager how the relay is, and that it lives, as long as all of it makes progress. A relay that does
+/// not is killed and started again.
+async fn report(relay: &Relay) {
+    let vitals = relay.vitals();
+    let watchdog = service::watchdog();
+    // Twice within the time that it has, and a check is over before the next begins.
+    let every = watchdog.map_or(TOLD_EVERY, |within| TOLD_EVERY.min(within / 3));
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if watchdog.is_some() {
+            match vitals.check(every).await {
+                Ok(()) => service::alive(),
+                Err(stuck) => error!(%stuck, "the service manager is not told that the relay lives"),
+            }
+        }
+        service::status(&line(relay));
+    }
 }

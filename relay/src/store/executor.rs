@@ -99,7 +99,12 @@ trait Command: Send {
 }
 
 enum Job {
-    Run { db: Db, command: Box<dyn Command> },
+    Run {
+        db: Db,
+        command: Box<dyn Command>,
+    },
+    /// Answered as soon as the worker looks, whatever it has to do.
+    Hello(oneshot::Sender<()>),
     Stop,
 }
 
@@ -235,6 +240,23 @@ impl Store {
     #[must_use]
     pub fn tenant_dir(&self, tenant: &TenantId) -> PathBuf {
         tenant_dir(&self.inner.dir, tenant)
+    }
+
+    /// How many workers there are, and how many of them look at their queue within that time.
+    pub async fn answering(&self, patience: Duration) -> (usize, usize) {
+        let Mode::Threads { senders, .. } = &self.inner.mode else { return (0, 0) };
+        let mut asked = vec![];
+        for sender in senders {
+            let (asker, answer) = oneshot::channel();
+            let _ = sender.send(Job::Hello(asker));
+            asked.push(answer);
+        }
+        let until = tokio::time::Instant::now() + patience;
+        let mut answering = 0;
+        for answer in asked {
+            answering += usize::from(matches!(tokio::time::timeout_at(until, answer).await, Ok(Ok(()))));
+        }
+        (senders.len(), answering)
     }
 
     /// Whether a database is there already.
@@ -443,6 +465,8 @@ impl Waiting {
     fn take(&mut self, job: Job) {
         match job {
             Job::Stop => self.stop = true,
+            // Whoever asked may have gone.
+            Job::Hello(asker) => drop(asker.send(())),
             Job::Run { db, command } => match self.groups.iter_mut().find(|(known, _)| *known == db) {
                 Some((_, group)) => group.push(command),
                 None => self.groups.push_back((db, vec![command])),

@@ -1,0 +1,215 @@
+//! `systemd/belayd.service` and its socket in a real systemd: started by nothing special, killed, stuck, stopped.
+
+use crate::programs::{DEADLINE, belay, demo_config, exits, one_json, run};
+use belay_relay::ops::vitals::{Stuck, Vitals};
+use belay_relay::store::StoreError;
+use belay_relay::store::executor::Db;
+use belay_tests::http::HTTP;
+use belay_tests::nspawn::{Bind, Machine};
+use belay_tests::procs::{Ran, binary};
+use belay_tests::relay::{PATIENCE, TestRelay};
+use std::collections::HashSet;
+use std::net::UdpSocket;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const PROGRAM: &str = "/opt/belayd";
+
+/// A machine with the relay's units, and the port that its socket has.
+struct Node {
+    machine: Machine,
+    port: u16,
+    _files: tempfile::TempDir,
+}
+
+impl Node {
+    fn boot() -> Option<Self> {
+        // Free at this moment; the machine has this computer's network.
+        let port = UdpSocket::bind("[::]:0").unwrap().local_addr().unwrap().port();
+        let files = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = files.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        // What a machine with a package has, but for where the program is and how long a watchdog's test may take.
+        write(
+            "service/test.conf",
+            &format!(
+                "[Service]\nExecStart=\nExecStart={PROGRAM} serve --config /etc/belayd/belayd.toml\nWatchdogSec=3\nTimeoutAbortSec=1\n"
+            ),
+        );
+        write(
+            "socket/test.conf",
+            &format!(
+                "[Socket]\nListenDatagram=\nListenStream=\nListenDatagram=[::]:{port}\nListenStream=[::]:{port}\n"
+            ),
+        );
+        let listen = format!("quic = \"[::]:{port}\"\npublic = [\"127.0.0.1:{port}\"]\n");
+        let config = demo_config(1).replacen("quic = \"127.0.0.1:0\"\n", &listen, 1);
+        write("etc/belayd.toml", &format!("{config}[state]\ndir = \"/var/lib/belayd\"\n"));
+        write("etc/wrong.toml", "[listen]\nquic = 5\n");
+        let unit = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd").join(name);
+        let binds = [
+            Bind::read(binary("belayd"), PROGRAM),
+            Bind::read(unit("belayd.service"), "/etc/systemd/system/belayd.service"),
+            Bind::read(unit("belayd.socket"), "/etc/systemd/system/belayd.socket"),
+            Bind::read(unit("belayd.sysusers.conf"), "/etc/sysusers.d/belayd.conf"),
+            Bind::read(unit("belayd.tmpfiles.conf"), "/etc/tmpfiles.d/belayd.conf"),
+            Bind::read(files.path().join("service"), "/etc/systemd/system/belayd.service.d"),
+            Bind::read(files.path().join("socket"), "/etc/systemd/system/belayd.socket.d"),
+            Bind::write(files.path().join("etc"), "/etc/belayd"),
+            Bind::read("/etc/ssl", "/etc/ssl"),
+        ];
+        Machine::boot(&binds).map(|machine| Self { machine, port, _files: files })
+    }
+
+    fn systemctl(&self, args: &[&str]) -> Ran {
+        self.machine.root(&[&["systemctl"], args].concat())
+    }
+
+    fn of(&self, name: &str) -> String {
+        self.systemctl(&["show", "--value", "-p", name, "belayd"]).stdout.trim().to_owned()
+    }
+
+    fn belayd(&self, args: &[&str]) -> Ran {
+        self.machine.root(&[&[PROGRAM, "--config", "/etc/belayd/belayd.toml"], args].concat())
+    }
+
+    /// Packets that every endpoint answers, each with a name of its own; how many answers come.
+    fn asked(&self, count: u16) -> usize {
+        let mut sockets = vec![];
+        for first in (0..count).step_by(100) {
+            // Few enough for the answers to have room until they are read.
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.connect(("127.0.0.1", self.port)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+            let numbers = first..count.min(first + 100);
+            for number in numbers.clone() {
+                let mut packet = vec![0; 1200];
+                packet[0] = 0xc0;
+                packet[1..5].copy_from_slice(&[0x1a, 0x2a, 0x3a, 0x4a]);
+                packet[5] = 8;
+                packet[6..8].copy_from_slice(&number.to_be_bytes());
+                packet[14] = 8;
+                packet[15..17].copy_from_slice(&number.to_be_bytes());
+                socket.send(&packet).unwrap();
+            }
+            sockets.push((socket, numbers.len()));
+        }
+        let answers = |(socket, wanted): (UdpSocket, usize)| {
+            let (mut names, mut answer) = (HashSet::new(), [0; 1500]);
+            while names.len() < wanted {
+                match socket.recv(&mut answer) {
+                    // The names are told back.
+                    Ok(len) if len > 8 && answer[1..5] == [0; 4] => names.insert(answer[6..8].to_vec()),
+                    Ok(_) => false,
+                    Err(_) => break,
+                };
+            }
+            names.len()
+        };
+        sockets.into_iter().map(answers).sum()
+    }
+}
+
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < DEADLINE, "{what} does not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_node_serves_outlives_kills_and_ends_in_order() {
+    let Some(node) = Node::boot() else { return };
+    // Nothing to say about any of them, and little about how it is confined.
+    let verified = node.machine.root(&["systemd-analyze", "verify", "--man=no", "belayd.service", "belayd.socket"]);
+    assert_eq!((verified.code, verified.stdout.as_str(), verified.stderr.as_str()), (Some(0), "", ""));
+    let rated =
+        node.machine.root(&["systemd-analyze", "security", "--offline=true", "/etc/systemd/system/belayd.service"]);
+    let line = rated.stdout.lines().find(|line| line.contains("Overall exposure level")).unwrap_or_default().to_owned();
+    let score: f64 =
+        line.split(':').nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok()).expect(&rated.stdout);
+    eprintln!("{line}");
+    assert!(score <= 1.1, "{}", rated.stdout);
+
+    let started = node.systemctl(&["start", "belayd"]);
+    let log = || node.machine.root(&["journalctl", "-u", "belayd", "--no-pager", "-n", "30"]).stdout;
+    assert_eq!(started.code, Some(0), "{}", log());
+    assert_eq!(node.of("ActiveState"), "active");
+    assert!(node.of("StatusText").contains("0 tunnels"), "{}", node.of("StatusText"));
+    let state = node.machine.root(&["stat", "-c", "%U %a", "/var/lib/belayd"]).stdout;
+    assert_eq!(state.trim(), "belayd 700");
+    assert_eq!(node.asked(50), 50);
+
+    // Somebody uses it.
+    exits(&node.belayd(&["tenant", "create", "acme", "--credit", "5"]), 0);
+    let invite = one_json(&node.belayd(&["--json", "invite", "acme"]).stdout)["invite"].as_str().unwrap().to_owned();
+    let home = tempfile::tempdir().unwrap();
+    exits(&run(&mut belay(home.path(), &["join", &invite])), 0);
+    exits(&run(&mut belay(home.path(), &["ask", "hello"])), 0);
+
+    // What comes while it is dead waits, to the last packet.
+    let process = node.of("MainPID");
+    // As many as the buffer has that the kernel grants to a machine without rights over the network; elsewhere it is the
+    // 16 MiB of the unit.
+    let count = 150;
+    exits(&node.machine.root(&["kill", "-KILL", &process]), 0);
+    assert_eq!(node.asked(count), usize::from(count), "datagrams were lost");
+    until("the next one", || node.of("NRestarts") == "1" && node.of("ActiveState") == "active");
+    exits(&run(&mut belay(home.path(), &["ask", "hello again"])), 0);
+
+    // One that is stuck is killed, and there is another.
+    let process = node.of("MainPID");
+    exits(&node.machine.root(&["kill", "-STOP", &process]), 0);
+    until("a watchdog", || node.of("NRestarts") == "2" && node.of("ActiveState") == "active");
+    assert_ne!(node.of("MainPID"), process);
+    exits(&run(&mut belay(home.path(), &["ask", "and again"])), 0);
+    // It is fed for longer than it waits.
+    let (process, fed) = (node.of("MainPID"), || node.of("WatchdogTimestampMonotonic").parse::<u64>().unwrap());
+    let first = fed();
+    until("two of its times", || fed() > first + 6_000_000);
+    assert_eq!((node.of("MainPID"), node.of("NRestarts")), (process, "2".to_owned()));
+
+    exits(&node.systemctl(&["stop", "belayd"]), 0);
+    assert_eq!((node.of("Result"), node.of("ExecMainStatus")), ("success".into(), "0".into()));
+    exits(&node.belayd(&["ledger", "verify"]), 0);
+
+    // A configuration that is wrong is not tried again.
+    exits(&node.machine.root(&["cp", "/etc/belayd/wrong.toml", "/etc/belayd/belayd.toml"]), 0);
+    assert_ne!(node.systemctl(&["start", "belayd"]).code, Some(0));
+    assert_eq!((node.of("ExecMainStatus"), node.of("NRestarts")), ("64".into(), "0".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_makes_no_progress_is_named() {
+    let relay = TestRelay::start(HTTP).await;
+    let vitals = relay.relay().vitals();
+    vitals.check(PATIENCE).await.unwrap();
+    // A worker that has something long to do answers once that is over.
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let (end, ends) = std::sync::mpsc::channel::<()>();
+    let mut begun = Some(begun);
+    let long = vitals.store.run(Db::Central, move |_| {
+        let _ = begun.take().map(|begun| begun.send(()));
+        let _ = ends.recv_timeout(Duration::from_secs(30));
+        Ok::<_, StoreError>(())
+    });
+    let long = tokio::spawn(long);
+    has_begun.await.unwrap();
+    let stuck = vitals.check(Duration::from_millis(300)).await.unwrap_err();
+    assert!(matches!(stuck, Stuck::Store { stuck: 1, all } if all > 1), "{stuck}");
+    end.send(()).unwrap();
+    long.await.unwrap().unwrap();
+    vitals.check(PATIENCE).await.unwrap();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let elsewhere = Vitals { http: Some(nobody), ..vitals.clone() };
+    assert_eq!(elsewhere.check(Duration::from_millis(500)).await, Err(Stuck::Http(nobody)));
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let silent = Vitals { quic: silent.local_addr().unwrap(), ..vitals.clone() };
+    assert_eq!(silent.check(Duration::from_millis(500)).await, Err(Stuck::Endpoint(silent.quic)));
+    relay.stop().await;
+    assert!(vitals.check(Duration::from_millis(500)).await.is_err());
+}
