@@ -9,7 +9,7 @@ use belay_tests::nspawn::{Bind, Machine};
 use belay_tests::procs::{Ran, binary};
 use belay_tests::relay::{PATIENCE, TestRelay};
 use std::collections::HashSet;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -24,8 +24,11 @@ struct Node {
 
 impl Node {
     fn boot() -> Option<Self> {
-        // Free at this moment; the machine has this computer's network.
-        let port = UdpSocket::bind("[::]:0").unwrap().local_addr().unwrap().port();
+        // The machine has this computer's network. Below the ports that the system gives to whoever asks for any: one of
+        // those could be somebody's until the machine is up.
+        let first = 20_000 + u16::try_from(std::process::id() % 10_000).unwrap();
+        let is_free = |port: &u16| UdpSocket::bind(("::", *port)).is_ok() && TcpListener::bind(("::", *port)).is_ok();
+        let port = (first..32_000).find(is_free).unwrap();
         let files = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| {
             let path = files.path().join(name);
@@ -204,7 +207,7 @@ async fn whatever_makes_no_progress_is_named() {
     end.send(()).unwrap();
     long.await.unwrap().unwrap();
     vitals.check(PATIENCE).await.unwrap();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let elsewhere = Vitals { http: Some(nobody), ..vitals.clone() };
     assert_eq!(elsewhere.check(Duration::from_millis(500)).await, Err(Stuck::Http(nobody)));
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();

