@@ -1,7 +1,7 @@
 //! API keys: `bly_live_<id>_<secret><checksum>`, for callers over HTTP.
 //!
-//! The id finds the key, the checksum tells a mistyped key from a wrong one before anything is looked up,
-//! and of the rest only a SHA-256 is kept.
+//! The id finds the key, the checksum tells a mistyped key from a wrong one, and of the rest only a SHA-256 is kept. What
+//! is of another form may be a key of the deployment before, and is found by its SHA-256 alone.
 
 use crate::store::StoreError;
 use crate::store::central::keys::{self, ApiKey, KeyScope};

@@ -2,8 +2,8 @@
 //!
 //! Everything has the same name every time, so that an import can be repeated: what is there already is left as it is,
 //! and what has come to the export since is added. It is done under the lock of the state directory, with the relay
-//! stopped. A user's part is planned from the export (pure, below), and then applied (`apply`): first in central, then
-//! in the tenant's own file, so that one that breaks off in between is finished by the next.
+//! stopped. A user's part is planned from the export (`plan`), and then applied (`apply`, `place`): first in central,
+//! then in the tenant's own file, so that one that breaks off in between is finished by the next.
 
 mod apply;
 mod items;

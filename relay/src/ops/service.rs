@@ -6,7 +6,7 @@ use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use std::io;
 use std::sync::Arc;
-use tracing::{debug, warn};
+use tracing::debug;
 
 /// Sockets that systemd holds for the relay; `None`: there are none.
 ///
@@ -39,14 +39,6 @@ fn tell(states: &[NotifyState<'_>]) {
 /// It serves.
 pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
-}
-
-/// It reads its configuration anew; [`ready`] follows.
-pub fn reloading() {
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(error) => warn!(%error, "the monotonic clock cannot be read"),
-    }
 }
 
 /// It leaves.
