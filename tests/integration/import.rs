@@ -433,6 +433,16 @@ INSERT INTO billing_ledger VALUES(1,'Ada Lovelace',2000,2000),(2,'Ada Lovelace',
     {
         assert_eq!(get("/v1/billing/balance", key).0, expected, "{key}");
     }
+    // What people call it can be changed, within bounds.
+    let name = ada["id"].as_str().unwrap();
+    assert_eq!(relay.run(&["tenant", "label", name, "Countess"]).unwrap()["label"], "Countess");
+    assert_eq!(relay.run(&["tenant", "create", "acme", "--label", "Acme Inc"]).unwrap()["label"], "Acme Inc");
+    for wrong in ["x".repeat(201), "two\nlines".into()] {
+        let refused = relay.command(&["tenant", "label", name, &wrong]).unwrap();
+        assert_eq!(refused.code, Some(77), "{}", refused.stderr);
+        assert!(refused.stderr.contains("a line of at most 200 bytes"), "{}", refused.stderr);
+    }
+    assert_ne!(relay.command(&["tenant", "label", "nobody", "x"]).unwrap().code, Some(0));
     // It can be revoked like any other.
     let keys = relay.run(&["key", "list"]).unwrap();
     let id =

@@ -11,6 +11,7 @@ use belay_tests::relay::{PATIENCE, TestRelay};
 use std::collections::HashSet;
 use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const PROGRAM: &str = "/opt/belayd";
@@ -49,7 +50,8 @@ impl Node {
             ),
         );
         let listen = format!("quic = \"[::]:{port}\"\npublic = [\"127.0.0.1:{port}\"]\n");
-        let config = demo_config(1).replacen("quic = \"127.0.0.1:0\"\n", &listen, 1);
+        let config = demo_config(100).replacen("drain_ms = 3000", "drain_ms = 30000", 1);
+        let config = config.replacen("quic = \"127.0.0.1:0\"\n", &listen, 1);
         write("etc/belayd.toml", &format!("{config}[state]\ndir = \"/var/lib/belayd\"\n"));
         write("etc/wrong.toml", "[listen]\nquic = 5\n");
         let unit = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd").join(name);
@@ -152,7 +154,7 @@ fn the_node_serves_outlives_kills_and_ends_in_order() {
     let invite = one_json(&node.belayd(&["--json", "invite", "acme"]).stdout)["invite"].as_str().unwrap().to_owned();
     let home = tempfile::tempdir().unwrap();
     exits(&run(&mut belay(home.path(), &["join", &invite])), 0);
-    exits(&run(&mut belay(home.path(), &["ask", "hello"])), 0);
+    exits(&run(&mut belay(home.path(), &["ask", "--max-tokens", "3", "hello"])), 0);
 
     // What comes while it is dead waits, to the last packet.
     let process = node.of("MainPID");
@@ -162,21 +164,30 @@ fn the_node_serves_outlives_kills_and_ends_in_order() {
     exits(&node.machine.root(&["kill", "-KILL", &process]), 0);
     assert_eq!(node.asked(count), usize::from(count), "datagrams were lost");
     until("the next one", || node.of("NRestarts") == "1" && node.of("ActiveState") == "active");
-    exits(&run(&mut belay(home.path(), &["ask", "hello again"])), 0);
+    exits(&run(&mut belay(home.path(), &["ask", "--max-tokens", "3", "hello again"])), 0);
 
     // One that is stuck is killed, and there is another.
     let process = node.of("MainPID");
     exits(&node.machine.root(&["kill", "-STOP", &process]), 0);
     until("a watchdog", || node.of("NRestarts") == "2" && node.of("ActiveState") == "active");
     assert_ne!(node.of("MainPID"), process);
-    exits(&run(&mut belay(home.path(), &["ask", "and again"])), 0);
+    exits(&run(&mut belay(home.path(), &["ask", "--max-tokens", "3", "and again"])), 0);
     // It is fed for longer than it waits.
     let (process, fed) = (node.of("MainPID"), || node.of("WatchdogTimestampMonotonic").parse::<u64>().unwrap());
     let first = fed();
     until("two of its times", || fed() > first + 6_000_000);
     assert_eq!((node.of("MainPID"), node.of("NRestarts")), (process, "2".to_owned()));
 
+    // What runs may end, also if that takes longer than a watchdog waits.
+    let mut asking = belay(home.path(), &["--json", "ask", "--max-tokens", "300", &"word ".repeat(400)]);
+    let asking = asking.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("its request", || node.of("StatusText").contains("1 running request"));
+    let began = Instant::now();
     exits(&node.systemctl(&["stop", "belayd"]), 0);
+    eprintln!("drained for {:?}", began.elapsed());
+    assert!(began.elapsed() > Duration::from_secs(4), "{:?}", began.elapsed());
+    let answer = asking.wait_with_output().unwrap();
+    assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
     assert_eq!((node.of("Result"), node.of("ExecMainStatus")), ("success".into(), "0".into()));
     exits(&node.belayd(&["ledger", "verify"]), 0);
 

@@ -154,3 +154,23 @@ impl Report {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_has_an_end_and_nothing_that_a_terminal_obeys() {
+        let mut report = Report::default();
+        for number in 0..MOST_TOLD + 5 {
+            let id = format!("\u{1b}[2J{number}");
+            report.leave(Left { table: "users", user: "u".into(), id, why: "x".repeat(1000) });
+        }
+        assert_eq!((report.left.len(), report.left_more), (MOST_TOLD, 5));
+        assert!(report.left.iter().all(|left| !left.id.contains('\u{1b}') && left.why.len() == 400));
+        let notes = (0..MOST_NOTED + 5).map(|number| number.to_string()).collect();
+        report.add(Report { notes, ..Report::default() });
+        report.add(Report { notes: vec!["0".into()], ..Report::default() });
+        assert_eq!(report.notes.len(), MOST_NOTED);
+    }
+}

@@ -92,3 +92,48 @@ pub(super) fn row(
     let class = class(&row.text(Field::Kind).unwrap_or_default());
     Ok(ImportedUsage { source, at_ms, key, class, provider, model, totals })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::old::{Cell, Unit};
+
+    fn said(cells: &[(Field, Cell)]) -> Result<ImportedUsage, Left> {
+        let mut all = vec![(Field::Id, Cell::Text("1".into())), (Field::Created, Cell::Integer(1_700_000_000))];
+        all.retain(|(field, _)| !cells.iter().any(|(known, _)| known == field));
+        all.extend_from_slice(cells);
+        let options = Options { money_unit: Some(Unit::Usd), ..Options::default() };
+        row("u", &Row::of(&USAGE_RECORDS, all), &options, &HashMap::from([("k1".into(), "ours".into())]))
+    }
+
+    #[test]
+    fn usage_is_what_it_was_and_what_cannot_be_is_left() {
+        let text = |text: &str| Cell::Text(text.into());
+        let known = said(&[
+            (Field::Model, text("Claude-3")),
+            (Field::Key, text("k1")),
+            (Field::Tokens, Cell::Integer(9)),
+            (Field::Kind, text("research")),
+            (Field::Cost, Cell::Integer(1_000_000)),
+        ])
+        .expect("usage");
+        assert_eq!((known.provider.as_str(), known.key.as_str(), known.class), ("anthropic", "ours", Class::Cloud));
+        assert_eq!((known.totals.output, known.totals.cost_nano), (9, DEAREST));
+        for (kind, class) in
+            [("local-inference", Class::Local), ("knowledge_index", Class::Knowledge), ("byok", Class::Byok)]
+        {
+            assert_eq!(said(&[(Field::Kind, text(kind))]).expect("usage").class, class);
+        }
+        for (field, cell) in [
+            (Field::Cost, text("1000000.01")),
+            (Field::Cost, Cell::Integer(-1)),
+            (Field::Input, Cell::Integer(MOST + 1)),
+            (Field::Output, Cell::Integer(-1)),
+            (Field::Created, Cell::Null),
+            (Field::Created, text("soon")),
+            (Field::Id, Cell::Null),
+        ] {
+            assert!(said(&[(field, cell.clone())]).is_err(), "{field:?} {cell:?}");
+        }
+    }
+}

@@ -14,6 +14,7 @@ const LONGEST: usize = 256 << 20;
 struct Statements<R> {
     reader: R,
     line: u64,
+    longest: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,8 +72,9 @@ impl<R: BufRead> Statements<R> {
             if ended {
                 return Ok(Some((self.line + 1, statement)));
             }
-            if statement.len() > LONGEST {
-                return Err(OldError::Dump { line: self.line + 1, why: "a statement is longer than 256 MiB".into() });
+            if statement.len() > self.longest {
+                let why = format!("a statement is longer than {} bytes", self.longest);
+                return Err(OldError::Dump { line: self.line + 1, why });
             }
         }
     }
@@ -132,8 +134,8 @@ fn words_of(error: &rusqlite::Error) -> String {
 }
 
 /// Carries one statement out.
-fn execute(connection: &Connection, statement: &str) -> rusqlite::Result<()> {
-    let until = Instant::now() + PATIENCE;
+fn execute(connection: &Connection, statement: &str, patience: Duration) -> rusqlite::Result<()> {
+    let until = Instant::now() + patience;
     connection.progress_handler(STEPS, Some(move || Instant::now() > until))?;
     connection.prepare(statement)?.raw_execute().map(|_| ())
 }
@@ -148,7 +150,7 @@ pub(super) fn load(connection: &Connection, path: &Path, reader: impl BufRead) -
 }
 
 fn statements(connection: &Connection, path: &Path, mut reader: impl BufRead) -> Result<(), OldError> {
-    let mut statements = Statements { reader: &mut reader, line: 0 };
+    let mut statements = Statements { reader: &mut reader, line: 0, longest: LONGEST };
     let mut in_trigger = None;
     let refused = |line: u64, why: String| OldError::Sql { path: path.into(), line, why };
     while let Some((line, statement)) = statements.next()? {
@@ -165,7 +167,7 @@ fn statements(connection: &Connection, path: &Path, mut reader: impl BufRead) ->
             // Of the database itself, and of counters.
             ["INSERT", .., "INTO", table, _] | ["INSERT", "INTO", table, ..] if is_internal(table) => {}
             ["CREATE", "TABLE", ..] | ["INSERT" | "REPLACE", ..] => {
-                execute(connection, &statement).map_err(|error| refused(line, words_of(&error)))?;
+                execute(connection, &statement, PATIENCE).map_err(|error| refused(line, words_of(&error)))?;
             }
             _ => {}
         }
@@ -248,6 +250,23 @@ mod tests {
         assert_eq!(names(&loaded(quotes).expect("loaded")), ["/*", "*/", "--"]);
         let end = "CREATE TABLE users (id, name); CREATE TRIGGER t AFTER INSERT ON users BEGIN DELETE FROM users; END -- so\n; INSERT INTO users VALUES (1, 'x');";
         assert_eq!(names(&loaded(end).expect("loaded")), ["x"]);
+    }
+
+    #[test]
+    fn a_statement_has_its_length_and_its_time() {
+        let sql = "INSERT INTO users VALUES ('a name that goes on and on');";
+        for (longest, is_read) in [(sql.len(), true), (20, false)] {
+            let reader = std::io::BufReader::with_capacity(8, sql.as_bytes());
+            let read = Statements { reader, line: 0, longest }.next();
+            assert_eq!(read.is_ok(), is_read, "{longest}");
+            assert!(read.err().is_none_or(|error| error.to_string().contains("longer than 20 bytes")));
+        }
+        let connection = Connection::open_in_memory().expect("made");
+        let rows = "CREATE TABLE t (a); INSERT INTO t VALUES (1), (2), (3), (4), (5), (6), (7), (8), (9), (10);";
+        connection.execute_batch(rows).expect("made");
+        let long = "INSERT INTO t SELECT 1 FROM t, t AS b, t AS c, t AS d, t AS e, t AS f";
+        let error = execute(&connection, long, Duration::ZERO).expect_err("takes too long");
+        assert!(words_of(&error).contains("interrupted"), "{error}");
     }
 
     #[test]

@@ -144,12 +144,7 @@ pub(super) fn rows(
         let Ok(Value::Object(mut said)) = serde_json::from_str(&text) else { continue };
         let mut cells = vec![];
         for column in table.columns {
-            let fits =
-                said.keys().filter_map(|name| column.fits(name).map(|(place, unit)| (place, name.clone(), unit)));
-            let mut fits: Vec<_> = fits.collect();
-            fits.sort_by_key(|(place, ..)| *place);
-            let most = if column.is_flag { fits.len() } else { 1 };
-            for (_, name, unit) in fits.into_iter().take(most) {
+            for (name, unit) in column.choose(said.keys()) {
                 cells.push((column.field, said.remove(&name).map_or(Cell::Null, Cell::from), unit));
             }
         }

@@ -255,13 +255,10 @@ impl Old {
     /// Every row of a table, those of the key-value store left out.
     pub fn each(&self, table: &'static Table, mut each: impl FnMut(&Row)) -> Result<(), OldError> {
         let Some(loaded) = self.loaded(table) else { return Ok(()) };
-        let list: Vec<String> = loaded.columns.iter().map(|found| quoted(&found.name)).collect();
-        let mut statement = self.connection.prepare(&format!("SELECT {} FROM {}", list.join(", "), table.name))?;
+        let mut statement = self.connection.prepare(&format!("SELECT {} FROM {}", loaded.list(), table.name))?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            let cells = loaded.columns.iter().enumerate();
-            let cells = cells.map(|(index, found)| Ok((found.field, cell(row.get_ref(index)?), found.unit)));
-            each(&Row { table, cells: cells.collect::<rusqlite::Result<_>>()?, is_entry: false });
+            each(&loaded.read(row, 0)?);
         }
         Ok(())
     }
@@ -278,20 +275,16 @@ impl Old {
         if let Some(loaded) = self.loaded(table)
             && let Some(column) = loaded.owner()
         {
-            let list: Vec<String> = loaded.columns.iter().map(|found| quoted(&found.name)).collect();
             let sql = format!(
                 "SELECT {PLACE}, {} FROM {} WHERE CAST({} AS TEXT) = ?1 AND {PLACE} > ?2 ORDER BY {PLACE} LIMIT ?3",
-                list.join(", "),
+                loaded.list(),
                 table.name,
                 quoted(column)
             );
             let mut statement = self.connection.prepare_cached(&sql)?;
             let mut rows = statement.query(params![owner, after, most])?;
             while let Some(row) = rows.next()? {
-                let cells = loaded.columns.iter().enumerate();
-                let cells = cells.map(|(index, found)| Ok((found.field, cell(row.get_ref(index + 1)?), found.unit)));
-                let cells = cells.collect::<rusqlite::Result<_>>()?;
-                found.push((row.get(0)?, Row { table, cells, is_entry: false }));
+                found.push((row.get(0)?, loaded.read(row, 1)?));
             }
         }
         let left = most - u32::try_from(found.len()).unwrap_or(most);
@@ -315,6 +308,18 @@ impl Old {
 impl Loaded {
     fn owner(&self) -> Option<&str> {
         self.name_of(self.table.owner())
+    }
+
+    /// Its columns, as SQL lists them.
+    fn list(&self) -> String {
+        self.columns.iter().map(|found| quoted(&found.name)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// A row whose columns are those of [`list`](Self::list), from `first` on.
+    fn read(&self, row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Row> {
+        let cells = self.columns.iter().zip(first..);
+        let cells = cells.map(|(found, index)| Ok((found.field, cell(row.get_ref(index)?), found.unit)));
+        Ok(Row { table: self.table, cells: cells.collect::<rusqlite::Result<_>>()?, is_entry: false })
     }
 
     fn name_of(&self, field: Field) -> Option<&str> {

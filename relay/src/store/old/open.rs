@@ -70,17 +70,8 @@ impl Old {
             let mut rest = columns_of(from, &name)?;
             let mut columns = vec![];
             for column in table.columns {
-                let fits =
-                    rest.iter().filter_map(|name| column.fits(name).map(|(place, unit)| (place, name.clone(), unit)));
-                let mut fits: Vec<_> = fits.collect();
-                fits.sort_by_key(|(place, ..)| *place);
-                // Of all that may say so, one is enough.
-                let most = if column.is_flag { fits.len() } else { 1 };
-                columns.extend(fits.into_iter().take(most).map(|(_, name, unit)| Found {
-                    field: column.field,
-                    name,
-                    unit,
-                }));
+                let chosen = column.choose(rest.iter()).into_iter();
+                columns.extend(chosen.map(|(name, unit)| Found { field: column.field, name, unit }));
             }
             rest.retain(|name| !columns.iter().any(|found| found.name == *name));
             unknown.columns.extend(rest.into_iter().map(|column| format!("{name}.{column}")));
@@ -103,9 +94,7 @@ impl Old {
                 "the table {name} does not say whose its rows are: it has none of the columns {names}"
             ))
         })?;
-        let list: Vec<String> = loaded.columns.iter().map(|found| quoted(&found.name)).collect();
-        let marks = vec!["?"; list.len()].join(", ");
-        let list = list.join(", ");
+        let (marks, list) = (vec!["?"; loaded.columns.len()].join(", "), loaded.list());
         self.connection.execute_batch(&format!(
             "CREATE TABLE {0} ({PLACE} INTEGER PRIMARY KEY, {list});
              CREATE INDEX belay_of_{0} ON {0} (CAST({1} AS TEXT))",

@@ -349,8 +349,17 @@ impl std::str::FromStr for Unit {
 }
 
 impl Column {
+    /// Which of those names are this one's, with their units: the one that fits best, or all of them if each counts.
+    pub(super) fn choose<'a>(&self, names: impl Iterator<Item = &'a String>) -> Vec<(String, Option<Unit>)> {
+        let fits = names.filter_map(|name| self.fits(name).map(|(place, unit)| (place, name.clone(), unit)));
+        let mut fits: Vec<_> = fits.collect();
+        fits.sort_by_key(|(place, ..)| *place);
+        let most = if self.is_flag { fits.len() } else { 1 };
+        fits.into_iter().take(most).map(|(_, name, unit)| (name, unit)).collect()
+    }
+
     /// Whether a column of that name is this one, how well it fits (0 is best), and its unit, if its name says one.
-    pub(super) fn fits(&self, name: &str) -> Option<(usize, Option<Unit>)> {
+    fn fits(&self, name: &str) -> Option<(usize, Option<Unit>)> {
         let name = name.to_ascii_lowercase();
         let place = |stem: &str| self.names.iter().position(|known| *known == stem);
         if let Some(place) = place(&name) {
