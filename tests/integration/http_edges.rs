@@ -2,9 +2,11 @@
 //! relay leaves.
 
 use crate::gateway::relay_for;
+use belay_certs::ca::Authority;
 use belay_relay::store::central::keys::KeyScope;
 use belay_tests::fake_provider::{FakeProvider, Script};
 use belay_tests::http::{HTTP, HttpCaller};
+use belay_tests::procs::Belayd;
 use belay_tests::relay::{PATIENCE, TestRelay, eventually};
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -177,5 +179,104 @@ async fn answers_that_nobody_takes_have_the_memory_that_there_is_and_no_more() {
     drop(held);
     let export = || caller.get("/v1/sessions/export?session=long&format=markdown");
     eventually("there is room again", async || HttpCaller::text(export()).await.0 == 200).await;
+    relay.stop().await;
+}
+
+/// A file of one object in PEM.
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = data_encoding::BASE64.encode(der);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operators_certificate_is_shown_over_both_versions_of_http() {
+    let dir = tempfile::tempdir().unwrap();
+    let now_ms = belay_transport::env::Clock::now_ms(&belay_transport::env::SystemClock);
+    let authority = Authority::load_or_create(&dir.path().join("ca"), now_ms).unwrap();
+    let (certificate, key) =
+        belay_certs::issue::server(&authority, &["localhost", "127.0.0.1"], [7; 12], now_ms).unwrap();
+    let (at_certificate, at_key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&at_certificate, pem("CERTIFICATE", &certificate)).unwrap();
+    std::fs::write(&at_key, pem("PRIVATE KEY", key.secret_der())).unwrap();
+    let config = format!("{HTTP}cert_file = {at_certificate:?}\nkey_file = {at_key:?}\n");
+    let relay = TestRelay::start(&config).await;
+    let url = relay.url();
+    assert!(url.starts_with("https://"), "{url}");
+    let client = || {
+        let root = reqwest::Certificate::from_der(authority.certificate()).unwrap();
+        reqwest::Client::builder().no_proxy().tls_certs_only([root])
+    };
+    let seen = async |client: reqwest::ClientBuilder| {
+        let answer = client.build().unwrap().get(format!("{url}/health")).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert!(answer.headers().contains_key("strict-transport-security"));
+        answer.version()
+    };
+    assert_eq!(seen(client()).await, reqwest::Version::HTTP_2);
+    assert_eq!(seen(client().http1_only()).await, reqwest::Version::HTTP_11);
+    // Whoever trusts somebody else is not served.
+    assert!(reqwest::Client::builder().no_proxy().build().unwrap().get(format!("{url}/health")).send().await.is_err());
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_to_providers_go_where_the_operator_said_and_nowhere_else() {
+    let (provider, elsewhere) = (FakeProvider::start().await.unwrap(), FakeProvider::start().await.unwrap());
+    let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at_proxy = format!("http://{}", proxy.local_addr().unwrap());
+    let url = provider.url();
+    let config = format!(
+        "{HTTP}[providers.p]\nkind = \"openai\"\nurl = \"{url}/v1\"\nprivate = true\n[models.m]\nprovider = \"p\"\n\
+         context_tokens = 1000\nmax_output_tokens = 100\nprice = {{ input = \"1\", output = \"1\" }}\n[aliases]\nauto = \"m\"\n"
+    );
+    let names = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+    let env: Vec<(&str, &str)> = names.iter().map(|name| (*name, at_proxy.as_str())).collect();
+    let relay = tokio::task::block_in_place(|| Belayd::start_with_env(&config, &env)).unwrap();
+    relay.run(&["tenant", "create", "acme", "--credit", "5"]).unwrap();
+    let made = relay.run(&["key", "create", "acme", "--scope", "escalate"]).unwrap();
+    let at = format!("{}/v1/chat/completions", relay.process().hello["http"].as_str().unwrap());
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let ask = |words: String| {
+        let body = json!({ "model": "m", "max_tokens": 10, "messages": [{ "role": "user", "content": words }] });
+        http.post(&at).bearer_auth(made["secret"].as_str().unwrap()).body(body.to_string())
+    };
+    let (status, answer) = HttpCaller::text(ask(Script { tokens: 3, ..Script::default() }.as_message())).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(provider.counts().requests, 1);
+    for status in [301, 302, 307, 308] {
+        let headers = [("location".to_owned(), format!("{}/v1/chat/completions", elsewhere.url()))].into();
+        let moved = Script { status, headers, body: Some("moved".into()), ..Script::default() };
+        let (told, answer) = HttpCaller::text(ask(moved.as_message())).await;
+        assert_ne!(told, 200, "{answer}");
+    }
+    assert_eq!(elsewhere.counts().requests, 0, "a redirect is followed");
+    assert!(timeout(Duration::ZERO, proxy.accept()).await.is_err(), "the environment's proxy is asked");
+    tokio::task::block_in_place(|| drop(relay));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_of_a_minute_is_told_and_when_there_is_more() {
+    let provider = FakeProvider::start().await.unwrap();
+    let relay = relay_for(&provider, &format!("{HTTP}[limits]\nrequests_per_minute = 2\n")).await;
+    let caller = relay.caller().await;
+    let words = Script { tokens: 3, ..Script::default() }.as_message();
+    let body = json!({ "model": "gpt", "max_tokens": 10, "messages": [{ "role": "user", "content": words }] });
+    let mut left = vec![];
+    for _ in 0..2 {
+        let answer = caller.post("/v1/chat/completions", &body).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        left.push(answer.headers()["belay-remaining-requests"].to_str().unwrap().to_owned());
+        answer.bytes().await.unwrap();
+    }
+    assert_eq!(left, ["1", "0"]);
+    for path in ["/v1/chat/completions", "/v1/escalate"] {
+        let body = if path.ends_with("escalate") { json!({ "query": "hi" }) } else { body.clone() };
+        let refused = caller.post(path, &body).send().await.unwrap();
+        assert_eq!(refused.status(), 429, "{path}");
+        let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((1..=60).contains(&wait), "{path}: {wait}");
+    }
+    relay.verify().await;
     relay.stop().await;
 }

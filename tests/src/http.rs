@@ -28,7 +28,7 @@ impl TestRelay {
     /// Where it serves HTTP.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.relay().http_addr().expect("HTTP is served"))
+        self.relay().http_url().expect("HTTP is served")
     }
 
     /// A new API key of a tenant.
