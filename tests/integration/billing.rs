@@ -270,6 +270,33 @@ fn the_commands_show_what_the_book_says() {
     assert_eq!(belay(&["statement", "--from", "2020-02-30"]).code, Some(2));
     assert_eq!(belay(&["topup", "20.5"]).stdout, "https://pay.example.org/?for=acme&usd=20.50\n");
     assert_eq!(belay(&["topup"]).stdout, "https://pay.example.org/?for=acme&usd=\n");
+    // The page is opened if that is asked for; the browser here is a note of what it was given.
+    let (browsers, opened) = (relay.dir().join("browsers"), relay.dir().join("opened"));
+    std::fs::create_dir(&browsers).unwrap();
+    let opens = |path: &str| {
+        let mut command = Command::new(binary("belay"));
+        run(command.env("PATH", path).arg("--home").arg(&home).args(["topup", "4", "--open"])).unwrap()
+    };
+    let none = opens(browsers.to_str().unwrap());
+    assert_eq!(none.code, Some(1));
+    assert!(none.stdout.ends_with("usd=4.00\n") && none.stderr.contains("open the page yourself"), "{none:?}");
+    let browser = browsers.join("xdg-open");
+    std::fs::write(&browser, format!("#!/bin/sh\nprintf %s \"$1\" > {0}.new && mv {0}.new {0}\n", opened.display()))
+        .unwrap();
+    std::fs::set_permissions(&browser, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    assert_eq!(opens(&format!("{}:/usr/bin:/bin", browsers.display())).code, Some(0));
+    let began = std::time::Instant::now();
+    while !opened.exists() {
+        assert!(began.elapsed() < std::time::Duration::from_secs(30), "nothing is opened");
+        std::thread::yield_now();
+    }
+    assert_eq!(std::fs::read_to_string(&opened).unwrap(), "https://pay.example.org/?for=acme&usd=4.00");
+    // At a terminal it waits by itself, and says that it does.
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("pty/chat.py");
+    let mut at_terminal = Command::new("python3");
+    at_terminal.arg(&script).arg("[]").arg(binary("belay")).arg("--home").arg(&home);
+    let shown = run(at_terminal.args(["topup", "3", "--wait-for-money", "2"])).unwrap().stdout;
+    assert!(shown.contains("waiting for the payment"), "{shown:?}");
     // One that waits, until the money has come.
     let mut waits = Command::new(binary("belay"));
     waits.arg("--home").arg(&home).args(["--json", "topup", "3", "--wait-for-money", "30"]);
