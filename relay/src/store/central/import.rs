@@ -96,7 +96,7 @@ pub enum KeyArrival {
     New,
     /// It came before; what it may be used for, and until when, is what the export says now.
     Known,
-    /// Somebody else came with the same key.
+    /// Somebody else came with the same key, or it was made here.
     Taken,
 }
 
@@ -111,8 +111,8 @@ pub fn arrive_key(
     hash: [u8; 32],
     now_ms: u64,
 ) -> Result<KeyArrival, StoreError> {
-    if let Some((known, _)) = keys::find_imported(connection, &hash)? {
-        if known.tenant != key.tenant {
+    if let Some((known, _)) = keys::find(connection, &hash)? {
+        if known.id != key.id {
             return Ok(KeyArrival::Taken);
         }
         connection
@@ -123,7 +123,7 @@ pub fn arrive_key(
         }
         return Ok(KeyArrival::Known);
     }
-    if keys::find(connection, &key.id)?.is_some() || !keys::create(connection, key, hash)? {
+    if keys::exists(connection, &key.id)? || !keys::create(connection, key, hash)? {
         return Ok(KeyArrival::Taken);
     }
     connection

@@ -1,4 +1,4 @@
-//! API keys, by the id that they carry. Of the key itself only a hash is kept.
+//! API keys, by the hash of the whole of them, which is all that is kept of a key, or by the id that they carry.
 
 use super::{ms, parsed};
 use crate::store::StoreError;
@@ -123,23 +123,17 @@ pub fn list(connection: &Connection, tenant: Option<&TenantId>) -> Result<Vec<Ap
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// A key, the hash of the whole of it, and whether its tenant is suspended.
-pub fn find(connection: &Connection, id: &str) -> Result<Option<(ApiKey, [u8; 32], bool)>, StoreError> {
-    let sql = format!(
-        "SELECT {COLUMNS}, hash, (SELECT suspended FROM tenant WHERE tenant.id = api_key.tenant)
-         FROM api_key WHERE id = ?1"
-    );
-    Ok(connection
-        .prepare_cached(&sql)?
-        .query_row([id], |row| Ok((key_of(row)?, row.get(8)?, row.get(9)?)))
-        .optional()?)
+/// Whether there is a key of this id.
+pub fn exists(connection: &Connection, id: &str) -> Result<bool, StoreError> {
+    Ok(connection.prepare_cached("SELECT 1 FROM api_key WHERE id = ?1")?.exists([id])?)
 }
 
-/// A key of a deployment that came before, by the hash of the whole of it, and whether its tenant is suspended.
-pub fn find_imported(connection: &Connection, hash: &[u8; 32]) -> Result<Option<(ApiKey, bool)>, StoreError> {
+/// A key by the SHA-256 of the whole of it, and whether its tenant is suspended. Every key that is not there is missed
+/// in the same way, whatever id it names.
+pub fn find(connection: &Connection, hash: &[u8; 32]) -> Result<Option<(ApiKey, bool)>, StoreError> {
     let sql = format!(
         "SELECT {COLUMNS}, (SELECT suspended FROM tenant WHERE tenant.id = api_key.tenant)
-         FROM api_key WHERE imported = 1 AND hash = ?1"
+         FROM api_key WHERE hash = ?1"
     );
     Ok(connection.prepare_cached(&sql)?.query_row([hash], |row| Ok((key_of(row)?, row.get(8)?))).optional()?)
 }
@@ -158,5 +152,5 @@ pub fn revoke(connection: &Connection, id: &str, now_ms: u64) -> Result<bool, St
         "UPDATE api_key SET revoked_ms = ?2 WHERE id = ?1 AND revoked_ms IS NULL",
         params![id, time(now_ms)],
     )?;
-    Ok(find(connection, id)?.is_some())
+    exists(connection, id)
 }

@@ -1,8 +1,8 @@
 -- What people call a tenant: a company, an address.
 ALTER TABLE tenant ADD COLUMN label TEXT NOT NULL DEFAULT '';
--- Keys of a deployment that came before. They have another form, and are found by their hash.
+-- Keys of a deployment that came before.
 ALTER TABLE api_key ADD COLUMN imported INTEGER NOT NULL DEFAULT 0 CHECK (imported IN (0, 1));
-CREATE UNIQUE INDEX api_key_imported ON api_key(hash) WHERE imported = 1;
+CREATE UNIQUE INDEX api_key_hash ON api_key(hash);
 -- Who was who there.
 CREATE TABLE imported_user (
     user TEXT PRIMARY KEY,
