@@ -39,6 +39,8 @@ impl Asked {
     pub(super) async fn admit(&mut self, http: &Http, scope: KeyScope) -> Result<Admitted, Refusal> {
         let admitted = http.access.admit(&self.head).await?;
         admitted.needs(scope)?;
+        // The worker wakes while the body is read.
+        http.shared.escalator.store.expect(&admitted.caller.tenant);
         Ok(admitted)
     }
 

@@ -12,7 +12,9 @@ use belay_protocol::id::RequestId;
 use belay_protocol::message::{Dialect, EscalateRequest, FailureCode, Operation};
 use bytes::Bytes;
 use http::StatusCode;
+use std::future::Future;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
 impl Http {
     /// The id of a request: that of its caller's own name for it, among those of its kind, or a new one.
@@ -54,10 +56,15 @@ impl Http {
         let span = tracing::info_span!("http", tenant = %caller.tenant, device = %caller.device);
         let span = tracing::info_span!(parent: &span, "request", %id, model = %model);
         let (ours, theirs) = ends();
-        self.shared.streams.spawn(async move {
+        let mut running = Box::pin(async move {
             escalator.run(&caller, request, body, theirs, &span).await;
             drop(permit);
         });
+        // Its first step, in which money is asked for, is taken here: a new task has its turn only once this one rests.
+        // Nobody is woken yet; the task's own first step says whom.
+        if running.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            self.shared.streams.spawn(running);
+        }
         Ok(Piped::new(ours, id, keeps))
     }
 }

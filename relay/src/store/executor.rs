@@ -105,6 +105,8 @@ enum Job {
     },
     /// Answered as soon as the worker looks, whatever it has to do.
     Hello(oneshot::Sender<()>),
+    /// Something is about to come.
+    Soon,
     Stop,
 }
 
@@ -230,6 +232,14 @@ impl Store {
         receiver.await.unwrap_or(Err(StoreError::Closed))
     }
 
+    /// Wakes the worker of a tenant's book: a command for it is about to come. A thread that sleeps takes as long to wake
+    /// as a small command takes to run.
+    pub fn expect(&self, tenant: &TenantId) {
+        if let Mode::Threads { senders, .. } = &self.inner.mode {
+            let _ = senders[worker_of(tenant, senders.len())].send(Job::Soon);
+        }
+    }
+
     /// Follows the number of the last change of a tenant's items, from the next commit on.
     #[must_use]
     pub fn watch(&self, tenant: &TenantId) -> watch::Receiver<u64> {
@@ -294,15 +304,19 @@ impl Store {
 fn worker_index(db: &Db, workers: usize) -> usize {
     match db {
         Db::Central => 0,
-        Db::Tenant(_) if workers == 1 => 0,
-        Db::Tenant(tenant) => {
-            let hash = tenant
-                .as_str()
-                .bytes()
-                .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-            1 + usize::try_from(hash % (workers as u64 - 1)).unwrap_or(0)
-        }
+        Db::Tenant(tenant) => worker_of(tenant, workers),
     }
+}
+
+fn worker_of(tenant: &TenantId, workers: usize) -> usize {
+    if workers == 1 {
+        return 0;
+    }
+    let hash = tenant
+        .as_str()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    1 + usize::try_from(hash % (workers as u64 - 1)).unwrap_or(0)
 }
 
 /// The directory of a tenant's files below a state directory.
@@ -465,6 +479,7 @@ impl Waiting {
     fn take(&mut self, job: Job) {
         match job {
             Job::Stop => self.stop = true,
+            Job::Soon => {}
             // Whoever asked may have gone.
             Job::Hello(asker) => drop(asker.send(())),
             Job::Run { db, command } => match self.groups.iter_mut().find(|(known, _)| *known == db) {
