@@ -1,5 +1,6 @@
 //! The relay's own certificate authority.
 
+use crate::issue::BACKDATED;
 use crate::{CertError, file, sha256};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -8,11 +9,12 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use std::path::Path;
-use time::{Duration, OffsetDateTime};
+use std::time::Duration;
+use time::{Duration as SignedDuration, OffsetDateTime};
 
 const CERTIFICATE_FILE: &str = "ca.pem";
 const KEY_FILE: &str = "ca.key";
-const LIFETIME_DAYS: i64 = 3650;
+const LIFETIME: Duration = Duration::from_secs(3650 * 86_400);
 
 /// A certificate authority with its key. Ed25519: small, and its signatures have one length.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, "belay relay authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let (not_before, not_after) = validity(now_ms, LIFETIME_DAYS);
+        let (not_before, not_after) = validity(now_ms, LIFETIME);
         params.not_before = not_before;
         params.not_after = not_after;
         let certificate = params.self_signed(&key).map_err(make)?.der().clone();
@@ -88,10 +90,11 @@ impl Authority {
     }
 }
 
-/// From an hour before `now_ms`, for clocks that are off, to `days` after it.
-pub(crate) fn validity(now_ms: u64, days: i64) -> (OffsetDateTime, OffsetDateTime) {
-    let now = OffsetDateTime::UNIX_EPOCH + Duration::milliseconds(i64::try_from(now_ms).unwrap_or(i64::MAX));
-    (now.saturating_sub(Duration::hours(1)), now.saturating_add(Duration::days(days)))
+/// From a while before `now_ms`, for clocks that are off, to `lifetime` after it.
+pub(crate) fn validity(now_ms: u64, lifetime: Duration) -> (OffsetDateTime, OffsetDateTime) {
+    let signed = |duration: Duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
+    let now = OffsetDateTime::UNIX_EPOCH + signed(Duration::from_millis(now_ms));
+    (now.saturating_sub(signed(BACKDATED)), now.saturating_add(signed(lifetime)))
 }
 
 /// DER as PEM.

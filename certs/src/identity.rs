@@ -14,7 +14,9 @@ pub struct DeviceIdentity {
     pub tenant: String,
     /// Which computer.
     pub device: String,
-    /// When the certificate ends, milliseconds since 1970.
+    /// When the certificate begins, milliseconds since 1970.
+    pub begins_ms: u64,
+    /// When it ends, milliseconds since 1970.
     pub expires_ms: u64,
     /// SHA-256 of the certificate.
     pub fingerprint: [u8; 32],
@@ -49,11 +51,13 @@ impl DeviceIdentity {
             return Err(invalid(format!("it has {} belay URIs instead of one", uris.len())));
         };
         let (tenant, device) = one.split_once('/').ok_or_else(|| invalid("its belay URI names no device".into()))?;
-        let expires = certificate.validity().not_after.timestamp();
+        let validity = certificate.validity();
+        let ms = |seconds: i64| u64::try_from(seconds).unwrap_or(0).saturating_mul(1000);
         Ok(Self {
             tenant: tenant.to_owned(),
             device: device.to_owned(),
-            expires_ms: u64::try_from(expires).unwrap_or(0).saturating_mul(1000),
+            begins_ms: ms(validity.not_before.timestamp()),
+            expires_ms: ms(validity.not_after.timestamp()),
             fingerprint: sha256(der),
         })
     }

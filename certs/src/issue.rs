@@ -9,11 +9,14 @@ use rcgen::{
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
+use std::time::Duration;
 
-/// How long a device certificate lives, in days.
-pub const DEVICE_LIFETIME_DAYS: i64 = 30;
-/// How long the relay's own server certificate lives, in days.
-pub const SERVER_LIFETIME_DAYS: i64 = 397;
+/// How long a device certificate lives unless the operator says otherwise.
+pub const DEVICE_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
+/// Certificates begin so long before they are made, for clocks that are off.
+pub const BACKDATED: Duration = Duration::from_secs(3600);
+/// How long the relay's own server certificate lives.
+pub const SERVER_LIFETIME: Duration = Duration::from_secs(397 * 86_400);
 
 /// A device's private key. It never leaves the machine that made it.
 pub struct DeviceKey {
@@ -39,6 +42,11 @@ impl DeviceKey {
         let key = KeyPair::from_pem(pem)
             .map_err(|error| CertError::Invalid { what: "the device key", why: error.to_string() })?;
         Ok(Self { key })
+    }
+
+    /// The same key once more. Errors: it does not survive its own text; ours.
+    pub fn copy(&self) -> Result<Self, CertError> {
+        Self::from_pem(&self.to_pem())
     }
 
     /// The key as PEM, for a file of mode 0600.
@@ -108,9 +116,9 @@ impl DeviceRequest {
         tenant: &str,
         device: &str,
         serial: [u8; 12],
-        now_ms: u64,
+        (now_ms, lifetime): (u64, Duration),
     ) -> Result<Issued, CertError> {
-        let mut params = leaf(device, serial, now_ms, DEVICE_LIFETIME_DAYS);
+        let mut params = leaf(device, serial, now_ms, lifetime);
         let uri = Ia5String::try_from(identity::uri(tenant, device))
             .map_err(|source| CertError::Make { operation: "name the device", source })?;
         params.subject_alt_names = vec![SanType::URI(uri)];
@@ -133,7 +141,7 @@ pub fn server(
     let make = |source| CertError::Make { operation: "make the server certificate", source };
     let key = KeyPair::generate_for(&PKCS_ED25519).map_err(make)?;
     let first = names.first().ok_or(CertError::Invalid { what: "the server's names", why: "there is none".into() })?;
-    let mut params = leaf(first, serial, now_ms, SERVER_LIFETIME_DAYS);
+    let mut params = leaf(first, serial, now_ms, SERVER_LIFETIME);
     let alternative = |name: &&str| match name.parse() {
         Ok(address) => Ok(SanType::IpAddress(address)),
         Err(_) => Ok(SanType::DnsName(Ia5String::try_from(*name).map_err(make)?)),
@@ -146,14 +154,14 @@ pub fn server(
     Ok((certificate, key))
 }
 
-fn leaf(name: &str, serial: [u8; 12], now_ms: u64, days: i64) -> CertificateParams {
+fn leaf(name: &str, serial: [u8; 12], now_ms: u64, lifetime: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.serial_number = Some(rcgen::SerialNumber::from_slice(&serial));
     params.use_authority_key_identifier_extension = true;
-    let (not_before, not_after) = validity(now_ms, days);
+    let (not_before, not_after) = validity(now_ms, lifetime);
     params.not_before = not_before;
     params.not_after = not_after;
     params
@@ -175,7 +183,7 @@ mod tests {
         let authority = Authority::create(NOW).expect("made");
         let key = DeviceKey::generate().expect("made");
         let request = DeviceRequest::from_der(&key.request().expect("made")).expect("valid");
-        let issued = request.issue(&authority, "acme", "laptop-1", [7; 12], NOW).expect("signed");
+        let issued = request.issue(&authority, "acme", "laptop-1", [7; 12], (NOW, DEVICE_LIFETIME)).expect("signed");
         let identity = DeviceIdentity::from_certificate(&issued.certificate).expect("valid");
         assert_eq!((identity.tenant.as_str(), identity.device.as_str()), ("acme", "laptop-1"));
         assert_eq!(identity.expires_ms, issued.expires_ms);

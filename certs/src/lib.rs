@@ -14,7 +14,9 @@ pub mod identity;
 pub mod invite;
 pub mod issue;
 pub mod pin;
+pub mod shown;
 pub mod tls;
+mod verify;
 
 use thiserror::Error;
 

@@ -8,13 +8,16 @@ use crate::CertError;
 use crate::ca::Authority;
 use crate::issue::DeviceKey;
 use crate::pin::PinnedAuthority;
+use crate::shown::Shown;
+use crate::verify::Lenient;
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::NoServerSessionStorage;
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, version};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// The wall clock for certificate checks; a simulation brings its own.
 pub type Time = Arc<dyn TimeProvider>;
@@ -38,29 +41,22 @@ pub fn crypto_provider() -> Arc<CryptoProvider> {
     Arc::clone(provider)
 }
 
-/// The relay's side. Clients without a certificate are let in as far as enrolment; one with a
-/// certificate that the authority did not sign, or that has expired, is refused in the handshake.
+/// The relay's side. Clients without a certificate are let in as far as enrolment; one with a certificate that the
+/// authority did not sign, or that ended longer than `grace` ago, is refused in the handshake. With one that has ended
+/// since, nothing may work but its renewal: that is for the caller to see to.
 pub fn relay(
     authority: &Authority,
-    server: (CertificateDer<'static>, PrivateKeyDer<'static>),
+    shown: Arc<Shown>,
+    grace: Duration,
     alpn: &[u8],
     time: Time,
 ) -> Result<ServerConfig, CertError> {
-    let failed = |error: &dyn std::fmt::Display| CertError::Tls(error.to_string());
-    let roots = roots(authority.certificate())?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto_provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|error| failed(&error))?;
-    let (certificate, key) = server;
-    // The authority goes along so that a client that knows only its fingerprint can find it.
-    let chain = vec![certificate, authority.certificate().clone()];
+    let verifier = Lenient::new(roots(std::slice::from_ref(authority.certificate()))?, grace)?;
     let mut config = ServerConfig::builder_with_details(crypto_provider(), time)
         .with_protocol_versions(&[&version::TLS13])
-        .map_err(|error| failed(&error))?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|error| failed(&error))?;
+        .map_err(|error| CertError::Tls(error.to_string()))?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(shown);
     config.alpn_protocols = vec![alpn.to_vec()];
     config.max_early_data_size = 0;
     config.send_tls13_tickets = 0;
@@ -98,9 +94,9 @@ pub fn enrolling_client(fingerprint: [u8; 32], alpn: &[u8], time: Time) -> Resul
     Ok(finish_client(config, alpn))
 }
 
-/// An enrolled client.
+/// An enrolled client; it trusts relays of any of these authorities.
 pub fn enrolled_client(
-    authority: &CertificateDer<'static>,
+    authorities: &[CertificateDer<'static>],
     certificate: CertificateDer<'static>,
     key: &DeviceKey,
     alpn: &[u8],
@@ -110,7 +106,7 @@ pub fn enrolled_client(
     let config = ClientConfig::builder_with_details(crypto_provider(), time)
         .with_protocol_versions(&[&version::TLS13])
         .map_err(failed)?
-        .with_root_certificates(roots(authority)?)
+        .with_root_certificates(roots(authorities)?)
         .with_client_auth_cert(vec![certificate], key.to_rustls()?)
         .map_err(failed)?;
     Ok(finish_client(config, alpn))
@@ -123,8 +119,10 @@ fn finish_client(mut config: ClientConfig, alpn: &[u8]) -> ClientConfig {
     config
 }
 
-fn roots(authority: &CertificateDer<'static>) -> Result<RootCertStore, CertError> {
+fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, CertError> {
     let mut roots = RootCertStore::empty();
-    roots.add(authority.clone()).map_err(|error| CertError::Tls(error.to_string()))?;
+    for authority in authorities {
+        roots.add(authority.clone()).map_err(|error| CertError::Tls(error.to_string()))?;
+    }
     Ok(roots)
 }

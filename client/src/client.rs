@@ -5,6 +5,7 @@ use crate::error::ClientError;
 use crate::escalation::{Escalation, EscalationRequest, Reading};
 use crate::pending::Pending;
 use crate::reconnect::Keeper;
+use crate::renew::Renewal;
 use crate::state::{Identity, StateDir};
 use crate::status::TunnelStatus;
 use crate::tunnel::Tunnel;
@@ -75,8 +76,14 @@ impl Client {
         if let Some(state) = options.state.as_ref().filter(|_| options.through_running) {
             dialer.may_go_through(state.clone(), identity.device.clone());
         }
+        let renewal = Arc::new(Renewal::new(&env, &identity, key, options.state.clone())?);
+        dialer.renewal = Some(Arc::clone(&renewal));
         let resume_window = options.resume_window.unwrap_or(RESUME_WINDOW);
-        Ok(Self::run(env, identity, dialer, addresses, options.state, resume_window, signs))
+        let client = Self::run(env, identity, dialer, addresses, options.state, resume_window, signs);
+        // It ends with the client.
+        let (stop, dialer, tunnels) = (client.tunnels.stop.clone(), client.dialer.clone(), Arc::clone(&client.tunnels));
+        tokio::spawn(async move { stop.run_until_cancelled(renewal.run(dialer, tunnels)).await });
+        Ok(client)
     }
 
     /// Another client of the same device, with a tunnel of its own: a tunnel carries so many streams at the

@@ -2,25 +2,24 @@
 //! over TCP.
 
 use crate::error::ClientError;
+use crate::renew::Renewal;
+use crate::shown::{Shown, certified, clock_time};
 use crate::state::{Identity, StateDir};
 use belay_certs::issue::DeviceKey;
-use belay_certs::tls::{self, Time};
+use belay_certs::tls;
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::DeviceId;
 use belay_protocol::{ALPN, RELAY_SERVER_NAME};
 use belay_transport::connection::{Connection, Path};
-use belay_transport::env::{Clock, Env, Side};
+use belay_transport::env::{Env, Side};
 use belay_transport::params;
 use belay_transport::quic;
 use belay_transport::runtime::LazyTimers;
 use belay_transport::tcp::TcpConnection;
-use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Endpoint};
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::time_provider::TimeProvider;
+use quinn::Endpoint;
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -38,8 +37,10 @@ const FAREWELL: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub(crate) struct Dialer {
     pub(crate) env: Env,
-    quic: ClientConfig,
-    tls: Arc<rustls::ClientConfig>,
+    /// What it shows, and whom it trusts; the same for all clones.
+    shown: Arc<RwLock<Shown>>,
+    /// Keeps the certificate young.
+    pub(crate) renewal: Option<Arc<Renewal>>,
     /// Where a client of which device may run that has a tunnel already.
     through: Option<(StateDir, DeviceId)>,
 }
@@ -129,23 +130,21 @@ impl Lane {
     }
 }
 
-/// rustls checks certificates by the client's clock.
-#[derive(Debug)]
-struct ClockTime(Arc<dyn Clock>);
-
-impl TimeProvider for ClockTime {
-    fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_millis(self.0.now_ms())))
-    }
-}
-
 impl Dialer {
     /// For a device that has joined.
     pub(crate) fn enrolled(env: &Env, identity: &Identity, key: &DeviceKey) -> Result<Self, ClientError> {
-        let authority = CertificateDer::from(identity.ca_der.0.clone());
-        let certificate = CertificateDer::from(identity.certificate_der.0.clone());
-        let config = tls::enrolled_client(&authority, certificate, key, ALPN, clock_time(env))?;
-        Self::new(env, config)
+        Self::new(env, certified(env, identity, key)?)
+    }
+
+    /// Shows another certificate from now on. Errors: it cannot be used; then the one before stays.
+    pub(crate) fn show(&self, identity: &Identity, key: &DeviceKey) -> Result<(), ClientError> {
+        let shown = Shown::new(certified(&self.env, identity, key)?)?;
+        *self.shown.write().unwrap_or_else(PoisonError::into_inner) = shown;
+        Ok(())
+    }
+
+    fn shown(&self) -> Shown {
+        self.shown.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// For a device that knows only the authority's fingerprint.
@@ -154,12 +153,8 @@ impl Dialer {
     }
 
     fn new(env: &Env, config: rustls::ClientConfig) -> Result<Self, ClientError> {
-        let tls = Arc::new(config);
-        let crypto = QuicClientConfig::try_from(Arc::clone(&tls))
-            .map_err(|error| ClientError::State { what: "the TLS configuration".into(), why: error.to_string() })?;
-        let mut quic = ClientConfig::new(Arc::new(crypto));
-        quic.transport_config(params::client());
-        Ok(Self { env: env.clone(), quic, tls, through: None })
+        let shown = Arc::new(RwLock::new(Shown::new(config)?));
+        Ok(Self { env: env.clone(), shown, renewal: None, through: None })
     }
 
     /// Says where a client may run whose tunnel can be used.
@@ -290,7 +285,7 @@ impl Dialer {
         let config = params::endpoint(&self.env.random, None);
         let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(LazyTimers))?;
         let connecting = endpoint
-            .connect_with(self.quic.clone(), address, RELAY_SERVER_NAME)
+            .connect_with(self.shown().quic, address, RELAY_SERVER_NAME)
             .map_err(|error| Failure::Other(error.to_string()))?;
         match connecting.await {
             Ok(connection) => Ok(Dialed { endpoint: Some(endpoint), connection: Connection::Quic(connection) }),
@@ -303,7 +298,7 @@ impl Dialer {
 
     async fn dial_tcp(&self, address: SocketAddr) -> Result<Dialed, Failure> {
         let socket = self.env.net.connect_tcp(address).await?;
-        let connection = TcpConnection::connect(socket, Arc::clone(&self.tls)).await?;
+        let connection = TcpConnection::connect(socket, self.shown().tls).await?;
         Ok(Dialed { endpoint: None, connection: Connection::Tcp(connection) })
     }
 }
@@ -344,10 +339,6 @@ pub(crate) fn bind(env: &Env, towards: SocketAddr) -> std::io::Result<Arc<dyn qu
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
     env.net.bind_udp(local, Side::Client)
-}
-
-fn clock_time(env: &Env) -> Time {
-    Arc::new(ClockTime(Arc::clone(&env.clock)))
 }
 
 /// IPv6 and IPv4 in turn, beginning with IPv6; within a family as the resolver has sorted them.

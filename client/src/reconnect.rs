@@ -176,7 +176,14 @@ impl Keeper {
         let committed = Arc::new(AtomicBool::new(false));
         let is_committed = Arc::clone(&committed);
         let opening = Box::pin(async move {
+            if let Some(renewal) = &dialer.renewal {
+                renewal.look(&dialer)?;
+            }
             let (tunnel, streams) = Tunnel::open(&dialer, &target, way, hello, &is_committed).await?;
+            // Nothing else works before.
+            if let Some(renewal) = dialer.renewal.as_ref().filter(|renewal| renewal.has_ended()) {
+                renewal.renew(&dialer, &tunnel).await?;
+            }
             let control = Control::new(streams, &tunnel, tunnels, clock);
             Ok((Arc::new(tunnel), Box::new(control)))
         });

@@ -8,6 +8,7 @@ use belay_certs::file;
 use belay_certs::issue::DeviceKey;
 use belay_protocol::id::{DeviceId, TenantId};
 use etcetera::{BaseStrategy, choose_base_strategy};
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,9 @@ pub struct Identity {
     pub addresses: Vec<String>,
     /// The relay's authority, DER in hexadecimal.
     pub ca_der: HexBytes,
+    /// One that will take its place and is trusted as well; empty: none.
+    #[serde(default)]
+    pub next_ca_der: HexBytes,
     /// The device certificate, DER in hexadecimal.
     pub certificate_der: HexBytes,
     /// When the certificate ends, milliseconds since 1970.
@@ -38,7 +42,7 @@ pub struct Identity {
 }
 
 /// Bytes that are text in JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct HexBytes(pub Vec<u8>);
 
@@ -140,11 +144,19 @@ impl StateDir {
     /// Keeps a new identity; `identity.json` is written last, so that a crash leaves either none or
     /// a whole one.
     pub fn save(&self, identity: &Identity, key: &DeviceKey, invite_digest: [u8; 32]) -> Result<(), ClientError> {
-        let json = serde_json::to_vec_pretty(identity)
-            .map_err(|error| ClientError::State { what: IDENTITY_FILE.into(), why: error.to_string() })?;
+        let json = json(identity)?;
         file::write_private(&self.path.join(KEY_FILE), key.to_pem().as_bytes())?;
         file::write_private(&self.path.join(IDENTITY_FILE), &json)?;
         remove(&self.pending_path(invite_digest))
+    }
+
+    /// Keeps a certificate that was renewed, unless this computer is somebody else by now.
+    pub fn save_renewed(&self, identity: &Identity) -> Result<(), ClientError> {
+        let is_same = self.is_joined() && self.load()?.0.device == identity.device;
+        if !is_same {
+            return Ok(());
+        }
+        Ok(file::write_private(&self.path.join(IDENTITY_FILE), &json(identity)?)?)
     }
 
     /// The requests whose end was not seen.
@@ -174,6 +186,11 @@ impl StateDir {
     }
 }
 
+fn json(identity: &Identity) -> Result<Vec<u8>, ClientError> {
+    serde_json::to_vec_pretty(identity)
+        .map_err(|error| ClientError::State { what: IDENTITY_FILE.into(), why: error.to_string() })
+}
+
 fn remove(path: &Path) -> Result<(), ClientError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -184,6 +201,13 @@ fn remove(path: &Path) -> Result<(), ClientError> {
 }
 
 impl Identity {
+    /// The authorities that this computer takes a relay from.
+    #[must_use]
+    pub(crate) fn authorities(&self) -> Vec<CertificateDer<'static>> {
+        let all = [&self.ca_der, &self.next_ca_der].into_iter().filter(|der| !der.0.is_empty());
+        all.map(|der| CertificateDer::from(der.0.clone())).collect()
+    }
+
     /// What an enrolment gave.
     #[must_use]
     pub fn new(answer: belay_protocol::message::EnrolAnswer, addresses: Vec<String>) -> Self {
@@ -193,6 +217,7 @@ impl Identity {
             device: answer.device,
             addresses,
             ca_der: HexBytes(answer.ca_der),
+            next_ca_der: HexBytes::default(),
             certificate_der: HexBytes(answer.certificate_der),
             expires_ms: answer.expires_ms,
         }

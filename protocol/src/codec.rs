@@ -90,6 +90,8 @@ messages!(
     EnrolAnswer,
     LeaveRequest,
     LeaveAnswer,
+    RenewRequest,
+    RenewAnswer,
     EscalateRequest,
     ResponseHead,
     End,

@@ -77,6 +77,10 @@ frame_types! {
     LeaveRequest = 0x0012, SMALL;
     /// Relay: done.
     LeaveAnswer = 0x0013, SMALL;
+    /// Client: a CSR for a certificate in place of the one that it has.
+    RenewRequest = 0x0014, CONTROL;
+    /// Relay: the certificate.
+    RenewAnswer = 0x0015, CONTROL;
     /// Client: one LLM request; its body follows in `BodyChunk`s.
     EscalateRequest = 0x0020, REQUEST;
     /// Raw: a piece of the request body, after its offset.

@@ -176,6 +176,30 @@ pub struct LeaveAnswer {
     pub device: DeviceId,
 }
 
+/// A new certificate for the device that sends this, over its tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewRequest {
+    /// A PKCS#10 request in DER, signed with the key that the device has.
+    #[serde(with = "bounded::bytes")]
+    pub csr_der: Vec<u8>,
+}
+
+/// The device's new certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewAnswer {
+    /// The device certificate in DER.
+    #[serde(with = "bounded::bytes")]
+    pub certificate_der: Vec<u8>,
+    /// The CA certificate in DER that the relay's own is signed by.
+    #[serde(with = "bounded::bytes")]
+    pub ca_der: Vec<u8>,
+    /// The one that will take its place, to be trusted as well from now on; empty: none.
+    #[serde(with = "bounded::bytes")]
+    pub next_ca_der: Vec<u8>,
+    /// When the certificate ends, milliseconds since 1970.
+    pub expires_ms: u64,
+}
+
 codes! {
     /// What an escalation asks the provider for.
     Operation(u16) {

@@ -38,6 +38,8 @@ fn decode(kind: FrameType, body: &[u8]) -> Result<(), ProtocolError> {
         FrameType::EnrolAnswer => read::<m::EnrolAnswer>(body),
         FrameType::LeaveRequest => read::<m::LeaveRequest>(body),
         FrameType::LeaveAnswer => read::<m::LeaveAnswer>(body),
+        FrameType::RenewRequest => read::<m::RenewRequest>(body),
+        FrameType::RenewAnswer => read::<m::RenewAnswer>(body),
         FrameType::EscalateRequest => read::<m::EscalateRequest>(body),
         FrameType::ResponseHead => read::<m::ResponseHead>(body),
         FrameType::End => read::<m::End>(body),
@@ -108,7 +110,8 @@ fn least(kind: FrameType) -> Vec<u8> {
         FrameType::HeartbeatAck => vec![0; 5],
         FrameType::GoAway | FrameType::EnrolRequest => vec![0; 3],
         FrameType::EnrolAnswer => b"\x01t\x01d\x00\x00\x00".to_vec(),
-        FrameType::LeaveRequest | FrameType::Cancel | FrameType::BalanceRequest => vec![0],
+        FrameType::LeaveRequest | FrameType::RenewRequest | FrameType::Cancel | FrameType::BalanceRequest => vec![0],
+        FrameType::RenewAnswer => vec![0; 4],
         FrameType::LeaveAnswer => b"\x01d".to_vec(),
         FrameType::EscalateRequest => [&[0; 16][..], &[0; 12]].concat(),
         FrameType::ResponseHead => [&[0; 16][..], &[0; 10]].concat(),
@@ -242,6 +245,8 @@ fn lists_of_nothings_cost_no_more_than_the_maximum() {
 fn honest_bodies_of_the_maximum_cost_no_more_either() {
     for (kind, before, after) in [
         (FrameType::LeaveRequest, 0, 0),
+        (FrameType::RenewRequest, 0, 0),
+        (FrameType::RenewAnswer, 0, 3),
         (FrameType::Cancel, 0, 0),
         (FrameType::GoAway, 2, 0),
         (FrameType::EnrolRequest, 1, 1),

@@ -184,6 +184,17 @@ fn enrolment() -> Vec<Golden> {
             m::LeaveAnswer { device: "laptop-1".parse().expect("a name") },
             "09000000 1300 0100  086c6170746f702d31",
         ),
+        message("RenewRequest", m::RenewRequest { csr_der: vec![0x30, 1, 0] }, "04000000 1400 0100  03300100"),
+        message(
+            "RenewAnswer",
+            m::RenewAnswer {
+                certificate_der: vec![0x30, 1],
+                ca_der: vec![0x30, 2],
+                next_ca_der: vec![],
+                expires_ms: 1_792_592_000_000,
+            },
+            "10000000 1500 0100  023001 023002 00 fd0034cf5ea1010000",
+        ),
     ]
 }
 
@@ -855,6 +866,8 @@ fn the_number_and_maximum_of_every_frame_type() {
         (0x0011, "EnrolAnswer", CONTROL),
         (0x0012, "LeaveRequest", SMALL),
         (0x0013, "LeaveAnswer", SMALL),
+        (0x0014, "RenewRequest", CONTROL),
+        (0x0015, "RenewAnswer", CONTROL),
         (0x0020, "EscalateRequest", REQUEST),
         (0x0021, "BodyChunk", RAW),
         (0x0022, "ResponseHead", REQUEST),

@@ -56,6 +56,8 @@ fn decode(kind: FrameType, body: &[u8]) -> Result<(), ProtocolError> {
         FrameType::EnrolAnswer => read::<m::EnrolAnswer>(body),
         FrameType::LeaveRequest => read::<m::LeaveRequest>(body),
         FrameType::LeaveAnswer => read::<m::LeaveAnswer>(body),
+        FrameType::RenewRequest => read::<m::RenewRequest>(body),
+        FrameType::RenewAnswer => read::<m::RenewAnswer>(body),
         FrameType::EscalateRequest => read::<m::EscalateRequest>(body),
         FrameType::ResponseHead => read::<m::ResponseHead>(body),
         FrameType::End => read::<m::End>(body),
@@ -231,6 +233,17 @@ prop_compose! {
         expires_ms in number(),
     ) -> m::EnrolAnswer {
         m::EnrolAnswer { tenant, device, certificate_der, ca_der, expires_ms }
+    }
+}
+
+prop_compose! {
+    fn renew_answer()(
+        certificate_der in vec(any::<u8>(), 0..1000),
+        ca_der in vec(any::<u8>(), 0..1000),
+        next_ca_der in vec(any::<u8>(), 0..1000),
+        expires_ms in number(),
+    ) -> m::RenewAnswer {
+        m::RenewAnswer { certificate_der, ca_der, next_ca_der, expires_ms }
     }
 }
 
@@ -465,6 +478,8 @@ fn any_frame() -> BoxedStrategy<Bytes> {
         FrameType::EnrolAnswer => whole(enrol_answer()),
         FrameType::LeaveRequest => whole(text().prop_map(|reason| m::LeaveRequest { reason })),
         FrameType::LeaveAnswer => whole(device().prop_map(|device| m::LeaveAnswer { device })),
+        FrameType::RenewRequest => whole(vec(any::<u8>(), 0..1000).prop_map(|csr_der| m::RenewRequest { csr_der })),
+        FrameType::RenewAnswer => whole(renew_answer()),
         FrameType::EscalateRequest => whole(escalate_request()),
         FrameType::ResponseHead => whole(response_head()),
         FrameType::End => whole(end()),
@@ -1109,6 +1124,13 @@ fn messages_of_the_tunnel_agree_on_the_maximum() {
         expires_ms: 0,
     });
     agree_on_the_maximum(|len| m::LeaveRequest { reason: x(len) });
+    agree_on_the_maximum(|len| m::RenewRequest { csr_der: vec![7; len] });
+    agree_on_the_maximum(|len| m::RenewAnswer {
+        certificate_der: vec![7; len],
+        ca_der: vec![],
+        next_ca_der: vec![],
+        expires_ms: 0,
+    });
     agree_on_the_maximum(|len| m::Cancel { reason: x(len) });
 }
 

@@ -10,6 +10,7 @@ mod jwt;
 mod limits;
 mod models;
 mod raw;
+mod reload;
 mod routes;
 mod stripe;
 mod template;
@@ -22,6 +23,7 @@ pub use http::{Http, HttpTls};
 pub use jwt::{Issuer, JwtAlgorithm, JwtKeys};
 pub use limits::{Limits, Retries, Timeouts};
 pub use models::Model;
+pub use reload::Difference;
 pub use routes::{Prefer, Route, Target};
 pub use stripe::Stripe;
 pub use template::{TEMPLATE, template};
@@ -34,7 +36,10 @@ impl Config {
     /// Reads and checks a file. Errors: all of [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = read(path)?;
-        Self::parse(&text, &path.display().to_string())
+        let mut config = Self::parse(&text, &path.display().to_string())?;
+        // Whoever loads it again may stand elsewhere.
+        config.file = Some(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+        Ok(config)
     }
 
     /// The same with every provider key left empty: for an operator's commands, which need to know
@@ -47,7 +52,8 @@ impl Config {
 
     /// Checks a text; `name` is how errors call it.
     pub fn parse(text: &str, name: &str) -> Result<Self, ConfigError> {
-        check::check(raw::parse(text, name)?, name, Keys::Read)
+        let config = check::check(raw::parse(text, name)?, name, Keys::Read)?;
+        Ok(Self { written: raw::written(text), ..config })
     }
 }
 

@@ -4,8 +4,11 @@
 //! on the relay's tracker: a request must be settled even when its connection is gone.
 
 mod greeting;
+mod serving;
 
 use greeting::{hello, identity};
+use serving::renew_only;
+pub(crate) use serving::serve_stream;
 
 use crate::admission::{Place, Strangers};
 use crate::enrolment::Enrolment;
@@ -16,18 +19,17 @@ use crate::store::central::{self, Standing};
 use crate::store::executor::Db;
 use crate::store::sessions::service::Sessions;
 use crate::streams;
-use crate::streams::Intake;
 use crate::streams::control::Link;
 use crate::sync::Sync;
 use belay_certs::identity::DeviceIdentity;
 use belay_protocol::MINOR;
-use belay_protocol::error::{CloseCode, StreamCode};
+use belay_protocol::error::CloseCode;
 use belay_protocol::id::{DeviceId, TenantId};
-use belay_protocol::kind::StreamKind;
 use belay_protocol::message::hello::BESIDE;
-use belay_protocol::message::{FailureCode, GoAway, Heartbeat, HelloAck};
+use belay_protocol::message::{GoAway, Heartbeat, HelloAck};
 use belay_protocol::vitals::{self, RelayState};
 use belay_transport::connection::{Connection, Path, Stream};
+use belay_transport::env::Env;
 use belay_transport::tcp::TcpConnection;
 use belay_transport::twice::{Losses, LossyLines};
 use std::future::Future;
@@ -83,7 +85,7 @@ pub(crate) async fn serve_tcp(
     tls: Arc<rustls::ServerConfig>,
     pending: (OwnedSemaphorePermit, Place),
 ) {
-    let streams = shared.escalator.config.limits.streams_per_tunnel;
+    let streams = shared.escalator.config().limits.streams_per_tunnel;
     let handshake = async move { Ok(Connection::Tcp(TcpConnection::serve(socket, tls, streams).await?)) };
     serve(shared, remote, Path::Tcp, handshake, pending).await;
 }
@@ -98,7 +100,7 @@ async fn serve(
     let span = tracing::info_span!("connection", %remote, %path);
     async {
         // Large, and of use for a moment only.
-        let handshake = timeout(shared.escalator.config.timeouts.handshake, Box::pin(handshake)).await;
+        let handshake = timeout(shared.escalator.config().timeouts.handshake, Box::pin(handshake)).await;
         drop(pending);
         match handshake {
             Ok(Ok(connection)) => match shared.strangers.enter(remote.ip()) {
@@ -141,7 +143,7 @@ async fn accepted(shared: &Arc<Shared>, connection: Connection, place: Place) {
 /// A connection without a certificate: enrolment and nothing else.
 async fn enrol_only(shared: &Arc<Shared>, connection: &Connection) -> CloseCode {
     // It has one thing to do.
-    let patience = sleep(shared.escalator.config.timeouts.hello * 2);
+    let patience = sleep(shared.escalator.config().timeouts.hello * 2);
     tokio::pin!(patience);
     loop {
         let accepted = tokio::select! {
@@ -163,7 +165,7 @@ async fn tunnel(
     (tenant, device): (TenantId, DeviceId),
     place: Place,
 ) -> Result<CloseCode, CloseCode> {
-    let config = &shared.escalator.config;
+    let config = shared.escalator.config();
     let _charge = shared.escalator.memory.charge(memory::TUNNEL).ok_or(CloseCode::OVERLOADED)?;
     admit(shared, &tenant, &device).await?;
     let hello = timeout(config.timeouts.hello, hello(connection)).await.map_err(|_| CloseCode::TIMEOUT)?;
@@ -178,6 +180,7 @@ async fn tunnel(
         beside: hello.extensions.iter().any(|extension| extension.kind == BESIDE),
         remote: connection.remote_address(),
         now_ms: shared.escalator.env.clock.now_ms(),
+        expires_ms: identity.expires_ms,
     };
     let mut registration = register(shared, connection, arrival).await?;
     // A revocation between the first look and the registration has closed nothing yet.
@@ -197,14 +200,14 @@ async fn tunnel(
     control.writer.send(&ack).await.map_err(|_| CloseCode::DONE)?;
     let client: String = hello.client_name.chars().filter(|c| !c.is_control()).take(64).collect();
     info!(client, instance = %hello.instance_id, generation = hello.path_generation, "tunnel up");
-    let code = streams_until_end(shared, connection, identity, control, &mut registration).await;
+    let code = streams_until_end(shared, connection, control, &mut registration).await;
     info!(reason = %code, "tunnel down");
     Ok(code)
 }
 
 /// Takes the tunnel in. Where the device has too many, those of clients that have died go first.
 async fn register(shared: &Shared, connection: &Connection, arrival: Arrival) -> Result<Registration, CloseCode> {
-    let most = shared.escalator.config.limits.instances_per_device;
+    let most = shared.escalator.config().limits.instances_per_device;
     let arrived = || {
         let connection = connection.clone();
         Arrived(Box::new(move || connection.traffic().arrivals))
@@ -279,11 +282,11 @@ impl Link for ConnectionLink<'_> {
 async fn streams_until_end(
     shared: &Arc<Shared>,
     connection: &Connection,
-    identity: &DeviceIdentity,
     control: ClientStream,
     registration: &mut Registration,
 ) -> CloseCode {
-    let timeouts = &shared.escalator.config.timeouts;
+    let config = shared.escalator.config();
+    let timeouts = &config.timeouts;
     let live = Arc::clone(&registration.live);
     let caller = Caller {
         tenant: live.tenant.clone(),
@@ -297,8 +300,7 @@ async fn streams_until_end(
     let draining = shared.escalator.draining.clone();
     let control = streams::control::serve(control, &link, timeouts.heartbeat, draining, &go_away);
     tokio::pin!(control);
-    let left_ms = identity.expires_ms.saturating_sub(shared.escalator.env.clock.now_ms());
-    let expired = sleep(Duration::from_millis(left_ms) + timeouts.expired_grace);
+    let expired = grace_is_over(&live, &shared.escalator.env, timeouts.expired_grace);
     tokio::pin!(expired);
     loop {
         let accepted = tokio::select! {
@@ -312,84 +314,28 @@ async fn streams_until_end(
         };
         let Ok(stream) = accepted else { return CloseCode::DONE };
         let (shared_task, caller, span) = (Arc::clone(shared), caller.clone(), stream_span(&stream));
+        if *live.expires.borrow() <= shared.escalator.env.clock.now_ms() {
+            shared.streams.spawn(async move { renew_only(&shared_task, &caller, stream.into(), span).await });
+            continue;
+        }
         shared.streams.spawn(async move { serve_stream(&shared_task, Some(&caller), stream.into(), span).await });
+    }
+}
+
+/// Ready when a tunnel has outlived its certificate by so long, and the device has no newer one.
+async fn grace_is_over(live: &Live, env: &Env, grace: Duration) {
+    let mut expires = live.expires.subscribe();
+    loop {
+        let left_ms = expires.borrow_and_update().saturating_sub(env.clock.now_ms());
+        tokio::select! {
+            biased;
+            changed = expires.changed() => if changed.is_err() { return },
+            () = sleep(Duration::from_millis(left_ms) + grace) => return,
+        }
     }
 }
 
 /// A stream's span, below that of its connection.
 fn stream_span(stream: &Stream) -> Span {
     tracing::info_span!("stream", id = stream.id, kind = tracing::field::Empty)
-}
-
-/// Serves one stream after the control stream.
-pub(crate) async fn serve_stream(shared: &Shared, caller: Option<&Caller>, mut stream: ClientStream, span: Span) {
-    let intake = Intake::new(shared.escalator.config.timeouts.hello, shared.escalator.draining.clone());
-    let kind = match intake.within(stream.reader.preface()).instrument(span.clone()).await {
-        Ok(Ok(kind)) => kind,
-        Ok(Err(error)) => return streams::refuse(&mut stream, &error).instrument(span).await,
-        Err((failure, code)) if failure.code == FailureCode::DRAINING => {
-            return streams::fail(&mut stream, failure, code).instrument(span).await;
-        }
-        Err((_, code)) => {
-            stream.writer.reset(code);
-            stream.reader.stop(code);
-            return;
-        }
-    };
-    span.record("kind", kind.name());
-    let most = shared.escalator.config.limits.streams_per_tenant;
-    let permit = caller.map(|caller| shared.registry.stream(&caller.tenant, most));
-    if let Some(None) = permit {
-        let message = format!("{most} streams of this tenant are open");
-        let mut failure = streams::failure(FailureCode::LIMIT, message, "wait until one has ended");
-        failure.retry_after_ms = Some(1000);
-        return streams::fail(&mut stream, failure, StreamCode::LIMIT).instrument(span).await;
-    }
-    if let (StreamKind::Escalate, Some(caller)) = (kind, caller) {
-        // Large: kept off the stack of the task that dispatches. It enters its own spans, one at a
-        // time: every poll of the token path pays for each span that it is in.
-        return Box::pin(streams::escalate::serve(&shared.escalator, &shared.bodies, caller, stream, &span)).await;
-    }
-    serve_small(shared, caller, kind, stream, &intake).instrument(span).await;
-}
-
-/// Serves a stream of any kind but escalate.
-async fn serve_small(
-    shared: &Shared,
-    caller: Option<&Caller>,
-    kind: StreamKind,
-    mut stream: ClientStream,
-    intake: &Intake,
-) {
-    match (kind, caller) {
-        (StreamKind::Enrol, caller) => streams::enrol::serve(&shared.enrolment, caller, intake, stream).await,
-        (_, None) => {
-            let message = "a connection without a certificate can only enrol";
-            let failure = streams::failure(FailureCode::UNAUTHENTICATED, message, "enrol first: belay join <invite>");
-            streams::fail(&mut stream, failure, StreamCode::REFUSED).await;
-        }
-        (StreamKind::Billing, Some(caller)) => {
-            streams::billing::serve(&shared.escalator, caller, intake, stream).await;
-        }
-        (StreamKind::Session, Some(caller)) => {
-            let room = (&shared.escalator.memory, &shared.bodies);
-            streams::session::serve(&shared.sessions, room, caller, intake, stream).await;
-        }
-        (StreamKind::Sync, Some(caller)) => {
-            streams::sync::serve(&shared.sync, &shared.bodies, caller, intake, stream).await;
-        }
-        (StreamKind::Blob, Some(caller)) => {
-            // Large: kept off the stack of the task that dispatches.
-            Box::pin(streams::blob::serve(&shared.sync, &shared.bodies, caller, intake, stream)).await;
-        }
-        (StreamKind::Feed, Some(caller)) => {
-            let until = (intake, &shared.escalator.draining);
-            streams::sync::feed(&shared.sync, &shared.bodies, caller, until, stream).await;
-        }
-        (kind @ (StreamKind::Control | StreamKind::Escalate), Some(_)) => {
-            let message = format!("streams of kind {} are not served here", kind.name());
-            let failure = streams::failure(FailureCode::UNSUPPORTED, message, "use a newer relay");
-            streams::fail(&mut stream, failure, StreamCode::UNSUPPORTED).await;
-        }
-    }
 }

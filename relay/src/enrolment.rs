@@ -10,9 +10,10 @@ use belay_certs::issue::DeviceRequest;
 use belay_certs::sha256;
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::{DeviceId, TenantId};
-use belay_protocol::message::{EnrolAnswer, EnrolRequest};
+use belay_protocol::message::{EnrolAnswer, EnrolRequest, RenewAnswer, RenewRequest};
 use belay_transport::env::Env;
 use std::sync::Arc;
+use std::time::Duration;
 use thiserror::Error;
 
 /// How long an invite can be used, in milliseconds.
@@ -27,6 +28,9 @@ pub enum EnrolmentError {
     /// The certificate request does not hold.
     #[error("{0}")]
     Request(String),
+    /// The device was revoked, or is none.
+    #[error("this device has no access any more")]
+    Revoked,
     /// Nothing could be recorded.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -36,6 +40,8 @@ pub enum EnrolmentError {
 #[derive(Debug)]
 pub struct Enrolment {
     authority: Arc<Authority>,
+    /// How long a certificate holds.
+    lifetime: Duration,
     env: Env,
     store: Store,
     registry: Arc<Registry>,
@@ -43,16 +49,16 @@ pub struct Enrolment {
 }
 
 impl Enrolment {
-    /// With the relay's authority.
+    /// With the relay's authority, and how long its certificates hold.
     #[must_use]
     pub fn new(
-        authority: Arc<Authority>,
+        (authority, lifetime): (Arc<Authority>, Duration),
         env: Env,
         store: Store,
         registry: Arc<Registry>,
         flights: Arc<Flights>,
     ) -> Self {
-        Self { authority, env, store, registry, flights }
+        Self { authority, lifetime, env, store, registry, flights }
     }
 
     /// The authority's fingerprint, for invites.
@@ -90,18 +96,20 @@ impl Enrolment {
             now_ms: self.env.clock.now_ms(),
         };
         let (authority, serial) = (Arc::clone(&self.authority), self.env.random.bytes::<12>());
-        let outcome =
-            self.store
-                .run(Db::Central, move |connection| {
-                    let now_ms = enrolment.now_ms;
-                    central::enrol(connection, &enrolment, |tenant, device| {
-                        let issued = csr.issue(&authority, tenant.as_str(), device.as_str(), serial, now_ms).map_err(
+        let lifetime = self.lifetime;
+        let outcome = self
+            .store
+            .run(Db::Central, move |connection| {
+                let now_ms = enrolment.now_ms;
+                central::enrol(connection, &enrolment, |tenant, device| {
+                    let issued =
+                        csr.issue(&authority, tenant.as_str(), device.as_str(), serial, (now_ms, lifetime)).map_err(
                             |error| StoreError::Failed { operation: "sign a certificate", why: error.to_string() },
                         )?;
-                        Ok((issued.certificate.to_vec(), issued.expires_ms))
-                    })
+                    Ok((issued.certificate.to_vec(), issued.expires_ms))
                 })
-                .await?;
+            })
+            .await?;
         match outcome {
             EnrolmentOutcome::Refused(why) => Err(EnrolmentError::Refused(why)),
             EnrolmentOutcome::Enrolled { tenant, device, certificate, expires_ms } => Ok(EnrolAnswer {
@@ -112,6 +120,36 @@ impl Enrolment {
                 expires_ms,
             }),
         }
+    }
+
+    /// Another certificate for a device that has one. Errors: it was revoked; its request is none, or was made with
+    /// another key than the one that it was enrolled with.
+    pub async fn renew(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        request: &RenewRequest,
+    ) -> Result<RenewAnswer, EnrolmentError> {
+        let wrong = |why: String| EnrolmentError::Request(why);
+        let csr = DeviceRequest::from_der(&request.csr_der).map_err(|error| wrong(error.to_string()))?;
+        let (of, named) = (tenant.clone(), device.clone());
+        let known = self.store.run(Db::Central, move |connection| central::device_key(connection, &of, &named)).await?;
+        if known.ok_or(EnrolmentError::Revoked)? != csr.key_fingerprint() {
+            return Err(wrong("the request is not signed with the key that this device was enrolled with".into()));
+        }
+        let (serial, now_ms) = (self.env.random.bytes::<12>(), self.env.clock.now_ms());
+        let issued = csr
+            .issue(&self.authority, tenant.as_str(), device.as_str(), serial, (now_ms, self.lifetime))
+            .map_err(|error| StoreError::Failed { operation: "sign a certificate", why: error.to_string() })?;
+        let (named, expires_ms) = (device.clone(), issued.expires_ms);
+        self.store.run(Db::Central, move |connection| central::device_renewed(connection, &named, expires_ms)).await?;
+        self.registry.renewed(device, expires_ms);
+        Ok(RenewAnswer {
+            certificate_der: issued.certificate.to_vec(),
+            ca_der: self.authority.certificate().to_vec(),
+            next_ca_der: vec![],
+            expires_ms,
+        })
     }
 
     /// A name for a new device: what its user calls it, and random digits.

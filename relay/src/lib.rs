@@ -23,8 +23,10 @@ pub mod pricing;
 pub mod providers;
 pub mod reconcile;
 pub mod registry;
+mod reload;
 pub mod secrets;
 pub mod server;
+mod settings;
 pub mod store;
 pub mod streams;
 pub mod stripe;
@@ -32,4 +34,5 @@ pub mod sync;
 pub mod tenants;
 
 pub use config::{Config, ConfigError};
+pub use reload::{LastReload, ReloadError};
 pub use server::{Overrides, Relay, StartError};

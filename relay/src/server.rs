@@ -3,7 +3,9 @@
 
 mod setup;
 
-use self::setup::{endpoint_keys, quic_config, record_prices, store_config, strangers, tls_config};
+pub(crate) use self::setup::record_prices;
+
+use self::setup::{endpoint_keys, keep_shown, quic_config, shown, store_config, strangers, tls_config};
 use crate::admin::service::AdminService;
 use crate::blobs::Blobs;
 use crate::blobs::disk::{Disk, SystemDisk};
@@ -11,13 +13,15 @@ use crate::config::{Config, HttpTls};
 use crate::connection::Shared;
 use crate::enrolment::Enrolment;
 use crate::escalate::{Escalator, Flights, Health, Unresolved};
-use crate::http::{Http, HttpListener, HttpStartError};
+use crate::http::{Certificates, Http, HttpListener, HttpStartError};
 use crate::listener::{Gate, Listener};
 use crate::ops::memory::{BodyBudget, Memory};
 use crate::ops::vitals::Vitals;
 use crate::providers::{self, Providers};
 use crate::registry::Registry;
+use crate::reload::Reloader;
 use crate::secrets::{KeySealer, MasterKey};
+use crate::settings::{InForce, Settings};
 use crate::store::StoreError;
 use crate::store::books::Books;
 use crate::store::executor::{CENTRAL, Store};
@@ -152,21 +156,19 @@ impl Relay {
             None => None,
         };
         let tenants = Arc::new(Tenants::new(store.clone(), books, boot.clone(), clock()));
-        let mut providers = providers::from_config(&config).map_err(StartError::Setup)?;
-        providers.extend(overrides.providers);
+        let mut providers = providers::from_config(&config, None).map_err(StartError::Setup)?;
+        providers.extend(overrides.providers.clone());
         let memory = Memory::new(config.limits.memory);
         let flights = Flights::new(config.limits.event_logs, Arc::clone(&memory));
         let registry = Arc::new(Registry::default());
         let escalator = Arc::new(Escalator {
-            config: Arc::clone(&config),
+            settings: InForce::new(Settings { config: Arc::clone(&config), providers, price_version }),
             env: env.clone(),
             boot,
             store: store.clone(),
             tenants: Arc::clone(&tenants),
-            providers,
             health: Health::default(),
             sealer: KeySealer::new(&master)?,
-            price_version,
             stop: CancellationToken::new(),
             draining: CancellationToken::new(),
             unresolved: Unresolved::default(),
@@ -182,7 +184,7 @@ impl Relay {
         let disk = overrides.disk.unwrap_or_else(|| Arc::new(SystemDisk));
         let blobs = Blobs::new(disk, env.random.clone(), overrides.inline_store);
         let enrolment = Arc::new(Enrolment::new(
-            Arc::clone(&authority),
+            (Arc::clone(&authority), config.timeouts.device_certificate),
             env.clone(),
             store.clone(),
             Arc::clone(&registry),
@@ -201,7 +203,8 @@ impl Relay {
             lossy_lines: Arc::default(),
         });
         let keys = endpoint_keys(&config.state_dir, &env)?;
-        let tls = tls_config(&authority, &env, now_ms)?;
+        let shown = shown(&authority, &env)?;
+        let tls = tls_config(&authority, Arc::clone(&shown), config.timeouts.expired_grace, &env)?;
         let listener = Listener {
             server: quic_config(tls.clone(), &keys)?,
             tls: config.tcp.then(|| Arc::new(tls)),
@@ -218,7 +221,10 @@ impl Relay {
         let connections = listener.connections.clone();
         let background = TaskTracker::new();
         let http = serve_http(&config, &shared, &authority, &background)?;
+        let (http, served) = http.unzip();
+        let reloader = Arc::new(Reloader::new(Arc::clone(&shared), served, overrides.providers));
         background.spawn(async move { listener.serve(sockets).await });
+        background.spawn(keep_shown(shown, authority, env, shared.stop.clone()));
         let (sweeper, stop) = (Arc::clone(&escalator), shared.stop.clone());
         background.spawn(async move { sweeper.sweep(stop).await });
         let (sessions, stop) = (shared.sessions.clone(), shared.stop.clone());
@@ -228,7 +234,7 @@ impl Relay {
         }
         let (sync, stop) = (shared.sync.clone(), shared.stop.clone());
         background.spawn(async move { sync.forget_daily(stop).await });
-        let admin = Arc::new(AdminService::new((local, http), Arc::clone(&escalator), enrolment, registry));
+        let admin = Arc::new(AdminService::new((local, http), Arc::clone(&escalator), (enrolment, registry), reloader));
         info!(%local, tcp, "belayd is listening");
         Ok(Self { local, http, admin, escalator, shared, connections, background, store, _lock: lock })
     }
@@ -248,20 +254,20 @@ impl Relay {
     /// The same as the beginning of a URL.
     #[must_use]
     pub fn http_url(&self) -> Option<String> {
-        let is_plain = self.escalator.config.http.as_ref().is_some_and(|http| http.tls == HttpTls::Off);
+        let is_plain = self.escalator.config().http.as_ref().is_some_and(|http| http.tls == HttpTls::Off);
         self.http.map(|address| format!("{}://{address}", if is_plain { "http" } else { "https" }))
     }
 
     /// True if it listens over TCP too.
     #[must_use]
     pub fn serves_tcp(&self) -> bool {
-        self.escalator.config.tcp
+        self.escalator.config().tcp
     }
 
     /// Where it is asked whether it makes progress.
     #[must_use]
     pub fn vitals(&self) -> Vitals {
-        let is_plain = self.escalator.config.http.as_ref().is_some_and(|http| http.tls == HttpTls::Off);
+        let is_plain = self.escalator.config().http.as_ref().is_some_and(|http| http.tls == HttpTls::Off);
         Vitals { quic: self.local, http: self.http.filter(|_| is_plain), store: self.store.clone() }
     }
 
@@ -274,7 +280,7 @@ impl Relay {
     /// Drains and stops: no new requests, running ones get the configured time, the rest is ended
     /// and settled; then tunnels close and the store is written out.
     pub async fn shutdown(self) {
-        let drain = self.escalator.config.timeouts.drain;
+        let drain = self.escalator.config().timeouts.drain;
         self.escalator.draining.cancel();
         self.shared.streams.close();
         if self.escalator.running() > 0 {
@@ -311,19 +317,23 @@ impl Relay {
 fn serve_http(
     config: &Config,
     shared: &Arc<Shared>,
-    authority: &Authority,
+    authority: &Arc<Authority>,
     background: &TaskTracker,
-) -> Result<Option<SocketAddr>, StartError> {
+) -> Result<Option<(SocketAddr, Arc<Http>)>, StartError> {
     let Some(wanted) = config.http.clone() else { return Ok(None) };
     let failed = |address, source| StartError::Http { address, source };
     let (env, address) = (&shared.escalator.env, wanted.listen);
     let time: Time = Arc::new(ClockTime(Arc::clone(&env.clock)));
-    let listener = Http::new(Arc::clone(shared), wanted)
-        .and_then(|http| HttpListener::bind(http, authority, env, time))
-        .map_err(|source| failed(address, source))?;
+    let certificates = Certificates { authority: Arc::clone(authority), env: env.clone(), time };
+    let http = Http::new(Arc::clone(shared), wanted, certificates).map_err(|source| failed(address, source))?;
+    let listener = HttpListener::bind(Arc::clone(&http), env).map_err(|source| failed(address, source))?;
     let local = listener.local_addr().map_err(|error| failed(address, error.into()))?;
     let stop = shared.stop.clone();
     background.spawn(async move { listener.serve(stop).await });
+    if config.http.as_ref().is_some_and(|http| http.tls != HttpTls::Off) {
+        let (http, stop) = (Arc::clone(&http), shared.stop.clone());
+        background.spawn(async move { http.watch_certificate(stop).await });
+    }
     info!(%local, "serving HTTP");
-    Ok(Some(local))
+    Ok(Some((local, http)))
 }

@@ -5,6 +5,7 @@
 use anyhow::{Context, ensure};
 use belay_certs::ca::Authority;
 use belay_certs::issue::{self, DeviceKey, DeviceRequest};
+use belay_certs::shown::Shown;
 use belay_certs::tls;
 use belay_protocol::{ALPN, RELAY_SERVER_NAME};
 use belay_transport::env::{Env, Side};
@@ -32,7 +33,9 @@ pub(crate) fn start(dir: &Path) -> anyhow::Result<SocketAddr> {
     let env = Env::system();
     let authority = Authority::load_or_create(dir, env.clock.now_ms())?;
     let server = issue::server(&authority, &[RELAY_SERVER_NAME], env.random.bytes(), env.clock.now_ms())?;
-    let crypto = QuicServerConfig::try_from(tls::relay(&authority, server, ALPN, tls::system_time())?)?;
+    let shown = Shown::new(vec![server.0, authority.certificate().clone()], server.1)?;
+    let tls = tls::relay(&authority, shown, Duration::ZERO, ALPN, tls::system_time())?;
+    let crypto = QuicServerConfig::try_from(tls)?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(params::relay());
     let socket = env.net.bind_udp((Ipv4Addr::LOCALHOST, 0).into(), Side::Relay)?;
@@ -97,9 +100,10 @@ impl Dialer {
         let authority = Authority::load_or_create(dir, now_ms)?;
         let key = DeviceKey::generate()?;
         let request = DeviceRequest::from_der(&key.request()?)?;
-        let issued = request.issue(&authority, "bench", "raw", env.random.bytes(), now_ms)?;
+        let issued = request.issue(&authority, "bench", "raw", env.random.bytes(), (now_ms, issue::DEVICE_LIFETIME))?;
         let time = tls::system_time();
-        let config = tls::enrolled_client(authority.certificate(), issued.certificate, &key, ALPN, time)?;
+        let config =
+            tls::enrolled_client(std::slice::from_ref(authority.certificate()), issued.certificate, &key, ALPN, time)?;
         let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(config)?));
         config.transport_config(params::client());
         Ok(Self { config, server, env })

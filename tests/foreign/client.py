@@ -59,6 +59,8 @@ for line in """
 11 65536 EnrolAnswer tenant:name device:name certificate_der:bytes ca_der:bytes expires_ms:u64
 12 4096 LeaveRequest reason:text
 13 4096 LeaveAnswer device:name
+14 65536 RenewRequest csr_der:bytes
+15 65536 RenewAnswer certificate_der:bytes ca_der:bytes next_ca_der:bytes expires_ms:u64
 20 1048576 EscalateRequest request_id:id session_id:?text operation:u16 dialect:u16 model:text \
     stream:bool max_output_tokens:?u32 may_reduce_output:bool cost_cap:?i64 deadline_ms:?u32 \
     headers:*header body_len:u32 extensions:*extension
@@ -528,6 +530,17 @@ async def run(args, checks):
     checks["unknown_optional"] = (await skipping.expect("Balance"))[0] == after
     checks["tunnel_lives_on"] = await heartbeat() and not tunnel.ended.done()
 
+    # A new certificate for the same key, over the tunnel.
+    csr_der = csr.public_bytes(Encoding.DER)
+    renewed, _ = await tunnel.open(ENROL, frame("RenewRequest", csr_der=csr_der)).expect("RenewAnswer")
+    newer = x509.load_der_x509_certificate(renewed["certificate_der"])
+    checks["renewed"] = newer.public_key() == key.public_key() and (
+        newer.serial_number != certificate.serial_number and renewed["ca_der"] == answer["ca_der"]
+        and renewed["next_ca_der"] == b"" and newer.subject == certificate.subject)
+    other = x509.CertificateSigningRequestBuilder(x509.Name([])).sign(Ed25519PrivateKey.generate(), None)
+    checks["another_key_refused"] = await tunnel.open(ENROL, frame(
+        "RenewRequest", csr_der=other.public_bytes(Encoding.DER))).refused(2, 7)
+
     # Leave. The close may overtake LeaveAnswer, and says the same.
     leaving, left = tunnel.open(ENROL, frame("LeaveRequest", reason="the test is over")), None
     try:
@@ -536,7 +549,7 @@ async def run(args, checks):
         pass
     checks["revoked"] = left in (answer["device"], None) and (
         await asyncio.wait_for(tunnel.ended, DEADLINE) == (True, 3))
-    tunnel = await connect(addresses[0], ca=ca, certificate=certificate, key=key)
+    tunnel = await connect(addresses[0], ca=ca, certificate=newer, key=key)
     checks["stays_revoked"] = await asyncio.wait_for(tunnel.ended, DEADLINE) == (True, 3)
     return {"device": answer["device"], "tenant": answer["tenant"], "text": text,
             "events": end["events"], "cost_nano_usd": end["cost"], "usage": end["usage"],

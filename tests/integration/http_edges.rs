@@ -200,15 +200,17 @@ async fn an_operators_certificate_is_shown_over_both_versions_of_http() {
     std::fs::write(&at_certificate, pem("CERTIFICATE", &certificate)).unwrap();
     std::fs::write(&at_key, pem("PRIVATE KEY", key.secret_der())).unwrap();
     let config = format!("{HTTP}cert_file = {at_certificate:?}\nkey_file = {at_key:?}\n");
-    let relay = TestRelay::start(&config).await;
+    let mut relay = TestRelay::start(&config).await;
     let url = relay.url();
     assert!(url.starts_with("https://"), "{url}");
     let client = || {
         let root = reqwest::Certificate::from_der(authority.certificate()).unwrap();
         reqwest::Client::builder().no_proxy().tls_certs_only([root])
     };
+    let kept = client().build().unwrap();
+    let health = async |client: &reqwest::Client| client.get(format!("{url}/health")).send().await;
     let seen = async |client: reqwest::ClientBuilder| {
-        let answer = client.build().unwrap().get(format!("{url}/health")).send().await.unwrap();
+        let answer = health(&client.build().unwrap()).await.unwrap();
         assert_eq!(answer.status(), 200);
         assert!(answer.headers().contains_key("strict-transport-security"));
         answer.version()
@@ -216,7 +218,25 @@ async fn an_operators_certificate_is_shown_over_both_versions_of_http() {
     assert_eq!(seen(client()).await, reqwest::Version::HTTP_2);
     assert_eq!(seen(client().http1_only()).await, reqwest::Version::HTTP_11);
     // Whoever trusts somebody else is not served.
-    assert!(reqwest::Client::builder().no_proxy().build().unwrap().get(format!("{url}/health")).send().await.is_err());
+    assert!(health(&reqwest::Client::builder().no_proxy().build().unwrap()).await.is_err());
+
+    // Another certificate in the same files is shown to whoever comes from then on, asked for or not.
+    health(&kept).await.unwrap();
+    let other = Authority::load_or_create(&dir.path().join("other"), now_ms).unwrap();
+    let (certificate, key) = belay_certs::issue::server(&other, &["127.0.0.1"], [8; 12], now_ms).unwrap();
+    std::fs::write(&at_certificate, "no certificate").unwrap();
+    let refused = relay.reload(|text| text).await.unwrap_err().to_string();
+    assert!(refused.contains("cert.pem") && refused.contains("nothing has changed"), "{refused}");
+    assert_eq!(seen(client()).await, reqwest::Version::HTTP_2);
+    std::fs::write(&at_key, pem("PRIVATE KEY", key.secret_der())).unwrap();
+    std::fs::write(&at_certificate, pem("CERTIFICATE", &certificate)).unwrap();
+    let theirs = || {
+        let root = reqwest::Certificate::from_der(other.certificate()).unwrap();
+        reqwest::Client::builder().no_proxy().tls_certs_only([root]).build().unwrap()
+    };
+    eventually("the files are looked at", async || health(&theirs()).await.is_ok()).await;
+    assert!(health(&client().build().unwrap()).await.is_err());
+    assert_eq!(health(&kept).await.unwrap().status(), 200, "a connection that stands goes on");
     relay.stop().await;
 }
 

@@ -135,6 +135,19 @@ async fn a_token_is_taken_when_every_claim_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_issuer_that_is_taken_out_of_the_configuration_lets_nobody_in() {
+    let signer = Signer::new("one");
+    let (mut relay, _dir) = relay_for(&[&signer]).await;
+    let base = relay.caller().await;
+    let token = signer.token(&claims());
+    assert_eq!(status(&base, &token).await, 200);
+    let difference = relay.reload(|text| text.replace("https://id.test", "https://id.other")).await.unwrap();
+    assert_eq!(difference.applied, ["jwt"]);
+    assert_eq!(status(&base, &token).await, 401);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_are_exchanged_while_the_relay_runs() {
     let (old, new) = (Signer::new("old"), Signer::new("new"));
     let (relay, dir) = relay_for(&[&old]).await;

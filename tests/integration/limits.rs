@@ -183,7 +183,8 @@ fn the_defaults_are_the_documented_ones() {
         resume_window: Duration::from_secs(300),
         keep_answer: Duration::from_secs(86_400),
         drain: Duration::from_secs(30),
-        expired_grace: Duration::from_secs(86_400),
+        device_certificate: Duration::from_secs(2_592_000),
+        expired_grace: Duration::from_secs(2_592_000),
     };
     for text in [TEMPLATE, "[state]\ndir = \"x\"\n"] {
         let config = Config::parse(text, "test").unwrap();
@@ -648,7 +649,7 @@ async fn instances_of_a_device_are_limited_and_a_newer_tunnel_replaces_only_its_
 async fn a_tunnel_outlives_its_certificate_by_the_grace_and_no_longer() {
     let relay = TestRelay::start("[timeouts]\nexpired_grace_ms = 500\n").await;
     let device = Device::enrol(&relay).await;
-    let lifetime_ms = u64::try_from(belay_certs::issue::DEVICE_LIFETIME_DAYS).unwrap() * 86_400_000;
+    let lifetime_ms = u64::try_from(belay_certs::issue::DEVICE_LIFETIME.as_millis()).unwrap();
     // Certificates count whole seconds.
     let expires_ms = SystemClock.now_ms() / 1000 * 1000 + 2000;
     let dying = device.certified(&authority(&relay), &device.tenant, &device.id, expires_ms - lifetime_ms);

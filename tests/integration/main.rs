@@ -42,6 +42,8 @@ mod providers;
 mod raw;
 mod reconcile;
 mod recorded;
+mod reload;
+mod renewal;
 mod resume;
 mod retries;
 mod routes;

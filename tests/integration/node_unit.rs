@@ -40,7 +40,7 @@ impl Node {
         write(
             "service/test.conf",
             &format!(
-                "[Service]\nExecStart=\nExecStart={PROGRAM} serve --config /etc/belayd/belayd.toml\nWatchdogSec=3\nTimeoutAbortSec=1\n"
+                "[Service]\nExecStart=\nExecStart={PROGRAM} serve --config /etc/belayd/belayd.toml\nExecReload=\nExecReload={PROGRAM} reload --config /etc/belayd/belayd.toml\nWatchdogSec=3\nTimeoutAbortSec=1\n"
             ),
         );
         write(
@@ -155,6 +155,23 @@ fn the_node_serves_outlives_kills_and_ends_in_order() {
     let home = tempfile::tempdir().unwrap();
     exits(&run(&mut belay(home.path(), &["join", &invite])), 0);
     exits(&run(&mut belay(home.path(), &["ask", "--max-tokens", "3", "hello"])), 0);
+
+    // Another configuration takes effect in the process that runs; one that is wrong is refused, and told.
+    let process = node.of("MainPID");
+    let copy = |from: &str, to: &str| {
+        let path = |name: &str| format!("/etc/belayd/{name}.toml");
+        exits(&node.machine.root(&["cp", &path(from), &path(to)]), 0);
+    };
+    copy("belayd", "good");
+    exits(&node.systemctl(&["reload", "belayd"]), 0);
+    copy("wrong", "belayd");
+    assert_ne!(node.systemctl(&["reload", "belayd"]).code, Some(0));
+    assert!(log().contains("exit"), "{}", log());
+    copy("good", "belayd");
+    exits(&node.machine.root(&["kill", "-HUP", &process]), 0);
+    until("a second reload", || log().matches("the configuration was read anew").count() == 2);
+    assert_eq!((node.of("MainPID"), node.of("ActiveState")), (process, "active".to_owned()));
+    exits(&run(&mut belay(home.path(), &["ask", "--max-tokens", "3", "hello still"])), 0);
 
     // What comes while it is dead waits, to the last packet.
     let process = node.of("MainPID");

@@ -118,7 +118,7 @@ impl Device {
     pub(crate) fn certified(&self, signer: &Authority, tenant: &str, id: &str, now_ms: u64) -> Self {
         let key = DeviceKey::generate().unwrap();
         let request = DeviceRequest::from_der(&key.request().unwrap()).unwrap();
-        let issued = request.issue(signer, tenant, id, [7; 12], now_ms).unwrap();
+        let issued = request.issue(signer, tenant, id, [7; 12], (now_ms, belay_certs::issue::DEVICE_LIFETIME)).unwrap();
         Self {
             tenant: tenant.into(),
             id: id.into(),
@@ -129,6 +129,20 @@ impl Device {
         }
     }
 
+    /// The same device with a certificate as `signer` would have made it for its key at `now_ms`.
+    pub(crate) fn aged(&self, signer: &Authority, now_ms: u64) -> Self {
+        let request = DeviceRequest::from_der(&self.request()).unwrap();
+        let made = (now_ms, belay_certs::issue::DEVICE_LIFETIME);
+        let issued = request.issue(signer, &self.tenant, &self.id, [8; 12], made).unwrap();
+        let (tenant, id, trusts) = (self.tenant.clone(), self.id.clone(), self.trusts.clone());
+        Self { tenant, id, trusts, certificate: issued.certificate, key: self.key.copy().unwrap(), relay: self.relay }
+    }
+
+    /// A request for a certificate, signed with its key.
+    pub(crate) fn request(&self) -> Vec<u8> {
+        self.key.request().unwrap()
+    }
+
     /// Its side of TLS.
     pub(crate) fn tls(&self) -> rustls::ClientConfig {
         self.tls_with(ALPN)
@@ -136,7 +150,14 @@ impl Device {
 
     /// The same for another protocol.
     pub(crate) fn tls_with(&self, alpn: &[u8]) -> rustls::ClientConfig {
-        tls::enrolled_client(&self.trusts, self.certificate.clone(), &self.key, alpn, system_time()).unwrap()
+        tls::enrolled_client(
+            std::slice::from_ref(&self.trusts),
+            self.certificate.clone(),
+            &self.key,
+            alpn,
+            system_time(),
+        )
+        .unwrap()
     }
 
     /// A connection before its hello.

@@ -80,6 +80,7 @@ fn paths_that_are_lost_a_thousand_times_cost_no_event_and_no_cent() {
         path: Path::default(),
         blackholes: 100,
         holes: [1, 10, 60].map(Duration::from_secs).into(),
+        certificate: None,
     };
     let left = faults::run(&plan);
     check_faults(&plan, &left);
@@ -104,6 +105,7 @@ fn a_million_tokens_over_a_bad_line_arrive_once_and_in_order() {
         },
         blackholes: 0,
         holes: vec![],
+        certificate: None,
     };
     let left = faults::run(&plan);
     check_faults(&plan, &left);

@@ -8,6 +8,7 @@ use crate::raw::{
 use belay_certs::ca::Authority;
 use belay_certs::issue::{self, DeviceKey};
 use belay_certs::pin::PinnedAuthority;
+use belay_certs::shown::Shown;
 use belay_certs::tls::{self, system_time};
 use belay_protocol::codec::Message;
 use belay_protocol::error::{CloseCode, StreamCode};
@@ -456,7 +457,7 @@ async fn a_handshake_needs_our_protocol_and_a_valid_certificate_of_our_authority
     let stranger = certified(&Authority::create(now_ms).unwrap(), now_ms);
     assert_eq!(alert_of(&relay, stranger.tls()).await, DECRYPT_ERROR);
     // Issued 31 days ago for 30 days.
-    assert_eq!(alert_of(&relay, certified(&ours, now_ms - 31 * DAY_MS).tls()).await, CERTIFICATE_EXPIRED);
+    assert_eq!(alert_of(&relay, certified(&ours, now_ms - 61 * DAY_MS).tls()).await, CERTIFICATE_EXPIRED);
     // The same made well gets in.
     certified(&ours, now_ms - 29 * DAY_MS).tunnel().await.peer.balance().await;
     relay.stop().await;
@@ -547,8 +548,9 @@ fn both_sides_agree_on_tls_1_3_with_post_quantum_keys_and_on_nothing_older() {
     let now_ms = SystemClock.now_ms();
     let authority = Authority::create(now_ms).unwrap();
     let relay = || {
-        let certificate = issue::server(&authority, &[RELAY_SERVER_NAME], [1; 12], now_ms).unwrap();
-        tls::relay(&authority, certificate, ALPN, system_time()).unwrap()
+        let (certificate, key) = issue::server(&authority, &[RELAY_SERVER_NAME], [1; 12], now_ms).unwrap();
+        let shown = Shown::new(vec![certificate, authority.certificate().clone()], key).unwrap();
+        tls::relay(&authority, shown, Duration::ZERO, ALPN, system_time()).unwrap()
     };
     let ours = tls::enrolling_client(authority.fingerprint(), ALPN, system_time()).unwrap();
     let client = shake(ours, relay()).unwrap();

@@ -8,6 +8,8 @@ use belay_protocol::dialect::prompt::Prompt;
 use belay_protocol::id::TenantId;
 use belay_protocol::message::Dialect;
 use belay_protocol::money::NanoUsd;
+use belay_relay::admin::service::AdminError;
+use belay_relay::config::Difference;
 use belay_relay::store::ledger::money::Operation;
 use belay_relay::{Config, Overrides, Relay};
 use belay_transport::env::Env;
@@ -63,8 +65,9 @@ impl TestRelay {
     pub async fn with(extra: &str, overrides: Overrides) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let text = config_text(&dir.path().join("state"), extra);
-        let config = Config::parse(&text, "test").unwrap();
-        let relay = Relay::start(config, Env::system(), overrides).await.unwrap();
+        let file = dir.path().join("belayd.toml");
+        std::fs::write(&file, &text).unwrap();
+        let relay = Relay::start(Config::load(&file).unwrap(), Env::system(), overrides).await.unwrap();
         let tenant = tenant("acme");
         relay.admin().create_tenant(tenant.clone()).await.unwrap();
         relay.admin().operate(&tenant, Operation::Credit, NanoUsd(5_000_000_000), None, None).await.unwrap();
@@ -136,6 +139,13 @@ impl TestRelay {
     pub async fn balance(&self, id: &str) -> i64 {
         let tenants = self.relay().admin().tenants().await.unwrap();
         tenants.into_iter().find(|info| info.id.as_str() == id).unwrap().balance_nano_usd
+    }
+
+    /// Writes another configuration and has it read. Errors: it is not taken.
+    pub async fn reload(&mut self, change: impl FnOnce(String) -> String) -> Result<Difference, AdminError> {
+        self.config = change(std::mem::take(&mut self.config));
+        std::fs::write(self.dir.path().join("belayd.toml"), &self.config).unwrap();
+        self.relay().admin().reload().await
     }
 
     /// Stops the relay in order and starts it anew on the same state and address.

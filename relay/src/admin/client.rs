@@ -22,6 +22,9 @@ pub enum ClientError {
     /// The relay refused; its words.
     #[error("{0}")]
     Refused(String),
+    /// It cannot use the configuration that is written; its words.
+    #[error("{0}")]
+    BadConfig(String),
     /// The answer made no sense.
     #[error("belayd's answer is not understood: {0}")]
     Answer(String),
@@ -70,7 +73,8 @@ impl AdminClient {
         if !status.is_success() {
             let words = serde_json::from_slice::<ErrorBody>(&body)
                 .map_or_else(|_| format!("status {status}: {}", String::from_utf8_lossy(&body)), |body| body.error);
-            return Err(ClientError::Refused(words));
+            let refused = if status == 422 { ClientError::BadConfig } else { ClientError::Refused };
+            return Err(refused(words));
         }
         serde_json::from_slice(&body).map_err(|error| ClientError::Answer(error.to_string()))
     }

@@ -156,6 +156,7 @@ impl IntoResponse for AdminError {
             Self::NoTenant(_) | Self::NoDevice(_) | Self::NoKey(_) => StatusCode::NOT_FOUND,
             Self::TenantExists(_) => StatusCode::CONFLICT,
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::Config(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, Json(ErrorBody { error: self.to_string() })).into_response()
@@ -190,6 +191,7 @@ fn router(service: Arc<AdminService>) -> Router {
     Router::new()
         .route("/status", get(status))
         .route("/maintenance", post(maintenance))
+        .route("/reload", post(reload))
         .route("/tenants", get(tenants).post(create_tenant))
         .route("/tenants/{id}/money", post(money))
         .route("/tenants/{id}/grants", post(grant))
@@ -208,6 +210,10 @@ fn router(service: Arc<AdminService>) -> Router {
         .merge(super::labels::routes())
         .merge(super::reconcile::routes())
         .with_state(service)
+}
+
+async fn reload(State(service): Service) -> Result<Response, AdminError> {
+    Ok(Json(service.reload().await?).into_response())
 }
 
 async fn status(State(service): Service) -> Response {

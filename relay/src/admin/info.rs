@@ -1,5 +1,6 @@
 //! What an operator is shown.
 
+use crate::reload::LastReload;
 use crate::store::central::Device;
 use crate::store::ledger::standing::Terms;
 use crate::store::ledger::verify;
@@ -68,6 +69,8 @@ pub struct Status {
     pub open_tenants: usize,
     /// What clients are told with their heartbeats.
     pub state: RelayState,
+    /// How the configuration was last read anew.
+    pub reload: LastReload,
     /// Requests that run.
     pub running_requests: usize,
     /// Finished answers that wait for their reader.

@@ -111,9 +111,10 @@ impl AdminService {
         key: Option<SecretString>,
     ) -> Result<Vec<KeyInfo>, AdminError> {
         self.tenant(tenant).await?;
-        let known = self.config().providers.contains_key(&provider);
+        let config = self.config();
+        let known = config.providers.contains_key(&provider);
         if key.is_some() && !known {
-            let names: Vec<&str> = self.config().providers.keys().map(String::as_str).collect();
+            let names: Vec<&str> = config.providers.keys().map(String::as_str).collect();
             let why = format!("there is no provider {provider:?} on this relay; it has {}", names.join(", "));
             return Err(AdminError::Invalid(why));
         }

@@ -3,6 +3,7 @@
 
 mod budgets;
 pub mod client;
+mod glance;
 pub mod http;
 pub mod info;
 pub mod keys;

@@ -99,8 +99,9 @@ impl AdminService {
 
     /// Compares a provider's figures with the books; see [`Reconcile`].
     pub async fn reconcile(&self, wanted: Reconcile) -> Result<Vec<Compared>, AdminError> {
-        let Some(provider) = self.config().providers.get(&wanted.provider) else {
-            let names: Vec<&str> = self.config().providers.keys().map(String::as_str).collect();
+        let config = self.config();
+        let Some(provider) = config.providers.get(&wanted.provider) else {
+            let names: Vec<&str> = config.providers.keys().map(String::as_str).collect();
             let why = format!("there is no provider {:?} on this relay; it has {}", wanted.provider, names.join(", "));
             return Err(AdminError::Invalid(why));
         };
@@ -110,7 +111,7 @@ impl AdminService {
         // The same model under the name that the provider's bill has for it: by the catalogue.
         let listed = |name: &str| {
             let id = provider.prices.as_deref()?;
-            self.config().catalogue().find(id, name).map(|model| model.id.as_str())
+            config.catalogue().find(id, name).map(|model| model.id.as_str())
         };
         let ours: BTreeMap<&str, &String> =
             booked.keys().filter_map(|(_, model)| Some((listed(model)?, model))).collect();

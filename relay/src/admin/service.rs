@@ -2,11 +2,13 @@
 
 pub use super::info::{DeviceInfo, InviteInfo, Status, TenantInfo, TunnelInfo, Verified};
 use crate::api_keys::ApiKeys;
-use crate::config::Config;
+use crate::config::{Config, Difference};
 use crate::enrolment::{Enrolment, INVITE_LIFETIME_MS};
 use crate::escalate::Escalator;
 use crate::http::callers::device_of_key;
+use crate::providers::http::error_chain;
 use crate::registry::Registry;
+use crate::reload::Reloader;
 use crate::secrets::KeySealer;
 use crate::store::StoreError;
 use crate::store::books::{Books, Days};
@@ -25,7 +27,6 @@ use belay_protocol::money::NanoUsd;
 use belay_transport::env::{Env, Random};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use thiserror::Error;
 
@@ -50,6 +51,9 @@ pub enum AdminError {
     /// What was asked makes no sense; why.
     #[error("{0}")]
     Invalid(String),
+    /// The configuration that is written cannot be put in force.
+    #[error("nothing has changed; {0}")]
+    Config(String),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -85,14 +89,14 @@ fn moved<T>(result: Result<T, StoreError>) -> Result<T, AdminError> {
 /// Everything an operator can do.
 #[derive(Debug)]
 pub struct AdminService {
-    config: Arc<Config>,
-    local: SocketAddr,
-    http: Option<SocketAddr>,
+    pub(super) local: SocketAddr,
+    pub(super) http: Option<SocketAddr>,
     pub(super) store: Store,
-    tenants: Arc<Tenants>,
-    escalator: Arc<Escalator>,
-    enrolment: Arc<Enrolment>,
-    registry: Arc<Registry>,
+    pub(super) tenants: Arc<Tenants>,
+    pub(super) escalator: Arc<Escalator>,
+    pub(super) enrolment: Arc<Enrolment>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) reloader: Arc<Reloader>,
     api_keys: ApiKeys,
     env: Env,
 }
@@ -101,11 +105,10 @@ impl AdminService {
     pub(crate) fn new(
         (local, http): (SocketAddr, Option<SocketAddr>),
         escalator: Arc<Escalator>,
-        enrolment: Arc<Enrolment>,
-        registry: Arc<Registry>,
+        (enrolment, registry): (Arc<Enrolment>, Arc<Registry>),
+        reloader: Arc<Reloader>,
     ) -> Self {
         Self {
-            config: Arc::clone(&escalator.config),
             local,
             http,
             store: escalator.store.clone(),
@@ -115,11 +118,12 @@ impl AdminService {
             escalator,
             enrolment,
             registry,
+            reloader,
         }
     }
 
-    pub(super) fn config(&self) -> &Config {
-        &self.config
+    pub(super) fn config(&self) -> Arc<Config> {
+        self.escalator.config()
     }
 
     pub(super) async fn tenant_ids(&self) -> Result<Vec<TenantId>, AdminError> {
@@ -319,8 +323,9 @@ impl AdminService {
 
     /// Where clients are to dial: the configured public addresses, or the one that is listened on.
     fn addresses(&self) -> Vec<String> {
-        if !self.config.public.is_empty() {
-            return self.config.public.clone();
+        let config = self.config();
+        if !config.public.is_empty() {
+            return config.public.clone();
         }
         let mut local = self.local;
         if local.ip().is_unspecified() {
@@ -364,35 +369,8 @@ impl AdminService {
         *self.escalator.maintenance.lock().unwrap_or_else(PoisonError::into_inner) = maintenance;
     }
 
-    /// The node at a glance.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        let tunnels = self.registry.list();
-        let tunnels = tunnels.iter().map(|live| TunnelInfo {
-            tenant: live.tenant.clone(),
-            device: live.device.clone(),
-            instance: live.instance.to_string(),
-            path: live.path.to_string(),
-            remote: live.remote,
-            since_ms: live.since_ms,
-            heartbeats: live.heartbeats.load(Ordering::Relaxed),
-            round_trip_us: live.round_trip_us.load(Ordering::Relaxed),
-            vitals: *live.vitals.lock().unwrap_or_else(PoisonError::into_inner),
-            loaded_model: live.loaded_model.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-        });
-        Status {
-            version: env!("CARGO_PKG_VERSION").into(),
-            listen: self.local,
-            http: self.http,
-            tunnels: tunnels.collect(),
-            open_tenants: self.tenants.open_count(),
-            state: self.escalator.state(),
-            running_requests: self.escalator.running(),
-            waiting_answers: self.escalator.flights.waiting(),
-            event_log_bytes: self.escalator.flights.log_bytes(),
-            store_commits: self.store.commits(),
-            memory_bytes: self.escalator.memory.used(),
-            authority: data_encoding::HEXLOWER.encode(&self.enrolment.fingerprint()),
-        }
+    /// Reads the configuration anew and puts in force what can be while the relay runs. Errors: nothing has changed.
+    pub async fn reload(&self) -> Result<Difference, AdminError> {
+        self.reloader.reload().await.map_err(|error| AdminError::Config(error_chain(&error)))
     }
 }

@@ -10,6 +10,7 @@ use belay_relay::admin::client::{AdminClient, ClientError};
 use belay_relay::admin::http::{CreateTenant, Grant, Maintenance, Money, Revoke, Suspend};
 use belay_relay::admin::labels::Label;
 use belay_relay::admin::service::{DeviceInfo, InviteInfo, Status, TenantInfo, TermsChange};
+use belay_relay::config::Difference;
 use belay_relay::store::ledger::money::Operation;
 use belay_relay::store::ledger::standing::Tier;
 use clap::{Args, Subcommand};
@@ -318,6 +319,20 @@ fn list_devices(devices: &[DeviceInfo]) {
         })
         .collect();
     table::print(&["DEVICE", "TENANT", "LABEL", "STATE", "LAST SEEN", "CERTIFICATE UNTIL"], &[], &rows);
+}
+
+pub(super) async fn reload(global: &Global) -> anyhow::Result<()> {
+    let difference: Difference = connect(global)?.post("/reload", &()).await?;
+    if global.json {
+        return print_json(&difference);
+    }
+    let Difference { applied, needs_restart } = &difference;
+    if applied.is_empty() && needs_restart.is_empty() {
+        println!("nothing has changed");
+    }
+    applied.iter().for_each(|key| println!("in force now:     {key}"));
+    needs_restart.iter().for_each(|key| println!("needs a restart:  {key}"));
+    Ok(())
 }
 
 pub(super) async fn status(global: &Global) -> anyhow::Result<()> {

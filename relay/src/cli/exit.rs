@@ -24,6 +24,7 @@ fn code(error: &anyhow::Error) -> u8 {
     }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::NotRunning { .. }) => return NOT_RUNNING,
+        Some(ClientError::BadConfig(_)) => return BAD_CONFIG,
         Some(ClientError::Refused(_)) => return REFUSED,
         _ => {}
     }

@@ -90,6 +90,9 @@ enum Command {
         after_help = "Examples:\n  belayd maintenance --for 30 --reason \"new disk\"\n  belayd maintenance --off"
     )]
     Maintenance(admin::MaintenanceArgs),
+    /// Put the configuration in force as it is written now, without a restart
+    #[command(after_help = "Example:\n  belayd reload --config /etc/belayd/belayd.toml")]
+    Reload,
     /// Show the running relay
     #[command(after_help = "Example:\n  belayd status --json")]
     Status,
@@ -136,6 +139,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Ledger(command) => runtime()?.block_on(ledger::run(&global, command)),
         Command::Import(args) => runtime()?.block_on(import::import(&global, args)),
         Command::Maintenance(args) => runtime()?.block_on(admin::maintenance(&global, args)),
+        Command::Reload => runtime()?.block_on(admin::reload(&global)),
         Command::Status => runtime()?.block_on(admin::status(&global)),
     }
 }

@@ -8,7 +8,7 @@ use belay_relay::ops::service;
 use belay_relay::{Config, Overrides, Relay, ops};
 use belay_transport::env::Env;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -33,6 +33,7 @@ pub(super) fn serve(global: &Global) -> anyhow::Result<()> {
 async fn run(config: Config, json: bool) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let socket = socket_path(&config.state_dir);
     let mut env = Env::system();
     let given = service::inherited(&mut env).context("a socket that was handed over cannot be used")?;
@@ -58,6 +59,7 @@ async fn run(config: Config, json: bool) -> anyhow::Result<()> {
     service::ready(&line(&relay));
     tokio::select! {
         () = report(&relay) => {}
+        () = reload(&relay, &mut hangup) => {}
         _ = terminate.recv() => info!("SIGTERM: draining"),
         _ = interrupt.recv() => info!("SIGINT: draining"),
     }
@@ -80,6 +82,16 @@ async fn run(config: Config, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Reads the configuration anew at each SIGHUP. What comes of it is logged.
+async fn reload(relay: &Relay, hangup: &mut Signal) {
+    while hangup.recv().await.is_some() {
+        service::reloading();
+        // What is wrong with it was logged, and everything stays as it was.
+        let _ = relay.admin().reload().await;
+        service::ready(&line(relay));
+    }
+}
+
 /// How often the service manager is told how the relay is.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
@@ -90,6 +102,10 @@ fn line(relay: &Relay) -> String {
         RelayState::Healthy => String::new(),
         RelayState::Degraded { reason } => format!("; degraded: {reason}"),
         RelayState::Maintenance { reason, .. } => format!("; maintenance: {reason}"),
+    };
+    let state = match status.reload.error {
+        Some(_) => format!("{state}; the configuration that is written is not in force, see: belayd status"),
+        None => state,
     };
     let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
     format!(

@@ -101,6 +101,10 @@ pub struct Config {
     pub retries: Retries,
     /// In place of the catalogue of prices that comes with the relay.
     pub(super) own_catalogue: Option<Arc<Catalogue>>,
+    /// Where it stands; `None`: nowhere.
+    pub(super) file: Option<PathBuf>,
+    /// Every key that is set, with its value in words that differ where values do.
+    pub(super) written: BTreeMap<String, String>,
 }
 
 impl Config {
@@ -206,6 +210,8 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
         aliases,
         retries: retries(&raw.retries).map_err(|(key, why)| wrong(key, why))?,
         own_catalogue,
+        file: None,
+        written: BTreeMap::new(),
     };
     environment::check(&config, &secrets, keys).map_err(|(key, why)| wrong(&key, why))?;
     Ok(config)

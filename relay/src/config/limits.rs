@@ -2,6 +2,8 @@
 
 use super::check::Wrong;
 use super::raw::{RawLimits, RawRetries, RawTimeouts};
+use crate::store::ledger::hold::PerMinute;
+use belay_certs::issue::DEVICE_LIFETIME;
 use belay_transport::params;
 use std::time::Duration;
 
@@ -44,6 +46,13 @@ pub struct Limits {
     pub sync: u64,
 }
 
+impl Limits {
+    /// How often a tenant may ask where it has no budget of its own.
+    pub(crate) fn per_minute(&self) -> PerMinute {
+        PerMinute { requests: self.requests_per_minute, tokens: self.tokens_per_minute }
+    }
+}
+
 /// Times.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
@@ -67,7 +76,9 @@ pub struct Timeouts {
     pub keep_answer: Duration,
     /// How long running requests may go on after SIGTERM.
     pub drain: Duration,
-    /// How long a tunnel outlives its certificate.
+    /// How long a device's certificate holds.
+    pub device_certificate: Duration,
+    /// How long after its end a certificate can still be renewed.
     pub expired_grace: Duration,
 }
 
@@ -142,6 +153,15 @@ pub(super) fn timeouts(raw: &RawTimeouts) -> Result<Timeouts, Wrong> {
             Err((key, format!("{value} is not from 1 to 604800000 milliseconds")))
         }
     };
+    // A computer may sleep for long.
+    let long = |key, value: Option<u64>, (least, default): (u64, u64)| {
+        let value = value.unwrap_or(default);
+        if (least..=31_536_000_000).contains(&value) {
+            Ok(Duration::from_millis(value))
+        } else {
+            Err((key, format!("{value} is not from {least} to 31536000000 milliseconds")))
+        }
+    };
     Ok(Timeouts {
         handshake: millis("timeouts.handshake_ms", raw.handshake_ms, 10_000)?,
         hello: millis("timeouts.hello_ms", raw.hello_ms, 10_000)?,
@@ -153,6 +173,11 @@ pub(super) fn timeouts(raw: &RawTimeouts) -> Result<Timeouts, Wrong> {
         resume_window: millis("timeouts.resume_window_ms", raw.resume_window_ms, 300_000)?,
         keep_answer: millis("timeouts.keep_answer_ms", raw.keep_answer_ms, 86_400_000)?,
         drain: millis("timeouts.drain_ms", raw.drain_ms, 30_000)?,
-        expired_grace: millis("timeouts.expired_grace_ms", raw.expired_grace_ms, 86_400_000)?,
+        device_certificate: long(
+            "timeouts.device_certificate_ms",
+            raw.device_certificate_ms,
+            (10_000, u64::try_from(DEVICE_LIFETIME.as_millis()).unwrap_or(u64::MAX)),
+        )?,
+        expired_grace: long("timeouts.expired_grace_ms", raw.expired_grace_ms, (1, 2_592_000_000))?,
     })
 }

@@ -180,6 +180,7 @@ pub(super) struct RawTimeouts {
     pub(super) resume_window_ms: Option<u64>,
     pub(super) keep_answer_ms: Option<u64>,
     pub(super) drain_ms: Option<u64>,
+    pub(super) device_certificate_ms: Option<u64>,
     pub(super) expired_grace_ms: Option<u64>,
 }
 
@@ -285,6 +286,25 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Raw, ConfigError> {
         let hint = did_you_mean(&what);
         ConfigError::Syntax { name: name.to_owned(), line, column, what, hint }
     })
+}
+
+/// Every key of a text that parses, by its whole name, with its value in some words of its own.
+pub(super) fn written(text: &str) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    if let Ok(table) = toml::from_str::<toml::Table>(text) {
+        flatten("", &table, &mut all);
+    }
+    all
+}
+
+fn flatten(before: &str, table: &toml::Table, all: &mut BTreeMap<String, String>) {
+    for (key, value) in table {
+        let name = if before.is_empty() { key.clone() } else { format!("{before}.{key}") };
+        match value {
+            toml::Value::Table(inner) => flatten(&name, inner, all),
+            value => drop(all.insert(name, format!("{value:?}"))),
+        }
+    }
 }
 
 /// serde says "unknown field `x`, expected one of `a`, `b`": finds the one that was meant.

@@ -172,7 +172,10 @@ heartbeat_ms = 10000
 resume_window_ms = 300000
 keep_answer_ms = 86400000
 drain_ms = 30000
-expired_grace_ms = 86400000
+# How long a device's certificate holds (it is renewed by itself when two thirds of that are over), and how long after its
+# end it can still be renewed, and nothing else be done with it: computers sleep for weeks.
+device_certificate_ms = 2592000000
+expired_grace_ms = 2592000000
 
 # Providers. kind is "anthropic", "openai" (and everything compatible with it) or "demo".
 # Keys come from the environment (key_env) or from a file that only belayd can read (key_file). A

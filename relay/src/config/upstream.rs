@@ -5,7 +5,7 @@ use super::raw::{RawProvider, nearest};
 use crate::pricing::Catalogue;
 use crate::providers::addresses::refused;
 use belay_protocol::message::Dialect;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use std::path::Path;
 use std::time::Duration;
 
@@ -39,6 +39,17 @@ pub enum ProviderKind {
     OpenAi,
     /// The built-in one that needs no key.
     Demo,
+}
+
+impl ProviderConfig {
+    /// Whether what is made of either is the same. The files of authorities are not compared: naming some means no.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let of = |one: &Self| (one.kind, one.url.clone(), one.pace, one.private);
+        of(self) == of(other)
+            && self.key.expose_secret() == other.key.expose_secret()
+            && self.authorities.is_none()
+            && other.authorities.is_none()
+    }
 }
 
 impl ProviderKind {

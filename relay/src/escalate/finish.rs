@@ -128,7 +128,7 @@ impl Flight<'_> {
             None => Some((delivery, None)),
         };
         if let Some((waiting, reader)) = waiting {
-            let keep = escalator.config.timeouts.keep_answer;
+            let keep = self.settings.config.timeouts.keep_answer;
             let budget = Arc::clone(&escalator.flights.budget);
             escalator.deliveries.spawn(waiting.wait(reader, budget, keep, escalator.stop_deliveries.clone()));
         }

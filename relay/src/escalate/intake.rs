@@ -97,7 +97,7 @@ impl Flight<'_> {
     }
 
     pub(super) fn take_bytes(&mut self, chunk: Bytes) -> Result<(), Ending> {
-        let limit = self.escalator.config.limits.answer_body as usize;
+        let limit = self.settings.config.limits.answer_body as usize;
         if self.whole.len() + chunk.len() > limit {
             return Err(Ending::After(Outcome::LIMIT, format!("the answer is above {limit} bytes")));
         }
@@ -180,7 +180,7 @@ impl Flight<'_> {
         if let Err(error) = self.queue_head(&answer, false) {
             return Ending::not_dispatched(error.to_string());
         }
-        let deadline = Instant::now() + self.escalator.config.timeouts.between_events;
+        let deadline = Instant::now() + self.settings.config.timeouts.between_events;
         let limit = 1 << 20;
         let mut size = 0;
         let mut words = BytesMut::new();

@@ -21,14 +21,19 @@ const ALWAYS: usize = 256 << 10;
 #[derive(Debug)]
 pub(crate) struct LogBudget {
     used: AtomicUsize,
-    max: usize,
+    max: AtomicUsize,
     memory: Arc<Memory>,
 }
 
 impl LogBudget {
     /// A budget of `max` bytes.
     pub(crate) fn new(max: usize, memory: Arc<Memory>) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), max, memory })
+        Arc::new(Self { used: AtomicUsize::new(0), max: AtomicUsize::new(max), memory })
+    }
+
+    /// Another budget from now on.
+    pub(crate) fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
     }
 
     pub(super) fn take(&self, bytes: usize) {
@@ -48,7 +53,7 @@ impl LogBudget {
 
     /// More is held than should be.
     pub(super) fn is_exceeded(&self) -> bool {
-        self.used() > self.max
+        self.used() > self.max.load(Ordering::Relaxed)
     }
 }
 

@@ -48,14 +48,15 @@ use session::Conversation;
 
 use crate::config::Config;
 use crate::ops::memory::{self, BodyPermit, Charge, Memory};
-use crate::providers::{CallFuture, Providers};
+use crate::providers::CallFuture;
 use crate::registry::Registry;
 use crate::secrets::KeySealer;
+use crate::settings::{InForce, Settings};
 use crate::store::StoreError;
 use crate::store::central::{Standing, admit};
 use crate::store::executor::{Db, Store};
 use crate::store::ledger::Boot;
-use crate::store::ledger::hold::{self, HoldOutcome, HoldRefusal, PerMinute, Usable};
+use crate::store::ledger::hold::{self, HoldOutcome, HoldRefusal, Usable};
 use crate::store::ledger::rates::Remaining;
 use crate::stripe::Stripe;
 use crate::tenants::{TenantHandle, Tenants};
@@ -113,18 +114,15 @@ impl From<Stream> for ClientStream {
 /// Runs requests.
 #[derive(Debug)]
 pub struct Escalator {
-    pub(crate) config: Arc<Config>,
+    pub(crate) settings: InForce,
     pub(crate) env: Env,
     pub(crate) boot: Boot,
     pub(crate) store: Store,
     pub(crate) tenants: Arc<Tenants>,
-    pub(crate) providers: Providers,
     /// How they have been of late.
     pub(crate) health: Health,
     /// Opens the keys of tenants that pay with their own.
     pub(crate) sealer: KeySealer,
-    /// Version of the price list in central.
-    pub(crate) price_version: i64,
     /// Cancelled when running requests must come to an end.
     pub(crate) stop: CancellationToken,
     /// Cancelled when no new request may begin.
@@ -149,6 +147,7 @@ pub struct Escalator {
 
 /// A request that can be sent.
 struct Begun {
+    settings: Arc<Settings>,
     plan: plan::Plan,
     held: Held,
     registration: Registration,
@@ -202,10 +201,9 @@ impl Escalator {
         Ok(standing.await? != Standing::Good)
     }
 
-    /// How often a tenant may ask where it has no budget of its own.
-    fn per_minute(&self) -> PerMinute {
-        let limits = &self.config.limits;
-        PerMinute { requests: limits.requests_per_minute, tokens: limits.tokens_per_minute }
+    /// The configuration that is in force now.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.settings.get().config)
     }
 
     /// How many requests are running.
@@ -276,6 +274,7 @@ impl Escalator {
 
     fn plan(
         &self,
+        settings: &Settings,
         request: &EscalateRequest,
         body: &Bytes,
         conversation: Option<Conversation>,
@@ -286,10 +285,10 @@ impl Escalator {
             now_ms: self.env.clock.now_ms(),
         };
         match session::model_of(request, conversation.as_ref()) {
-            None => plan::plan(&self.config, self.price_version, request, (body, conversation), &chooser),
+            None => plan::plan(&settings.config, settings.price_version, request, (body, conversation), &chooser),
             Some(model) => {
                 let request = EscalateRequest { model, ..request.clone() };
-                plan::plan(&self.config, self.price_version, &request, (body, conversation), &chooser)
+                plan::plan(&settings.config, settings.price_version, &request, (body, conversation), &chooser)
             }
         }
     }
@@ -297,10 +296,11 @@ impl Escalator {
     /// Plans the request and sets its money aside.
     async fn begin(&self, caller: &Caller, request: &EscalateRequest, body: &Bytes) -> Result<Beginning, Failed> {
         let id = request.request_id;
-        let conversation = self.conversation(caller, request).await?;
-        let plan = self.plan(request, body, conversation)?;
+        let settings = self.settings.get();
+        let conversation = self.conversation(&settings.config, caller, request).await?;
+        let plan = self.plan(&settings, request, body, conversation)?;
         let tenant = self.tenants.handle(&caller.tenant).await.map_err(|error| store_failed(id, &error))?;
-        let hold_request = plan.hold_request(self, caller, request, body, &tenant.rates);
+        let hold_request = plan.hold_request((self, &settings.config), caller, request, body, &tenant.rates);
         let input_bytes = hold_request.input_bytes;
         let registration = match self.flights.enter(&caller.tenant, id, &caller.device, hold_request.digest) {
             Entered::New(registration) => registration,
@@ -327,8 +327,8 @@ impl Escalator {
         let outcome = self.store.run(db, move |connection| hold::hold(connection, &hold_request));
         // Made ready while the store writes, for what is expected to come out; it is sent only when polled.
         let sent = Sent { body: body.clone(), headers: request.headers.clone() };
-        let (first, cap) = (Usable { place: 0, key: None }, plan.expected_output(self));
-        let prepared = self.prepare(&caller.tenant, &plan, &first, &sent, cap);
+        let (first, cap) = (Usable { place: 0, key: None }, plan.expected_output(&settings.config));
+        let prepared = self.prepare(&settings, &caller.tenant, &plan, &first, &sent, cap);
         let outcome = outcome.await;
         match outcome.map_err(|error| store_failed(id, &error))? {
             HoldOutcome::Held(hold::Held { amount, output_cap, counted, remaining, usable }) => {
@@ -338,12 +338,12 @@ impl Escalator {
                 let call = if (&usable[0], output_cap) == (&first, cap) {
                     prepared
                 } else {
-                    self.prepare(&caller.tenant, &plan, &usable[0], &sent, output_cap)
+                    self.prepare(&settings, &caller.tenant, &plan, &usable[0], &sent, output_cap)
                 };
-                let offers = Offers::new(usable, sent, self.config.retries);
+                let offers = Offers::new(usable, sent, settings.config.retries);
                 let model = &offers.candidate(&plan).model;
                 debug!(held = %amount, output_cap, provider = %model.provider, model = %model.name, "money held");
-                Ok(Beginning::Begun(Box::new(Begun { plan, held, registration, offers, call })))
+                Ok(Beginning::Begun(Box::new(Begun { settings, plan, held, registration, offers, call })))
             }
             HoldOutcome::Finished { end, provider, model } => {
                 guard.disarm();

@@ -11,6 +11,7 @@ use super::plan::Plan;
 use super::runner::Flight;
 use crate::config::Retries;
 use crate::providers::{Answer, Call, CallFuture};
+use crate::settings::Settings;
 use crate::store::ledger::hold::Usable;
 use belay_protocol::id::TenantId;
 use belay_protocol::message::{FailureCode, Outcome};
@@ -145,6 +146,7 @@ impl Escalator {
     /// A call to a candidate's provider, which is sent once it is polled. Errors: why it cannot be made.
     pub(super) fn prepare(
         &self,
+        settings: &Settings,
         tenant: &TenantId,
         plan: &Plan,
         usable: &Usable,
@@ -153,7 +155,7 @@ impl Escalator {
     ) -> Result<CallFuture, String> {
         let candidate = &plan.candidates[usable.place];
         let name = &candidate.model.provider;
-        let provider = self.providers.get(name).ok_or_else(|| format!("provider {name} is not running"))?;
+        let provider = settings.providers.get(name).ok_or_else(|| format!("provider {name} is not running"))?;
         let opened = usable.key.as_ref().map(|key| {
             let unreadable = || format!("the tenant's key for {name} was sealed under another master key; set it anew");
             self.sealer.open(tenant, name, key).ok_or_else(unreadable)
@@ -199,7 +201,14 @@ impl Flight<'_> {
         self.meter = self.plan.meter(self.candidate());
         self.answers = self.plan.answers(self.candidate(), now_ms);
         let usable = &self.offers.usable[self.offers.at];
-        let call = self.escalator.prepare(&self.held.tenant.id, &self.plan, usable, &sent, self.held.output_cap);
+        let call = self.escalator.prepare(
+            &self.settings,
+            &self.held.tenant.id,
+            &self.plan,
+            usable,
+            &sent,
+            self.held.output_cap,
+        );
         Some((call, when))
     }
 }

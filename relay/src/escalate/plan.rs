@@ -167,7 +167,7 @@ impl Plan {
     /// What must be asked of the book. `body` is the caller's.
     pub(crate) fn hold_request(
         &self,
-        escalator: &Escalator,
+        (escalator, config): (&Escalator, &Config),
         caller: &Caller,
         request: &EscalateRequest,
         body: &Bytes,
@@ -198,8 +198,8 @@ impl Plan {
             boot: escalator.boot.clone(),
             now_ms: escalator.env.clock.now_ms(),
             offers: self.candidates.iter().map(Candidate::offer).collect(),
-            multipliers: escalator.config.billing.multipliers,
-            allowance: escalator.config.billing.free_allowance,
+            multipliers: config.billing.multipliers,
+            allowance: config.billing.free_allowance,
             input_bound: bound.min(context),
             refers: match &self.source {
                 Source::Prompt(_) => None,
@@ -207,15 +207,15 @@ impl Plan {
             },
             input_bytes,
             asked_output: self.asked_output,
-            default_output: self.default_output(escalator),
+            default_output: self.default_output(config),
             may_reduce: request.may_reduce_output,
             choices,
             extra_output,
             question: self.question.clone(),
             cost_cap: request.cost_cap,
             rates: Arc::clone(rates),
-            per_minute: escalator.per_minute(),
-            at_once: escalator.config.limits.requests_at_once,
+            per_minute: config.limits.per_minute(),
+            at_once: config.limits.requests_at_once,
         }
     }
 
@@ -253,14 +253,14 @@ impl Plan {
         if candidate.translated.is_some() { self.dialect } else { candidate.dialect }
     }
 
-    fn default_output(&self, escalator: &Escalator) -> u32 {
+    fn default_output(&self, config: &Config) -> u32 {
         let ceilings = self.candidates.iter().map(|candidate| candidate.model.max_output_tokens);
-        ceilings.fold(escalator.config.billing.default_max_output, u32::min)
+        ceilings.fold(config.billing.default_max_output, u32::min)
     }
 
     /// The output cap that there will be if there is money enough.
-    pub(crate) fn expected_output(&self, escalator: &Escalator) -> u32 {
-        self.asked_output.unwrap_or_else(|| self.default_output(escalator))
+    pub(crate) fn expected_output(&self, config: &Config) -> u32 {
+        self.asked_output.unwrap_or_else(|| self.default_output(config))
     }
 
     /// The body for a candidate's provider, with the output cap that was paid for.

@@ -12,8 +12,9 @@ impl Escalator {
         if let Err(error) = self.tenants.handle(tenant).await {
             warn!(%error, "cannot open a book ahead of its requests");
         }
-        let provider = match self.config.resolve(model) {
-            Ok(models) => models.first().and_then(|model| self.providers.get(&model.provider)),
+        let settings = self.settings.get();
+        let provider = match settings.config.resolve(model) {
+            Ok(models) => models.first().and_then(|model| settings.providers.get(&model.provider)),
             Err(why) => return debug!(%why, "nothing to pre-warm"),
         };
         if let Some(provider) = provider {

@@ -3,6 +3,7 @@
 use super::refusal::{rate_limited, store_failed};
 use super::{Caller, Escalator, failed};
 use crate::pricing::PriceSnapshot;
+use crate::settings::Settings;
 use crate::store::executor::Db;
 use crate::store::ledger::record::{Record, RecordOutcome, record};
 use crate::store::ledger::request::Offer;
@@ -43,7 +44,8 @@ impl Escalator {
         if let Some(why) = wrong(request) {
             return Err(failed(id, FailureCode::INVALID_REQUEST, why, "correct the record"));
         }
-        let offer = self.recorded_offer(request)?;
+        let settings = self.settings.get();
+        let offer = self.recorded_offer(&settings, request)?;
         let class = if request.class == UsageClass::LOCAL { Class::Local } else { Class::Knowledge };
         let tenant = self.tenants.handle(&caller.tenant).await.map_err(|error| store_failed(id, &error))?;
         let encoded = request
@@ -57,12 +59,12 @@ impl Escalator {
             digest: sha256(&encoded),
             class,
             offer,
-            allowance: self.config.billing.free_allowance,
+            allowance: settings.config.billing.free_allowance,
             usage: request.usage.clone(),
             boot: self.boot.clone(),
             now_ms,
             rates: Arc::clone(&tenant.rates),
-            per_minute: self.per_minute(),
+            per_minute: settings.config.limits.per_minute(),
         };
         let db = Db::Tenant(caller.tenant.clone());
         let outcome = self.store.run(db, move |connection| record(connection, &wanted)).await;
@@ -95,11 +97,11 @@ impl Escalator {
     }
 
     /// What is charged for a record.
-    fn recorded_offer(&self, request: &RecordRequest) -> Result<Offer, Failed> {
+    fn recorded_offer(&self, settings: &Settings, request: &RecordRequest) -> Result<Offer, Failed> {
         let id: RequestId = request.request_id;
         let recorded = match request.class {
-            UsageClass::LOCAL => &self.config.billing.local,
-            UsageClass::KNOWLEDGE => &self.config.billing.knowledge,
+            UsageClass::LOCAL => &settings.config.billing.local,
+            UsageClass::KNOWLEDGE => &settings.config.billing.knowledge,
             other => {
                 let message = format!("usage of class {other} cannot be recorded; there are local and knowledge");
                 return Err(failed(id, FailureCode::INVALID_REQUEST, message, "correct the record"));
@@ -115,7 +117,7 @@ impl Escalator {
             provider: request.class.to_string(),
             model: request.model.clone(),
             price: PriceSnapshot {
-                version: self.price_version,
+                version: settings.price_version,
                 multiplier_bp: recorded.multiplier,
                 lines: prices.lines.clone(),
                 tiers: prices.tiers.clone(),

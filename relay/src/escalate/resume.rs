@@ -44,7 +44,7 @@ impl Escalator {
         let found = self.store.run(db, move |connection| find(connection, id, &device)).await;
         match found.map_err(|error| store_failed(id, &error))? {
             Found::Settled { end, provider, model } => {
-                let kind = self.config.providers.get(&provider).map(|provider| provider.kind);
+                let kind = self.config().providers.get(&provider).map(|provider| provider.kind);
                 // The provider may have left the configuration; nothing is to be read by it any more.
                 let dialect = kind.map_or(Dialect::PROMPT, |kind| kind.dialect());
                 Ok(Recorded { dialect, end, provider, model })

@@ -15,6 +15,7 @@ use super::watch::Watch;
 use super::{Begun, ClientStream, Escalator, Held};
 use crate::ops::memory::BodyPermit;
 use crate::providers::{Answer, CallFuture, ProviderError};
+use crate::settings::Settings;
 use crate::store::journal::Progress;
 use belay_protocol::dialect::sse::SseSplitter;
 use belay_protocol::dialect::translate::Answers;
@@ -38,6 +39,8 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// A request in flight.
 pub(super) struct Flight<'a> {
     pub(super) escalator: &'a Escalator,
+    /// Those that it began with.
+    pub(super) settings: Arc<Settings>,
     pub(super) plan: Plan,
     pub(super) held: Held,
     /// Who may serve it, and who does.
@@ -82,11 +85,11 @@ impl Escalator {
         stream: ClientStream,
         span: &Span,
     ) {
-        let Begun { plan, held, offers, call, registration } = begun;
-        let total = self.config.timeouts.total;
+        let Begun { settings, plan, held, offers, call, registration } = begun;
+        let total = settings.config.timeouts.total;
         let total = request.deadline_ms.map_or(total, |ms| total.min(Duration::from_millis(ms.into())));
         let flight = Flight {
-            log: EventLog::new(self.config.limits.unread_events, Arc::clone(&self.flights.budget)),
+            log: EventLog::new(settings.config.limits.unread_events, Arc::clone(&self.flights.budget)),
             meter: plan.meter(offers.candidate(&plan)),
             answers: plan.answers(offers.candidate(&plan), self.env.clock.now_ms()),
             first_event: None,
@@ -101,6 +104,7 @@ impl Escalator {
             whole: BytesMut::new(),
             said: plan.is_in_session().then(String::new),
             escalator: self,
+            settings,
             plan,
             held,
             registration,
@@ -165,7 +169,7 @@ impl Flight<'_> {
     /// Waits for the provider's status and headers.
     async fn call(&mut self, mut answer: CallFuture) -> Result<Answer, Ending> {
         self.asked_at = Instant::now();
-        let first_event = self.asked_at + self.escalator.config.timeouts.first_event;
+        let first_event = self.asked_at + self.settings.config.timeouts.first_event;
         let mut timer = pin!(sleep_until(first_event.min(self.deadline)));
         let mut is_sent = false;
         poll_fn(|cx| {
@@ -191,7 +195,7 @@ impl Flight<'_> {
             return Ending::After(Outcome::PROVIDER_FAILED, error.to_string());
         }
         let mut splitter = SseSplitter::new(MAX_CHUNK);
-        let timeouts = &self.escalator.config.timeouts;
+        let timeouts = &self.settings.config.timeouts;
         let until = self.asked_at + timeouts.first_event;
         let mut patience = Patience {
             between_events: timeouts.between_events,
@@ -270,7 +274,7 @@ impl Flight<'_> {
         }
         if let Some(away) = &mut self.away {
             ready!(away.as_mut().poll(cx));
-            let window = self.escalator.config.timeouts.resume_window.as_secs();
+            let window = self.settings.config.timeouts.resume_window.as_secs();
             let why = format!("the connection was lost, and nobody came back for the answer within {window} s");
             return Poll::Ready(Ending::After(Outcome::CANCELLED, why));
         }
@@ -285,7 +289,7 @@ impl Flight<'_> {
         }
         self.span.in_scope(|| info!(why = %error, events = self.log.next(), "the reader is away"));
         self.reader = None;
-        self.away = Some(Box::pin(sleep(self.escalator.config.timeouts.resume_window)));
+        self.away = Some(Box::pin(sleep(self.settings.config.timeouts.resume_window)));
         Poll::Pending
     }
 
@@ -345,7 +349,7 @@ impl Flight<'_> {
     /// has taken, whatever it says.
     fn has_room(&self) -> bool {
         let queued = self.reader.as_ref().map_or(0, |reader| reader.stream.writer.queued());
-        self.log.has_room() && queued < self.escalator.config.limits.unread_events
+        self.log.has_room() && queued < self.settings.config.limits.unread_events
     }
 
     /// Writes what is queued. Ready when the client wants no more.

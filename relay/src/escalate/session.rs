@@ -1,6 +1,7 @@
 //! Requests that go on with a conversation: what of it goes with them.
 
 use super::{Caller, Escalator, failed, store_failed};
+use crate::config::Config;
 use crate::store::executor::Db;
 use crate::store::sessions::history::{History, history, tokens};
 use crate::store::sessions::turn::Question;
@@ -66,6 +67,7 @@ impl Escalator {
     /// The conversation that a request names, read.
     pub(super) async fn conversation(
         &self,
+        config: &Config,
         caller: &Caller,
         request: &EscalateRequest,
     ) -> Result<Option<Conversation>, Failed> {
@@ -84,7 +86,7 @@ impl Escalator {
             let message = format!("a question of {} bytes, a session takes {MAX_TEXT}", request.body_len);
             return wrong(FailureCode::LIMIT, message, "ask for less, or without a session");
         }
-        let most = self.config.limits.session_history_tokens;
+        let most = config.limits.session_history_tokens;
         let room = match wanted_history(request) {
             Ok(wanted) => u64::from(wanted.map_or(most, |wanted| wanted.min(most))),
             Err(message) => return wrong(FailureCode::INVALID_REQUEST, message, "send four bytes, little endian"),
@@ -93,7 +95,7 @@ impl Escalator {
         // Whether it may be asked there, the hold decides: a repetition gets its end, whatever became of it.
         let found = self.store.run(db, move |connection| history(connection, &named, room)).await;
         let history = found.map_err(|error| store_failed(id, &error))?;
-        Ok(Some(Conversation { session, history, most: self.config.limits.sessions }))
+        Ok(Some(Conversation { session, history, most: config.limits.sessions }))
     }
 }
 

@@ -143,7 +143,7 @@ impl Escalator {
                 _ = ticks.tick() => {}
             }
             self.resolve_lost().await;
-            self.tenants.flush(Some(self.config.billing.flush)).await;
+            self.tenants.flush(Some(self.config().billing.flush)).await;
             self.tenants.close_idle();
         }
         self.resolve_lost().await;

@@ -5,7 +5,7 @@ use super::front::Peer;
 use super::jwt::{JwtKeysError, Tokens};
 use crate::admission::{Admission, Verdict};
 use crate::api_keys::{ApiKeys, KeyRefusal};
-use crate::config::Http;
+use crate::config::{Http, Issuer};
 use crate::escalate::Caller;
 use crate::registry::Registry;
 use crate::store::central;
@@ -19,7 +19,7 @@ use http::header::{AUTHORIZATION, HeaderMap};
 use http::request::Parts;
 use http::{HeaderName, StatusCode};
 use secrecy::SecretString;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -33,7 +33,9 @@ const MAX_CREDENTIAL: usize = 8 << 10;
 #[derive(Debug)]
 pub(super) struct Access {
     keys: ApiKeys,
-    tokens: Tokens,
+    tokens: RwLock<Arc<Tokens>>,
+    /// Those that they were made of.
+    issuers: Mutex<Vec<Issuer>>,
     store: Store,
     registry: Arc<Registry>,
     env: Env,
@@ -76,8 +78,26 @@ impl Access {
     /// Callers of that store. Errors: an issuer's keys cannot be used.
     pub(super) fn new(config: &Http, store: Store, registry: Arc<Registry>, env: Env) -> Result<Self, JwtKeysError> {
         let guesses = Mutex::new(Admission::new(config.look_ups_per_second.div_ceil(2)));
-        let (keys, tokens) = (ApiKeys::new(store.clone(), env.clone()), Tokens::load(&config.issuers)?);
-        Ok(Self { keys, tokens, store, registry, env, guesses })
+        let keys = ApiKeys::new(store.clone(), env.clone());
+        let tokens = RwLock::new(Arc::new(Tokens::load(&config.issuers)?));
+        let issuers = Mutex::new(config.issuers.clone());
+        Ok(Self { keys, tokens, issuers, store, registry, env, guesses })
+    }
+
+    /// The issuers of another configuration; `None`: they are the same. Errors: the keys of one cannot be used.
+    pub(super) fn prepare(&self, config: &Http) -> Result<Option<(Tokens, Vec<Issuer>)>, JwtKeysError> {
+        if *self.issuers.lock().unwrap_or_else(PoisonError::into_inner) == config.issuers {
+            return Ok(None);
+        }
+        Ok(Some((Tokens::load(&config.issuers)?, config.issuers.clone())))
+    }
+
+    /// Puts them in force. Whoever came with a token shows it anew.
+    pub(super) fn take(&self, next: Option<(Tokens, Vec<Issuer>)>) {
+        let Some((tokens, issuers)) = next else { return };
+        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tokens);
+        *self.issuers.lock().unwrap_or_else(PoisonError::into_inner) = issuers;
+        self.callers().close_tokens();
     }
 
     fn callers(&self) -> &Callers {
@@ -149,7 +169,8 @@ impl Access {
     /// Its issuer says who pays: that there is such a tenant is the relay's to know. `None`: it is no token, or no good
     /// one.
     async fn by_token(&self, shown: &str) -> Result<Option<Known>, Refusal> {
-        let Some(known) = self.tokens.verify(shown, self.env.clock.now_ms()) else { return Ok(None) };
+        let tokens = Arc::clone(&self.tokens.read().unwrap_or_else(PoisonError::into_inner));
+        let Some(known) = tokens.verify(shown, self.env.clock.now_ms()) else { return Ok(None) };
         let id = known.tenant.clone();
         let found = self.store.run(Db::Central, move |connection| central::tenant(connection, &id)).await;
         match found {

@@ -52,7 +52,7 @@ async fn offered(http: &Http, api: Api, one: Option<&str>, asked: &mut Asked) ->
     if !admitted.may(KeyScope::Read) {
         admitted.needs(KeyScope::Escalate)?;
     }
-    let offers = http.shared.escalator.config.offers(http.now_ms());
+    let offers = http.shared.escalator.config().offers(http.now_ms());
     json(&match one {
         None => models::list(api, &offers),
         Some(name) => models::one(api, &offers, name)?,

@@ -164,7 +164,8 @@ impl Connection {
 
     /// Where a request comes from: behind a proxy that is trusted, what it says.
     fn caller(&self, headers: &HeaderMap) -> Peer {
-        let trusted = &self.front.http.config.trusted_proxies;
+        let config = self.front.http.config();
+        let trusted = &config.trusted_proxies;
         let Peer(remote) = self.peer;
         if !trusted.contains(&remote.ip().to_canonical()) {
             return self.peer;
@@ -181,7 +182,8 @@ impl Connection {
 
     /// The headers that let a page of an allowed origin read the answer; none for all others.
     fn cors(&self, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
-        let allowed = &self.front.http.config.origins;
+        let config = self.front.http.config();
+        let allowed = &config.origins;
         let is_allowed = |origin: &str| allowed.iter().any(|one| one.eq_ignore_ascii_case(origin));
         let Some(origin) = headers.get(ORIGIN).filter(|origin| origin.to_str().is_ok_and(is_allowed)) else {
             return vec![];

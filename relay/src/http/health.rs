@@ -82,7 +82,7 @@ pub(super) async fn status(State(http): State<Arc<Http>>, request: Request) -> R
     let answered: Result<Response, Refusal> = async {
         let (admitted, Nothing {}) = asked.queried(&http, KeyScope::Read).await?;
         let admitted = &admitted;
-        let offers = http.shared.escalator.config.offers(http.now_ms());
+        let offers = http.shared.escalator.config().offers(http.now_ms());
         let live = http.shared.registry.list();
         let tunnels = live.iter().filter(|live| live.tenant == admitted.caller.tenant).count();
         json(&StatusAnswer {

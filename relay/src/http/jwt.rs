@@ -171,7 +171,8 @@ fn path(config: &Issuer) -> &Path {
     }
 }
 
-fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+/// What a file is known by: when it was written, and how long it is.
+pub(super) fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
     let meta = std::fs::metadata(path).ok()?;
     Some((meta.modified().ok()?, meta.len()))
 }

@@ -1,10 +1,8 @@
 //! The socket for HTTP: who may connect, for how long, and over which version.
 
 use super::front::{Front, Peer};
-use super::{Http, HttpStartError, tls};
+use super::{Http, HttpStartError};
 use crate::admission::{Place, Strangers};
-use belay_certs::ca::Authority;
-use belay_certs::tls::Time;
 use belay_http::patient::Patient;
 use belay_transport::env::Env;
 use hyper::rt::Executor;
@@ -20,7 +18,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -44,7 +41,6 @@ pub(crate) struct HttpListener {
     http: Arc<Http>,
     front: Front,
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
     /// Connections, by address and in all.
     places: Arc<Strangers>,
     tasks: TaskTracker,
@@ -71,13 +67,12 @@ where
 
 impl HttpListener {
     /// Opens the socket. Errors: the address cannot be bound, or the certificate cannot be used.
-    pub(crate) fn bind(http: Arc<Http>, authority: &Authority, env: &Env, time: Time) -> Result<Self, HttpStartError> {
-        let address = http.config.listen;
-        let tls = tls::config(&http.config.tls, authority, env, time)?;
-        let listener = env.net.listen_tcp(address)?;
-        let places = Strangers::new(http.config.connections_per_address, http.config.connections);
-        let front = Front::new(Arc::clone(&http), tls.is_some());
-        Ok(Self { http, front, listener, tls: tls.map(TlsAcceptor::from), places, tasks: TaskTracker::new() })
+    pub(crate) fn bind(http: Arc<Http>, env: &Env) -> Result<Self, HttpStartError> {
+        let config = http.config();
+        let listener = env.net.listen_tcp(config.listen)?;
+        let places = Strangers::new(config.connections_per_address, config.connections);
+        let front = Front::new(Arc::clone(&http), http.tls().is_some());
+        Ok(Self { http, front, listener, places, tasks: TaskTracker::new() })
     }
 
     /// Where it listens.
@@ -98,7 +93,7 @@ impl HttpListener {
                 Ok((socket, remote)) => {
                     failing = false;
                     // Whoever is above its share hears nothing: an answer would cost a handshake. A proxy stands for many.
-                    let of_proxy = self.http.config.trusted_proxies.contains(&remote.ip().to_canonical());
+                    let of_proxy = self.http.config().trusted_proxies.contains(&remote.ip().to_canonical());
                     match self.places.enter(remote.ip()) {
                         None if !of_proxy => {}
                         place => self.take(socket, remote, place, stop.clone()),
@@ -124,8 +119,8 @@ impl HttpListener {
         if let Err(error) = socket.set_nodelay(true) {
             debug!(%error, "cannot send small pieces at once");
         }
-        let (config, front, tls) = (self.http.config.clone(), self.front.clone(), self.tls.clone());
-        let handshake = self.http.shared.escalator.config.timeouts.handshake;
+        let (config, front, tls) = (self.http.config(), self.front.clone(), self.http.tls());
+        let handshake = self.http.shared.escalator.config().timeouts.handshake;
         let executor = Tracked(self.tasks.clone());
         self.tasks.spawn(async move {
             let socket = Patient::new(socket, config.patience);

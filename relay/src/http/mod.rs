@@ -36,6 +36,7 @@ mod sync_shapes;
 mod tls;
 
 pub(crate) use listener::HttpListener;
+pub(crate) use tls::Certificates;
 
 /// Why there is no HTTP side.
 #[derive(Debug, thiserror::Error)]
@@ -54,34 +55,83 @@ pub enum HttpStartError {
 use crate::config;
 use crate::connection::Shared;
 use access::Access;
-use std::sync::Arc;
+use jwt::Tokens;
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+/// A configuration that is ready to be in force.
+pub(crate) struct Next {
+    config: config::Http,
+    tls: Option<TlsAcceptor>,
+    issuers: Option<(Tokens, Vec<config::Issuer>)>,
+}
+
 /// What all requests share.
-#[derive(Debug)]
 pub(crate) struct Http {
     shared: Arc<Shared>,
     access: Access,
-    config: config::Http,
+    config: RwLock<Arc<config::Http>>,
+    /// What new connections are shown; `None`: the port is plain.
+    tls: RwLock<Option<TlsAcceptor>>,
+    certificates: Certificates,
     /// Places for events of strangers.
     hooks: Semaphore,
     /// Cancelled when it waits no longer for answers that run.
     end: CancellationToken,
 }
 
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
 impl Http {
-    pub(crate) fn new(shared: Arc<Shared>, config: config::Http) -> Result<Arc<Self>, HttpStartError> {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        config: config::Http,
+        certificates: Certificates,
+    ) -> Result<Arc<Self>, HttpStartError> {
         let escalator = &shared.escalator;
         let (store, env) = (escalator.store.clone(), escalator.env.clone());
         let access = Access::new(&config, store, Arc::clone(&shared.registry), env)?;
         let hooks = Semaphore::new(stripe::AT_ONCE);
-        Ok(Arc::new(Self { access, config, hooks, end: CancellationToken::new(), shared }))
+        let tls = RwLock::new(certificates.acceptor(&config.tls)?);
+        let config = RwLock::new(Arc::new(config));
+        Ok(Arc::new(Self { access, config, tls, certificates, hooks, end: CancellationToken::new(), shared }))
+    }
+
+    fn config(&self) -> Arc<config::Http> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn tls(&self) -> Option<TlsAcceptor> {
+        self.tls.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn show(&self, tls: Option<TlsAcceptor>) {
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
+    }
+
+    /// Makes another configuration ready; nothing has changed until it is [taken](Next::take). Errors: its certificate or
+    /// the keys of an issuer cannot be used.
+    pub(crate) fn prepare(&self, config: config::Http) -> Result<Next, HttpStartError> {
+        Ok(Next { tls: self.certificates.acceptor(&config.tls)?, issuers: self.access.prepare(&config)?, config })
+    }
+
+    /// Puts it in force, for all that comes from now on.
+    pub(crate) fn take(&self, next: Next) {
+        self.show(next.tls);
+        self.access.take(next.issuers);
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next.config);
     }
 
     /// The largest request body, in bytes.
     fn max_body(&self) -> usize {
-        self.shared.escalator.config.limits.request_body as usize
+        self.shared.escalator.config().limits.request_body as usize
     }
 
     fn now_ms(&self) -> u64 {

@@ -215,7 +215,7 @@ async fn answer(
         }
         None => None,
     };
-    let model = preferred(&http.shared.escalator.config, question.model_preference.as_deref());
+    let model = preferred(&http.shared.escalator.config(), question.model_preference.as_deref());
     let max_output_tokens = question.max_tokens;
     let prompt = Bytes::from(
         serde_json::to_vec(&question.into_prompt())

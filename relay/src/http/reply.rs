@@ -70,7 +70,7 @@ impl Asked {
 
     /// The whole body, with its room in the budget for bodies.
     pub(super) async fn body(&mut self, http: &Http, admitted: &Admitted) -> Result<(Bytes, BodyPermit), Refusal> {
-        let until = Instant::now() + http.shared.escalator.config.timeouts.request_body;
+        let until = Instant::now() + http.shared.escalator.config().timeouts.request_body;
         let mut room = Counted { permit: http.shared.bodies.body(&admitted.caller.tenant), until };
         let read = timeout_at(until, self.upload.read_into(&mut room, http.max_body())).await.map_err(|_| {
             Refusal::new(StatusCode::REQUEST_TIMEOUT, "timed_out", "the request body did not arrive in time")

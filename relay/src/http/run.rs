@@ -28,7 +28,7 @@ impl Http {
     /// How an answer is given.
     pub(super) fn terms(&self, wishes: &Wishes) -> Terms {
         Terms {
-            keep_alive: self.config.keep_alive,
+            keep_alive: self.config().keep_alive,
             end: self.end.clone(),
             numbered: wishes.idempotency_key.is_some().then_some(wishes.last_event),
         }
@@ -44,7 +44,7 @@ impl Http {
     ) -> Result<Piped, Refusal> {
         let escalator = Arc::clone(&self.shared.escalator);
         let caller = admitted.caller.clone();
-        let most = escalator.config.limits.streams_per_tenant;
+        let most = escalator.config().limits.streams_per_tenant;
         let Some(permit) = self.shared.registry.stream(&caller.tenant, most) else {
             let message = format!("{most} streams of this tenant are open");
             let mut refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, FailureCode::LIMIT.name(), message);

@@ -1,5 +1,7 @@
 //! The certificate that callers over HTTP are shown.
 
+use super::Http;
+use super::jwt::stamp;
 use crate::config::HttpTls;
 use belay_certs::ca::Authority;
 use belay_certs::tls::Time;
@@ -8,9 +10,15 @@ use belay_transport::env::Env;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 use thiserror::Error;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 /// HTTP/2 first.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -31,8 +39,72 @@ pub enum TlsError {
     Cert(#[from] CertError),
 }
 
-/// The configuration for TLS; `None`: there is to be none.
-pub(super) fn config(
+/// Where certificates come from.
+pub(crate) struct Certificates {
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) env: Env,
+    pub(crate) time: Time,
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Certificates")
+    }
+}
+
+impl Certificates {
+    /// What connections are accepted with; `None`: they are plain.
+    pub(super) fn acceptor(&self, wanted: &HttpTls) -> Result<Option<TlsAcceptor>, TlsError> {
+        Ok(self.config(wanted)?.map(TlsAcceptor::from))
+    }
+
+    fn config(&self, wanted: &HttpTls) -> Result<Option<Arc<ServerConfig>>, TlsError> {
+        let Self { authority, env, time } = self;
+        server_config(wanted, authority, env, Arc::clone(time))
+    }
+}
+
+/// Files of the operator's are looked at so often.
+const LOOK: Duration = Duration::from_secs(5);
+/// A certificate of the relay's own is made anew long before it ends.
+const ANEW: Duration = Duration::from_secs(30 * 86_400);
+
+impl Http {
+    /// Shows new connections another certificate once the operator's files have changed, and one of the relay's own long
+    /// before it ends. Connections that stand go on.
+    pub(crate) async fn watch_certificate(&self, stop: CancellationToken) {
+        let mut known = stamps(&self.config().tls);
+        let mut made = Instant::now();
+        while timeout(LOOK, stop.cancelled()).await.is_err() {
+            let wanted = self.config().tls.clone();
+            let now = stamps(&wanted);
+            if now == known && made.elapsed() < ANEW {
+                continue;
+            }
+            // Once for each state that the files are in.
+            (known, made) = (now, Instant::now());
+            match self.certificates.acceptor(&wanted) {
+                Ok(acceptor) => {
+                    self.show(acceptor);
+                    info!("callers over HTTP are shown another certificate from now on");
+                }
+                Err(error) => {
+                    warn!(%error, "the certificate's files have changed and cannot be used; the one before is shown");
+                }
+            }
+        }
+    }
+}
+
+/// The state that an operator's files are in.
+fn stamps(tls: &HttpTls) -> Option<[Option<(SystemTime, u64)>; 2]> {
+    match tls {
+        HttpTls::Files { cert, key } => Some([cert, key].map(|path| stamp(path))),
+        HttpTls::Off | HttpTls::Own { .. } => None,
+    }
+}
+
+fn server_config(
     wanted: &HttpTls,
     authority: &Authority,
     env: &Env,

@@ -4,6 +4,7 @@
 //! `SecretString`s, bodies are never logged, and a test greps for planted canaries.
 
 use serde::Deserialize;
+use std::sync::OnceLock;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
@@ -18,21 +19,55 @@ pub enum LogFormat {
     Json,
 }
 
+/// Puts another filter in the place of the one that is there.
+type Change = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+
+/// The process has one logger.
+static CHANGE: OnceLock<Change> = OnceLock::new();
+
+/// What the environment says, which wins.
+fn own() -> Option<String> {
+    std::env::var("RUST_LOG").ok().filter(|own| !own.is_empty())
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(filter).map_err(|error| format!("log filter {filter:?}: {error}"))
+}
+
 /// Starts logging to stderr. `filter` is in the form of `RUST_LOG`, which wins if it is set.
 /// Errors: the filter does not parse. A second call changes nothing.
 pub fn start(format: LogFormat, filter: &str) -> Result<(), String> {
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(own) if !own.is_empty() => own,
-        _ => filter.to_owned(),
-    };
-    let filter = EnvFilter::try_new(&filter).map_err(|error| format!("log filter {filter:?}: {error}"))?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_span_events(FmtSpan::NONE);
-    let started = match format {
-        LogFormat::Human => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
-        LogFormat::Json => builder.json().try_init(),
+    let filter = parse(&own().unwrap_or_else(|| filter.to_owned()))?;
+    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_span_events(FmtSpan::NONE);
+    let (started, change): (_, Change) = match format {
+        LogFormat::Human => {
+            let builder = builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+            let builder = builder.with_env_filter(filter).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (builder.try_init(), Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string())))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().with_env_filter(filter).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (builder.try_init(), Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string())))
+        }
     };
     // Only a second call fails, and the first one's logger stays.
-    let _ = started;
+    if started.is_ok() {
+        let _ = CHANGE.set(change);
+    }
     Ok(())
+}
+
+/// Another filter, ready to be used. Errors: it does not parse.
+pub fn prepare(filter: &str) -> Result<impl FnOnce() + use<>, String> {
+    let filter = parse(filter)?;
+    Ok(move || {
+        if own().is_some() {
+            return tracing::info!("RUST_LOG is set, and wins over log.filter");
+        }
+        if let Some(Err(error)) = CHANGE.get().map(|change| change(filter)) {
+            tracing::warn!(%error, "the log filter could not be changed");
+        }
+    })
 }

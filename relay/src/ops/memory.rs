@@ -21,14 +21,14 @@ pub(crate) const REQUEST: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Memory {
     used: AtomicUsize,
-    max: usize,
+    max: AtomicUsize,
 }
 
 impl Memory {
     /// A budget of `max` bytes.
     #[must_use]
     pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), max })
+        Arc::new(Self { used: AtomicUsize::new(0), max: AtomicUsize::new(max) })
     }
 
     /// Bytes in use.
@@ -37,9 +37,18 @@ impl Memory {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Another budget from now on.
+    pub(crate) fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
+    }
+
+    fn max(&self) -> usize {
+        self.max.load(Ordering::Relaxed)
+    }
+
     /// Above nine tenths.
     pub(crate) fn is_nearly_full(&self) -> bool {
-        self.used() > self.max / 10 * 9
+        self.used() > self.max() / 10 * 9
     }
 
     /// Counts `bytes` until the charge is dropped. `None`: there is no room for new work.
@@ -49,9 +58,10 @@ impl Memory {
 
     /// Counts `bytes`, if there is room for new work, until they are given back.
     fn take(&self, bytes: usize) -> bool {
+        let max = self.max();
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             let after = used.saturating_add(bytes);
-            (after <= self.max).then_some(after)
+            (after <= max).then_some(after)
         });
         taken.is_ok()
     }

@@ -41,6 +41,14 @@ pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
+/// It reads its configuration anew.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => debug!(%error, "cannot tell the service manager"),
+    }
+}
+
 /// It leaves.
 pub fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("draining: no new requests, running ones end")]);

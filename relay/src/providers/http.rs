@@ -195,7 +195,7 @@ impl AnswerBody for Body {
 }
 
 /// An error with its causes; reqwest's own text hides them.
-fn error_chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

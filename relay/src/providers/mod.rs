@@ -6,7 +6,8 @@ pub(crate) mod addresses;
 pub mod demo;
 pub mod http;
 
-use crate::config::{Config, ProviderKind};
+use crate::config::{Config, ProviderConfig, ProviderKind};
+use crate::settings::Settings;
 use belay_protocol::message::{Dialect, Operation};
 use bytes::Bytes;
 use secrecy::SecretString;
@@ -95,14 +96,25 @@ pub trait Provider: Send + Sync + fmt::Debug {
     }
 }
 
-/// The providers of a configuration, by name.
+/// Providers, by name.
 pub type Providers = BTreeMap<String, Arc<dyn Provider>>;
 
-/// Makes the configured providers. Errors: the TLS set-up failed.
-pub fn from_config(config: &Config) -> Result<Providers, String> {
+/// Makes the configured providers; those of which nothing has changed are the ones that there were `before`. Errors: the
+/// TLS set-up failed.
+pub(crate) fn from_config(config: &Config, before: Option<&Settings>) -> Result<Providers, String> {
+    let before = before.filter(|before| before.config.timeouts.first_event == config.timeouts.first_event);
+    let kept = |name: &str, wanted: &ProviderConfig| {
+        let before = before?;
+        before.config.providers.get(name).filter(|known| known.is_same(wanted))?;
+        before.providers.get(name).cloned()
+    };
     let common = http::client(&config.timeouts, None, false)?;
     let mut made = Providers::new();
     for (name, provider) in &config.providers {
+        if let Some(kept) = kept(name, provider) {
+            made.insert(name.clone(), kept);
+            continue;
+        }
         let client = match (&provider.authorities, provider.private) {
             (None, false) => common.clone(),
             (authorities, private) => http::client(&config.timeouts, authorities.as_deref(), private)?,

@@ -7,6 +7,7 @@ use crate::store::executor::{Db, Store, StoreConfig};
 use crate::store::schema::Durability;
 use crate::store::{StoreError, central};
 use belay_certs::ca::Authority;
+use belay_certs::shown::Shown;
 use belay_certs::tls::Time;
 use belay_certs::{CertError, file, issue, sha256, tls};
 use belay_protocol::{ALPN, RELAY_SERVER_NAME};
@@ -14,8 +15,13 @@ use belay_transport::env::Env;
 use belay_transport::params::{self, EndpointKeys};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{ServerConfig, TransportConfig};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 /// Bytes that one handshake may buffer before it is accepted, and all of them together.
 const INCOMING_BUFFER: u64 = 64 << 10;
@@ -41,7 +47,7 @@ pub(super) fn store_config(config: &Config, inline: bool) -> StoreConfig {
 }
 
 /// Records the configured price list in central and returns its version.
-pub(super) async fn record_prices(store: &Store, config: &Config, now_ms: u64) -> Result<i64, StoreError> {
+pub(crate) async fn record_prices(store: &Store, config: &Config, now_ms: u64) -> Result<i64, StoreError> {
     let models: std::collections::BTreeMap<_, _> =
         config.models.iter().map(|(name, model)| (name, (&model.name, &model.prices))).collect();
     // Models that only their provider names are priced by the catalogue.
@@ -74,11 +80,44 @@ pub(super) fn endpoint_keys(state: &Path, env: &Env) -> Result<EndpointKeys, Cer
     Ok(EndpointKeys { reset, cid, token })
 }
 
-/// The TLS of both transports: the relay's own certificate, made anew at every start.
-pub(super) fn tls_config(authority: &Authority, env: &Env, now_ms: u64) -> Result<rustls::ServerConfig, StartError> {
-    let certificate = issue::server(authority, &[RELAY_SERVER_NAME], env.random.bytes(), now_ms)?;
+/// The relay's own certificate is made anew so often, long before it ends.
+const ANEW: Duration = Duration::from_secs(30 * 86_400);
+
+/// A certificate of the relay's own, and its key. The authority goes along so that a client that knows only its fingerprint
+/// can find it.
+fn own_certificate(
+    authority: &Authority,
+    env: &Env,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CertError> {
+    let (own, key) = issue::server(authority, &[RELAY_SERVER_NAME], env.random.bytes(), env.clock.now_ms())?;
+    Ok((vec![own, authority.certificate().clone()], key))
+}
+
+/// What both transports show: the relay's own certificate, made anew at every start.
+pub(super) fn shown(authority: &Authority, env: &Env) -> Result<Arc<Shown>, CertError> {
+    let (chain, key) = own_certificate(authority, env)?;
+    Shown::new(chain, key)
+}
+
+/// Shows another one from time to time. Tunnels that stand see nothing of it.
+pub(super) async fn keep_shown(shown: Arc<Shown>, authority: Arc<Authority>, env: Env, stop: CancellationToken) {
+    while timeout(ANEW, stop.cancelled()).await.is_err() {
+        match own_certificate(&authority, &env).and_then(|(chain, key)| shown.show(chain, key)) {
+            Ok(()) => info!("the relay shows a new certificate from now on"),
+            Err(error) => warn!(%error, "the relay's certificate cannot be made anew; it is tried again in a month"),
+        }
+    }
+}
+
+/// The TLS of both transports.
+pub(super) fn tls_config(
+    authority: &Authority,
+    shown: Arc<Shown>,
+    grace: Duration,
+    env: &Env,
+) -> Result<rustls::ServerConfig, StartError> {
     let time: Time = Arc::new(ClockTime(Arc::clone(&env.clock)));
-    Ok(tls::relay(authority, certificate, ALPN, time)?)
+    Ok(tls::relay(authority, shown, grace, ALPN, time)?)
 }
 
 pub(super) fn quic_config(tls: rustls::ServerConfig, keys: &EndpointKeys) -> Result<ServerConfig, StartError> {

@@ -26,6 +26,7 @@ use belay_protocol::money::NanoUsd;
 use belay_transport::env::Clock;
 use rusqlite::Connection;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use tokio::sync::Mutex;
 use tracing::warn;
 
@@ -41,7 +42,8 @@ pub struct Books {
     store: Store,
     clock: Arc<dyn Clock>,
     seal: SealKey,
-    allowance: NanoUsd,
+    /// In nano-USD.
+    allowance: Arc<AtomicI64>,
     /// Held while rows are in two places.
     flushing: Arc<Mutex<()>>,
 }
@@ -58,7 +60,13 @@ impl Books {
     /// `allowance` is what the free tier has in a month.
     #[must_use]
     pub fn new(store: Store, clock: Arc<dyn Clock>, master: &MasterKey, allowance: NanoUsd) -> Self {
+        let allowance = Arc::new(AtomicI64::new(allowance.0));
         Self { store, clock, seal: SealKey::new(&master.derive(SEAL)), allowance, flushing: Arc::default() }
+    }
+
+    /// Another allowance, from the next month that is granted.
+    pub fn set_allowance(&self, allowance: NanoUsd) {
+        self.allowance.store(allowance.0, Ordering::Relaxed);
     }
 
     async fn run<T, F>(&self, tenant: &TenantId, command: F) -> Result<T, StoreError>
@@ -71,7 +79,7 @@ impl Books {
 
     /// What the tenant has, with this month's allowance and without what has expired.
     pub async fn summary(&self, tenant: &TenantId) -> Result<Summary, StoreError> {
-        let (now_ms, allowance) = (self.clock.now_ms(), self.allowance);
+        let (now_ms, allowance) = (self.clock.now_ms(), NanoUsd(self.allowance.load(Ordering::Relaxed)));
         self.run(tenant, move |connection| {
             hold::refresh(connection, allowance, now_ms)?;
             summary(connection)

@@ -310,6 +310,25 @@ pub fn revoke_device(connection: &Connection, device: &DeviceId, why: &str, now_
     Ok(connection.query_row(sql, [device.as_str()], |row| row.get::<_, i64>(0))? == 1)
 }
 
+/// SHA-256 of the key that a device was enrolled with. `None`: there is no such device, or it was revoked.
+pub fn device_key(
+    connection: &Connection,
+    tenant: &TenantId,
+    device: &DeviceId,
+) -> Result<Option<[u8; 32]>, StoreError> {
+    let sql = "SELECT key_fingerprint FROM device WHERE id = ?1 AND tenant = ?2 AND revoked_ms IS NULL";
+    Ok(connection.query_row(sql, [device.as_str(), tenant.as_str()], |row| row.get(0)).optional()?)
+}
+
+/// Notes until when a device's newest certificate holds.
+pub fn device_renewed(connection: &Connection, device: &DeviceId, expires_ms: u64) -> Result<(), StoreError> {
+    connection.execute(
+        "UPDATE device SET expires_ms = max(expires_ms, ?2) WHERE id = ?1",
+        params![device.as_str(), time(expires_ms)],
+    )?;
+    Ok(())
+}
+
 /// All devices, or those of one tenant, by tenant and id.
 pub fn devices(connection: &Connection, tenant: Option<&TenantId>) -> Result<Vec<Device>, StoreError> {
     let mut statement = connection.prepare(

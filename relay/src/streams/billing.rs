@@ -92,7 +92,7 @@ async fn answer(
             writer.queue(&Flushed { waiting_rows: unsigned(pending.rows), waiting: pending.cost })?;
         }
         Asked::Models => {
-            let offers = escalator.config.offers(escalator.env.clock.now_ms());
+            let offers = escalator.config().offers(escalator.env.clock.now_ms());
             for offer in &offers {
                 writer.queue(offer)?;
             }
@@ -116,7 +116,7 @@ async fn pay_at(escalator: &Escalator, caller: &Caller, amount: NanoUsd) -> Resu
             }
         };
     }
-    match &escalator.config.billing.topup_url {
+    match &escalator.config().billing.topup_url {
         Some(url) => Ok(page_for(url, caller, amount)),
         None => {
             let tenant = &caller.tenant;

@@ -1,4 +1,4 @@
-//! Enrol streams: a new device with an invite, or a device that leaves.
+//! Enrol streams: a new device with an invite, or one that renews its certificate or leaves.
 
 use super::{Intake, fail, failure, refuse};
 use crate::enrolment::{Enrolment, EnrolmentError};
@@ -6,13 +6,15 @@ use crate::escalate::{Caller, ClientStream, finish_stream};
 use belay_protocol::codec::Message;
 use belay_protocol::error::{ProtocolError, StreamCode};
 use belay_protocol::frame::FrameType;
-use belay_protocol::message::{EnrolAnswer, EnrolRequest, Failed, FailureCode, LeaveAnswer, LeaveRequest};
+use belay_protocol::message::{
+    EnrolAnswer, EnrolRequest, Failed, FailureCode, LeaveAnswer, LeaveRequest, RenewRequest,
+};
 use tracing::{debug, info, warn};
 
 /// Serves one enrol stream. `caller` is set on a tunnel with a certificate.
 pub async fn serve(enrolment: &Enrolment, caller: Option<&Caller>, intake: &Intake, mut stream: ClientStream) {
     // Whoever comes without a certificate may send little.
-    stream.reader.take_only(&[FrameType::EnrolRequest, FrameType::LeaveRequest]);
+    stream.reader.take_only(&[FrameType::EnrolRequest, FrameType::LeaveRequest, FrameType::RenewRequest]);
     let frame = match intake.within(stream.reader.frame()).await {
         Ok(Ok(Some(frame))) => frame,
         Ok(Ok(None)) => return refuse(&mut stream, &ProtocolError::Truncated("the enrolment").into()).await,
@@ -28,8 +30,12 @@ pub async fn serve(enrolment: &Enrolment, caller: Option<&Caller>, intake: &Inta
             Ok(request) => leave(enrolment, caller, &request, &mut stream).await,
             Err(error) => refuse(&mut stream, &error.into()).await,
         },
-        (FrameType::LeaveRequest, None) => {
-            let message = "only a device with a certificate can leave";
+        (FrameType::RenewRequest, Some(caller)) => match RenewRequest::from_frame(&frame) {
+            Ok(request) => renew(enrolment, caller, &request, &mut stream).await,
+            Err(error) => refuse(&mut stream, &error.into()).await,
+        },
+        (FrameType::LeaveRequest | FrameType::RenewRequest, None) => {
+            let message = "only a device with a certificate can renew it, or leave";
             fail(
                 &mut stream,
                 failure(FailureCode::UNAUTHENTICATED, message, "connect with the certificate"),
@@ -38,7 +44,8 @@ pub async fn serve(enrolment: &Enrolment, caller: Option<&Caller>, intake: &Inta
             .await;
         }
         (kind, _) => {
-            let error = ProtocolError::Unexpected { got: kind.name(), expected: "EnrolRequest or LeaveRequest" };
+            let error =
+                ProtocolError::Unexpected { got: kind.name(), expected: "EnrolRequest, RenewRequest or LeaveRequest" };
             refuse(&mut stream, &error.into()).await;
         }
     }
@@ -49,6 +56,18 @@ async fn enrol(enrolment: &Enrolment, request: EnrolRequest, stream: &mut Client
         Ok(answer) => {
             info!(tenant = %answer.tenant, device = %answer.device, "device enrolled");
             send(stream, &answer).await;
+        }
+        Err(error) => fail(stream, enrolment_failed(&error), StreamCode::REFUSED).await,
+    }
+}
+
+async fn renew(enrolment: &Enrolment, caller: &Caller, request: &RenewRequest, stream: &mut ClientStream) {
+    match enrolment.renew(&caller.tenant, &caller.device, request).await {
+        Ok(answer) => {
+            info!(expires_ms = answer.expires_ms, "certificate renewed");
+            if stream.writer.queue(&answer).is_ok() {
+                finish_stream(stream, StreamCode::NO_ERROR).await;
+            }
         }
         Err(error) => fail(stream, enrolment_failed(&error), StreamCode::REFUSED).await,
     }
@@ -67,10 +86,13 @@ fn enrolment_failed(error: &EnrolmentError) -> Failed {
         EnrolmentError::Request(why) => {
             failure(FailureCode::INVALID_REQUEST, why, "make a new key and certificate request")
         }
+        EnrolmentError::Revoked => {
+            failure(FailureCode::REVOKED, "access was revoked", "ask the operator of the relay for a new invite")
+        }
         EnrolmentError::Store(_) => failure(
             FailureCode::STORE_UNAVAILABLE,
             "the relay could not record the device",
-            "try again with the same invite",
+            "try again in a moment; an invite is still good",
         ),
     }
 }

@@ -30,7 +30,7 @@ pub(super) enum NoRequest {
 /// Serves one escalate stream to its end. `span` is the stream's; the request's own is below it.
 pub async fn serve(escalator: &Escalator, budget: &BodyBudget, caller: &Caller, mut stream: ClientStream, span: &Span) {
     stream.writer.set_priority(PRIORITY_TOKENS);
-    let intake = Intake::new(escalator.config.timeouts.request_body, escalator.draining.clone());
+    let intake = Intake::new(escalator.config().timeouts.request_body, escalator.draining.clone());
     let read = intake.within(read_request(escalator, budget, caller, &mut stream)).instrument(span.clone()).await;
     let (request, body, permit) = match read {
         Ok(Ok(Asked::Run(request, body, permit))) => (request, body, permit),
@@ -79,11 +79,11 @@ async fn read_request(
         return Ok(Asked::Resume(Resume::from_frame(&first).map_err(broken)?));
     }
     let request = EscalateRequest::from_frame(&first).map_err(broken)?;
-    let max = escalator.config.limits.request_body;
+    let max = escalator.config().limits.request_body;
     if request.body_len > max {
         return Err(NoRequest::TooLarge { id: request.request_id, len: request.body_len, max });
     }
-    let until = Instant::now() + escalator.config.timeouts.request_body / 2;
+    let until = Instant::now() + escalator.config().timeouts.request_body / 2;
     let mut permit = budget.body(&caller.tenant);
     let body = read_body(stream, request.body_len as usize, &mut permit, until).await?;
     Ok(Asked::Run(Box::new(request), body, permit))

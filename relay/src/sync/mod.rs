@@ -20,6 +20,7 @@ use belay_protocol::message::{Encoding, SyncKindStatus, SyncRevision};
 use belay_transport::env::Clock;
 use bytes::Bytes;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 
 pub(crate) use self::uploads::Sending;
@@ -69,7 +70,7 @@ pub struct Sync {
     blobs: Blobs,
     clock: Arc<dyn Clock>,
     /// What a tenant's items may take, in bytes.
-    quota: u64,
+    quota: Arc<AtomicU64>,
     uploads: Uploads,
 }
 
@@ -77,7 +78,16 @@ impl Sync {
     /// Items in that store, bytes in those blobs; a tenant's may take `quota` bytes.
     #[must_use]
     pub fn new(store: Store, blobs: Blobs, clock: Arc<dyn Clock>, quota: u64) -> Self {
-        Self { store, blobs, clock, quota, uploads: Uploads::default() }
+        Self { store, blobs, clock, quota: Arc::new(AtomicU64::new(quota)), uploads: Uploads::default() }
+    }
+
+    /// Another quota from now on.
+    pub fn set_quota(&self, quota: u64) {
+        self.quota.store(quota, Ordering::Relaxed);
+    }
+
+    fn quota(&self) -> u64 {
+        self.quota.load(Ordering::Relaxed)
     }
 
     async fn run<T, F>(&self, tenant: &TenantId, command: F) -> Result<T, SyncError>
@@ -105,7 +115,7 @@ impl Sync {
                 good.push(push);
             }
         }
-        let (quota, count) = (self.quota, good.len());
+        let (quota, count) = (self.quota(), good.len());
         let revisions: Vec<_> = good.iter().map(|push| push.revision).collect();
         let pushed = self.run(tenant, move |connection| {
             good.iter().map(|one| push(connection, one, quota)).collect::<Result<Vec<_>, _>>()
@@ -145,7 +155,7 @@ impl Sync {
 
     /// What there is of each kind, bytes used, bytes allowed, and where a reader that has everything stands.
     pub async fn status(&self, tenant: &TenantId) -> Result<(Vec<SyncKindStatus>, u64, u64, String), SyncError> {
-        let quota = self.quota;
+        let quota = self.quota();
         self.run(tenant, move |connection| {
             Ok((log::status(connection)?, sync::used(connection)?, quota, feed::here(connection)?))
         })
@@ -181,7 +191,7 @@ impl Sync {
     ) -> Result<Vec<Needed>, SyncError> {
         let parts = check::announced(kind, parts)?;
         self.uploads.supersede(tenant, revision).await;
-        let (quota, now_ms, wanted) = (self.quota, self.now_ms(), parts.clone());
+        let (quota, now_ms, wanted) = (self.quota(), self.now_ms(), parts.clone());
         let needed = self
             .run(tenant, move |connection| upload::begin(connection, revision, (kind, &wanted), quota, now_ms))
             .await??;

@@ -9,6 +9,7 @@ use belay_client::state::StateDir;
 use belay_client::{Answer, Client, Options, enrol};
 use belay_protocol::message::{Dialect, End, Outcome};
 use belay_protocol::money::NanoUsd;
+use belay_relay::admin::service::AdminService;
 use belay_relay::store::ledger::money::Operation;
 use belay_relay::store::ledger::verify::Report;
 use belay_relay::{Config, Overrides, Relay};
@@ -43,6 +44,8 @@ pub struct Plan {
     pub blackholes: usize,
     /// See `blackholes`.
     pub holes: Vec<Duration>,
+    /// How long a device's certificate holds, with no grace after its end. `None`: as ever.
+    pub certificate: Option<Duration>,
 }
 
 /// What is left at the end.
@@ -56,6 +59,8 @@ pub struct Left {
     pub interrupted: u64,
     /// Tunnels that came up after the first of each computer.
     pub reconnects: u64,
+    /// Certificates that were renewed.
+    pub renewals: u64,
     /// From the first request to the last end.
     pub took: Duration,
     /// The longest time that a reader waited for its next event or word.
@@ -94,8 +99,12 @@ async fn simulate(plan: &Plan) -> Left {
         random: Random::from_seed(plan.seed ^ salt),
         net: Arc::new(host),
     };
-    let extra = "[listen]\nquic = \"10.0.0.1:4433\"\n[timeouts]\nfirst_event_ms = 600000\ntotal_ms = 86400000\n";
-    let config = Config::parse(&config_text(&dir.path().join("state"), extra), "simulation").unwrap();
+    let mut extra =
+        "[listen]\nquic = \"10.0.0.1:4433\"\n[timeouts]\nfirst_event_ms = 600000\ntotal_ms = 86400000\n".to_owned();
+    if let Some(lifetime) = plan.certificate {
+        extra += &format!("device_certificate_ms = {}\nexpired_grace_ms = 1\n", lifetime.as_millis());
+    }
+    let config = Config::parse(&config_text(&dir.path().join("state"), &extra), "simulation").unwrap();
     let overrides = Overrides { inline_store: true, ..plan.answer.overrides() };
     let relay = Relay::start(config, env(net.host(Ipv4Addr::new(10, 0, 0, 1)), 2), overrides).await.unwrap();
     let acme = tenant("acme");
@@ -119,6 +128,7 @@ async fn simulate(plan: &Plan) -> Left {
         clients.push(client);
     }
     let began = Instant::now();
+    let renewed = tokio::spawn(count_renewals(Arc::clone(relay.admin())));
     let mut seen = Seen::default();
     while let Some(one) = readers.join_next().await {
         let one = one.unwrap();
@@ -129,6 +139,8 @@ async fn simulate(plan: &Plan) -> Left {
         seen.longest_gap = seen.longest_gap.max(one.longest_gap);
     }
     let took = began.elapsed();
+    renewed.abort();
+    let renewals = RENEWALS.with(|renewals| renewals.take());
     holes.abort_all();
     while holes.join_next().await.is_some() {}
     let reconnects = clients.iter().map(|client| client.status().borrow().reconnects).sum();
@@ -139,7 +151,25 @@ async fn simulate(plan: &Plan) -> Left {
     let spent = CREDIT.0 - relay.admin().tenants().await.unwrap()[0].balance_nano_usd;
     relay.shutdown().await;
     let Seen { events, ends, interrupted, longest_gap, charged } = seen;
-    Left { events, ends, interrupted, reconnects, took, longest_gap, charged, spent, book }
+    Left { events, ends, interrupted, reconnects, renewals, took, longest_gap, charged, spent, book }
+}
+
+thread_local! {
+    /// A simulation has a thread to itself.
+    static RENEWALS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// Looks every minute for devices whose certificate holds longer than it did.
+async fn count_renewals(admin: Arc<AdminService>) {
+    let mut known = std::collections::HashMap::new();
+    loop {
+        for one in admin.devices(None).await.unwrap() {
+            let before = known.insert(one.device.id, one.device.expires_ms);
+            let is_longer = before.is_some_and(|before| before < one.device.expires_ms);
+            RENEWALS.with(|renewals| renewals.set(renewals.get() + u64::from(is_longer)));
+        }
+        sleep(Duration::from_secs(60)).await;
+    }
 }
 
 /// Takes a path away now and then.

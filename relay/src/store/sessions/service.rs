@@ -11,6 +11,7 @@ use belay_protocol::id::{SessionId, TenantId};
 use belay_transport::env::Clock;
 use rusqlite::Connection;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -23,14 +24,23 @@ pub struct Sessions {
     store: Store,
     clock: Arc<dyn Clock>,
     /// What a tenant's may take, in bytes.
-    most: u64,
+    most: Arc<AtomicU64>,
 }
 
 impl Sessions {
     /// Those in that store; a tenant's may take `most` bytes.
     #[must_use]
     pub fn new(store: Store, clock: Arc<dyn Clock>, most: u64) -> Self {
-        Self { store, clock, most }
+        Self { store, clock, most: Arc::new(AtomicU64::new(most)) }
+    }
+
+    /// Another bound from now on.
+    pub fn set_most(&self, most: u64) {
+        self.most.store(most, Ordering::Relaxed);
+    }
+
+    fn most(&self) -> u64 {
+        self.most.load(Ordering::Relaxed)
     }
 
     async fn run<T, F>(&self, tenant: &TenantId, command: F) -> Result<T, StoreError>
@@ -84,7 +94,7 @@ impl Sessions {
         name: &SessionId,
         addition: Addition,
     ) -> Result<Result<u64, Refusal>, StoreError> {
-        let (name, most) = (name.clone(), self.most);
+        let (name, most) = (name.clone(), self.most());
         self.run(tenant, move |connection| add(connection, &name, &addition, most)).await
     }
 
@@ -95,7 +105,7 @@ impl Sessions {
         name: &SessionId,
         change: Change,
     ) -> Result<Result<(Stored, Context), Refusal>, StoreError> {
-        let (name, most, now_ms) = (name.clone(), self.most, self.now_ms());
+        let (name, most, now_ms) = (name.clone(), self.most(), self.now_ms());
         self.run(tenant, move |connection| {
             Ok(match update(connection, &name, &change, (most, now_ms))? {
                 Ok(stored) => {

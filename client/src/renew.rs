@@ -1,0 +1,163 @@
+//! The device's certificate: renewed over the tunnel when two thirds of its time are over, and before anything else when
+//! it has ended. The key stays; only `identity.json` is written, whole or not at all.
+
+use crate::dial::Dialer;
+use crate::error::ClientError;
+use crate::state::{HexBytes, Identity, StateDir};
+use crate::tunnel::Tunnel;
+use crate::tunnels::Tunnels;
+use belay_certs::CertError;
+use belay_certs::identity::DeviceIdentity;
+use belay_certs::issue::{BACKDATED, DeviceKey};
+use belay_protocol::kind::StreamKind;
+use belay_protocol::message::{FailureCode, RenewAnswer, RenewRequest};
+use belay_transport::env::Env;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+/// A computer that sleeps stops its timers: the clock on the wall is looked at so often.
+const LOOK: Duration = Duration::from_secs(3600);
+/// After a failure, twice as long each time up to [`LOOK`].
+const AGAIN: Duration = Duration::from_secs(30);
+/// How long it waits for a tunnel.
+const TUNNEL: Duration = Duration::from_secs(60);
+
+/// When a certificate is to be renewed, and when it ends; milliseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Times {
+    due_ms: u64,
+    ends_ms: u64,
+}
+
+/// Keeps the certificate of a device young.
+#[derive(Debug)]
+pub(crate) struct Renewal {
+    env: Env,
+    key: DeviceKey,
+    state: Option<StateDir>,
+    identity: Mutex<(Identity, Times)>,
+    /// One at a time: several tunnels may find that it is due.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Renewal {
+    /// Errors: the certificate is none.
+    pub(crate) fn new(
+        env: &Env,
+        identity: &Identity,
+        key: &DeviceKey,
+        state: Option<StateDir>,
+    ) -> Result<Self, ClientError> {
+        let times = times(env, identity)?;
+        let identity = Mutex::new((identity.clone(), times));
+        Ok(Self { env: env.clone(), key: key.copy()?, state, identity, turn: tokio::sync::Mutex::default() })
+    }
+
+    fn now(&self) -> (Identity, Times) {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the certificate has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.now().1.ends_ms <= self.env.clock.now_ms()
+    }
+
+    /// Before a connection is made: shows what another process of this device has got meanwhile, if what is shown has ended.
+    pub(crate) fn look(&self, dialer: &Dialer) -> Result<(), ClientError> {
+        if self.has_ended()
+            && let Some(newer) = self.on_disk(&self.now().0)?
+        {
+            self.show(dialer, newer)?;
+        }
+        Ok(())
+    }
+
+    /// Renews whenever it is time, for as long as it is let.
+    pub(crate) async fn run(self: Arc<Self>, dialer: Dialer, tunnels: Arc<Tunnels>) {
+        let mut again = AGAIN;
+        loop {
+            let left = Duration::from_millis(self.now().1.due_ms.saturating_sub(self.env.clock.now_ms()));
+            if !left.is_zero() {
+                sleep(left.min(LOOK)).await;
+                continue;
+            }
+            let renewed = match tunnels.tunnel_within(TUNNEL).await {
+                Ok(tunnel) => self.renew(&dialer, &tunnel).await,
+                Err(error) => Err(error),
+            };
+            match renewed {
+                Ok(()) if self.now().1.due_ms > self.env.clock.now_ms() => again = AGAIN,
+                // The relay's clock and this one are far apart.
+                Ok(()) => sleep(AGAIN).await,
+                Err(error) => {
+                    let ends_ms = self.now().1.ends_ms;
+                    warn!(%error, ends_ms, "the device's certificate cannot be renewed yet");
+                    sleep(again).await;
+                    again = (again * 2).min(LOOK);
+                }
+            }
+        }
+    }
+
+    /// Asks for a certificate over a tunnel, unless another process of this device has got one meanwhile, and shows it from
+    /// then on. Errors: there is none; the one before stays.
+    pub(crate) async fn renew(&self, dialer: &Dialer, tunnel: &Tunnel) -> Result<(), ClientError> {
+        let _turn = self.turn.lock().await;
+        let (known, Times { due_ms, .. }) = self.now();
+        if due_ms > self.env.clock.now_ms() {
+            return Ok(());
+        }
+        // Over a tunnel that was made with one that has ended, only another one made over it helps.
+        if !self.has_ended()
+            && let Some(newer) = self.on_disk(&known)?
+        {
+            return self.show(dialer, newer);
+        }
+        let request = RenewRequest { csr_der: self.key.request()? };
+        let answer: RenewAnswer = match tunnel.call(StreamKind::Enrol, &request).await {
+            Err(ClientError::Failed(failed)) if failed.code == FailureCode::UNSUPPORTED => {
+                return Err(ClientError::State { what: "the relay".into(), why: "it is too old to renew".into() });
+            }
+            answer => answer?,
+        };
+        let mut identity = known;
+        identity.certificate_der = HexBytes(answer.certificate_der);
+        identity.ca_der = HexBytes(answer.ca_der);
+        identity.next_ca_der = HexBytes(answer.next_ca_der);
+        identity.expires_ms = answer.expires_ms;
+        // What cannot be used is not kept.
+        self.show(dialer, identity.clone())?;
+        if let Some(state) = &self.state {
+            state.save_renewed(&identity)?;
+        }
+        info!(ends_ms = identity.expires_ms, "the device's certificate was renewed");
+        Ok(())
+    }
+
+    /// A younger certificate of this device that lies in its directory.
+    fn on_disk(&self, known: &Identity) -> Result<Option<Identity>, ClientError> {
+        let Some(state) = self.state.as_ref().filter(|state| state.is_joined()) else { return Ok(None) };
+        let (found, _) = state.load()?;
+        let is_newer = found.device == known.device && found.expires_ms > known.expires_ms;
+        Ok(Some(found).filter(|_| is_newer))
+    }
+
+    fn show(&self, dialer: &Dialer, identity: Identity) -> Result<(), ClientError> {
+        let times = times(&self.env, &identity)?;
+        dialer.show(&identity, &self.key)?;
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = (identity, times);
+        Ok(())
+    }
+}
+
+fn times(env: &Env, identity: &Identity) -> Result<Times, CertError> {
+    let DeviceIdentity { begins_ms, expires_ms, .. } = DeviceIdentity::from_certificate(&identity.certificate_der.0)?;
+    let made_ms = begins_ms + u64::try_from(BACKDATED.as_millis()).unwrap_or(0);
+    let lifetime = expires_ms.saturating_sub(made_ms);
+    // Those that joined in one hour do not come back in one.
+    let early = env.random.part_of(Duration::from_millis(lifetime / 30)).as_millis();
+    let due_ms = (made_ms + lifetime / 3 * 2).saturating_sub(u64::try_from(early).unwrap_or(0));
+    Ok(Times { due_ms, ends_ms: expires_ms })
+}

@@ -1,0 +1,41 @@
+//! The node at a glance.
+
+use super::info::{Status, TunnelInfo};
+use super::service::AdminService;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+impl AdminService {
+    /// The node at a glance.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let tunnels = self.registry.list();
+        let tunnels = tunnels.iter().map(|live| TunnelInfo {
+            tenant: live.tenant.clone(),
+            device: live.device.clone(),
+            instance: live.instance.to_string(),
+            path: live.path.to_string(),
+            remote: live.remote,
+            since_ms: live.since_ms,
+            heartbeats: live.heartbeats.load(Ordering::Relaxed),
+            round_trip_us: live.round_trip_us.load(Ordering::Relaxed),
+            vitals: *live.vitals.lock().unwrap_or_else(PoisonError::into_inner),
+            loaded_model: live.loaded_model.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            listen: self.local,
+            http: self.http,
+            tunnels: tunnels.collect(),
+            open_tenants: self.tenants.open_count(),
+            state: self.escalator.state(),
+            reload: self.reloader.last(),
+            running_requests: self.escalator.running(),
+            waiting_answers: self.escalator.flights.waiting(),
+            event_log_bytes: self.escalator.flights.log_bytes(),
+            store_commits: self.store.commits(),
+            memory_bytes: self.escalator.memory.used(),
+            authority: data_encoding::HEXLOWER.encode(&self.enrolment.fingerprint()),
+        }
+    }
+}
