@@ -28,6 +28,13 @@ pub fn uri(tenant: &str, device: &str) -> String {
     format!("{SCHEME}{tenant}/{device}")
 }
 
+/// When a certificate ends, milliseconds since 1970. `None`: it is none.
+#[must_use]
+pub fn ends_ms(der: &[u8]) -> Option<u64> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    u64::try_from(certificate.validity().not_after.timestamp()).ok()?.checked_mul(1000)
+}
+
 impl DeviceIdentity {
     /// Reads a device certificate that rustls has verified. Errors: `Invalid` unless it has exactly
     /// one belay URI.

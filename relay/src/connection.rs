@@ -102,6 +102,12 @@ async fn serve(
         // Large, and of use for a moment only.
         let handshake = timeout(shared.escalator.config().timeouts.handshake, Box::pin(handshake)).await;
         drop(pending);
+        let became = match &handshake {
+            Ok(Ok(_)) => "done",
+            Ok(Err(_)) => "failed",
+            Err(_) => "timed_out",
+        };
+        shared.escalator.metrics.handshake(path.name(), became);
         match handshake {
             Ok(Ok(connection)) => match shared.strangers.enter(remote.ip()) {
                 Some(place) => accepted(&shared, connection, place).await,
@@ -201,6 +207,7 @@ async fn tunnel(
     let client: String = hello.client_name.chars().filter(|c| !c.is_control()).take(64).collect();
     info!(client, instance = %hello.instance_id, generation = hello.path_generation, "tunnel up");
     let code = streams_until_end(shared, connection, control, &mut registration).await;
+    shared.escalator.metrics.tunnel_closed(code.name());
     info!(reason = %code, "tunnel down");
     Ok(code)
 }
@@ -251,6 +258,7 @@ impl Link for ConnectionLink<'_> {
 
     fn heard(&self, heartbeat: &Heartbeat) {
         self.live.heard(heartbeat);
+        self.shared.escalator.metrics.heard(heartbeat.round_trip_us);
         self.losses.lock().unwrap_or_else(PoisonError::into_inner).look(self.connection, &self.shared.lossy_lines);
         let wanted = vitals::text_among(vitals::heartbeat::PREWARM, &heartbeat.extensions);
         let escalator = &self.shared.escalator;

@@ -6,6 +6,7 @@ use crate::store::StoreError;
 use crate::store::central::{self, EnrolmentOutcome};
 use crate::store::executor::{Db, Store};
 use belay_certs::ca::Authority;
+use belay_certs::identity::ends_ms;
 use belay_certs::issue::DeviceRequest;
 use belay_certs::sha256;
 use belay_protocol::error::CloseCode;
@@ -65,6 +66,12 @@ impl Enrolment {
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
         self.authority.fingerprint()
+    }
+
+    /// When the authority's own certificate ends, milliseconds since 1970.
+    #[must_use]
+    pub fn authority_ends_ms(&self) -> u64 {
+        ends_ms(self.authority.certificate()).unwrap_or(0)
     }
 
     /// Makes an invite and returns its secret. `None`: there is no such tenant.

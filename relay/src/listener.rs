@@ -5,6 +5,7 @@
 use crate::admission::{Admission, Strangers, Verdict};
 use crate::connection::{self, Shared};
 use belay_protocol::error::CloseCode;
+use belay_transport::connection::Path;
 use belay_transport::env::{Env, Side};
 use belay_transport::params::{self, EndpointKeys};
 use belay_transport::runtime::LazyTimers;
@@ -152,6 +153,11 @@ impl Listener {
         endpoint.wait_idle().await;
     }
 
+    /// Counts a handshake that does not begin.
+    fn refused(&self, path: Path, became: &'static str) {
+        self.shared.escalator.metrics.handshake(path.name(), became);
+    }
+
     async fn accept_quic(&self, endpoint: &Endpoint) {
         loop {
             let incoming = tokio::select! {
@@ -171,12 +177,19 @@ impl Listener {
                 }
                 // Under pressure an address must first prove itself.
                 (Verdict::Accept | Verdict::Retry, _) if !validated => {
+                    self.refused(Path::Quic, "retry");
                     if let Err(error) = incoming.retry() {
                         error.into_incoming().ignore();
                     }
                 }
-                (Verdict::Accept, None) => incoming.refuse(),
-                _ => incoming.ignore(),
+                (Verdict::Accept, None) => {
+                    self.refused(Path::Quic, "full");
+                    incoming.refuse();
+                }
+                _ => {
+                    self.refused(Path::Quic, "ignored");
+                    incoming.ignore();
+                }
             }
         }
     }
@@ -209,8 +222,12 @@ impl Listener {
     /// Not preferred: where the relay is slow to answer because all come at once, those whose UDP works
     /// try TCP as well.
     fn admit_tcp(&self, socket: TcpStream, remote: SocketAddr, tls: &Arc<rustls::ServerConfig>) {
-        let Some(place) = self.gate.over_tcp.enter(remote.ip()) else { return };
-        let (Verdict::Accept, Some(permit)) = self.gate.judge(remote, true, false) else { return };
+        let Some(place) = self.gate.over_tcp.enter(remote.ip()) else { return self.refused(Path::Tcp, "full") };
+        let permit = match self.gate.judge(remote, true, false) {
+            (Verdict::Accept, Some(permit)) => permit,
+            (Verdict::Accept, None) => return self.refused(Path::Tcp, "full"),
+            _ => return self.refused(Path::Tcp, "ignored"),
+        };
         let (shared, tls) = (Arc::clone(&self.shared), Arc::clone(tls));
         self.connections.spawn(async move {
             connection::serve_tcp(shared, socket, remote, tls, (permit, place)).await;

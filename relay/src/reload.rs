@@ -63,6 +63,11 @@ impl Reloader {
         Self { shared, http, overrides, turn: tokio::sync::Mutex::default(), last: Mutex::default() }
     }
 
+    /// When the certificate ends that callers over HTTP are shown.
+    pub(crate) fn http_certificate_ends_ms(&self) -> Option<u64> {
+        self.http.as_ref()?.certificate_ends_ms()
+    }
+
     /// How the last one went.
     pub(crate) fn last(&self) -> LastReload {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -73,6 +78,7 @@ impl Reloader {
         let _turn = self.turn.lock().await;
         let at_ms = self.shared.escalator.env.clock.now_ms();
         let reloaded = self.take().await;
+        self.shared.escalator.metrics.reloaded(reloaded.is_ok());
         let last = match &reloaded {
             Ok(difference) => {
                 let (applied, waiting) = (difference.applied.join(", "), difference.needs_restart.join(", "));

@@ -16,6 +16,7 @@ use crate::escalate::{Escalator, Flights, Health, Unresolved};
 use crate::http::{Certificates, Http, HttpListener, HttpStartError};
 use crate::listener::{Gate, Listener};
 use crate::ops::memory::{BodyBudget, Memory};
+use crate::ops::metrics::Metrics;
 use crate::ops::vitals::Vitals;
 use crate::providers::{self, Providers};
 use crate::registry::Registry;
@@ -141,7 +142,8 @@ impl Relay {
             return Err(StartError::NoMasterKey { path: config.master_key.clone() });
         }
         let authority = Arc::new(Authority::load_or_create(&config.state_dir.join("ca"), now_ms)?);
-        let store = Store::start(&store_config(&config, overrides.inline_store));
+        let metrics = Arc::new(Metrics::default());
+        let store = Store::start_with(&store_config(&config, overrides.inline_store), metrics.store.clone());
         let price_version = record_prices(&store, &config, now_ms).await?;
         let boot = Boot::current(env.random.bytes());
         let master = MasterKey::load(&config.master_key, is_new.then_some(&env.random))?;
@@ -174,6 +176,7 @@ impl Relay {
             unresolved: Unresolved::default(),
             running: AtomicUsize::new(0),
             maintenance: Mutex::new(None),
+            metrics: Arc::clone(&metrics),
             memory: Arc::clone(&memory),
             flights: Arc::clone(&flights),
             registry: Arc::clone(&registry),
@@ -194,7 +197,7 @@ impl Relay {
             escalator: Arc::clone(&escalator),
             enrolment: Arc::clone(&enrolment),
             sessions: Sessions::new(store.clone(), clock(), config.limits.sessions),
-            sync: Sync::new(store.clone(), blobs, clock(), config.limits.sync),
+            sync: Sync::new(store.clone(), blobs, clock(), config.limits.sync, metrics.sync.clone()),
             registry: Arc::clone(&registry),
             bodies: BodyBudget::new(config.limits.bodies_in_memory, config.limits.request_body, memory),
             streams: TaskTracker::new(),

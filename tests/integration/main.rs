@@ -31,6 +31,7 @@ mod isolation;
 mod keys;
 mod leaving;
 mod limits;
+mod metrics;
 mod money;
 mod node_unit;
 mod page;

@@ -2,6 +2,9 @@
 
 use super::info::{Status, TunnelInfo};
 use super::service::AdminService;
+use crate::ops::metrics::View;
+use belay_protocol::calendar::DAY_MS;
+use belay_transport::connection::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -37,5 +40,26 @@ impl AdminService {
             memory_bytes: self.escalator.memory.used(),
             authority: data_encoding::HEXLOWER.encode(&self.enrolment.fingerprint()),
         }
+    }
+
+    /// Figures for those who watch it, in the text form of OpenMetrics.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        let live = self.registry.list();
+        let count = |path: Path| (path.name(), live.iter().filter(|live| live.path == path).count());
+        let now_ms = self.env.clock.now_ms();
+        let days = |ends_ms: u64| i64::try_from(ends_ms.saturating_sub(now_ms) / DAY_MS).unwrap_or(i64::MAX);
+        let authority = ("authority", days(self.enrolment.authority_ends_ms()));
+        let http = self.reloader.http_certificate_ends_ms().map(|ends_ms| ("http", days(ends_ms)));
+        self.escalator.metrics.text(&View {
+            tunnels: [count(Path::Quic), count(Path::Tcp)],
+            requests_running: self.escalator.running(),
+            answers_waiting: self.escalator.flights.waiting(),
+            event_log_bytes: self.escalator.flights.log_bytes(),
+            memory_bytes: self.escalator.memory.used(),
+            tenants_open: self.tenants.open_count(),
+            ill: self.escalator.health.ill(),
+            certificates: [Some(authority), http].into_iter().flatten().collect(),
+        })
     }
 }

@@ -187,10 +187,11 @@ pub async fn run(listener: UnixListener, service: Arc<AdminService>, stop: Cance
     serve(listener, router(service)).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-fn router(service: Arc<AdminService>) -> Router {
+pub(super) fn router(service: Arc<AdminService>) -> Router {
     Router::new()
         .route("/status", get(status))
         .route("/maintenance", post(maintenance))
+        .route("/metrics", get(metrics))
         .route("/reload", post(reload))
         .route("/tenants", get(tenants).post(create_tenant))
         .route("/tenants/{id}/money", post(money))
@@ -214,6 +215,11 @@ fn router(service: Arc<AdminService>) -> Router {
 
 async fn reload(State(service): Service) -> Result<Response, AdminError> {
     Ok(Json(service.reload().await?).into_response())
+}
+
+async fn metrics(State(service): Service) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(http::header::CONTENT_TYPE, kind)], service.metrics()).into_response()
 }
 
 async fn status(State(service): Service) -> Response {

@@ -8,6 +8,7 @@ pub mod http;
 pub mod info;
 pub mod keys;
 pub mod labels;
+pub mod loopback;
 pub mod reconcile;
 pub mod service;
 

@@ -98,7 +98,7 @@ pub struct AdminService {
     pub(super) registry: Arc<Registry>,
     pub(super) reloader: Arc<Reloader>,
     api_keys: ApiKeys,
-    env: Env,
+    pub(super) env: Env,
 }
 
 impl AdminService {

@@ -2,12 +2,14 @@
 
 use super::Global;
 use anyhow::Context;
+use belay_certs::file;
 use belay_protocol::vitals::RelayState;
-use belay_relay::admin::{http, socket_path};
+use belay_relay::admin::{http, loopback, socket_path};
 use belay_relay::ops::service;
 use belay_relay::{Config, Overrides, Relay, ops};
 use belay_transport::env::Env;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +39,15 @@ async fn run(config: Config, json: bool) -> anyhow::Result<()> {
     let socket = socket_path(&config.state_dir);
     let mut env = Env::system();
     let given = service::inherited(&mut env).context("a socket that was handed over cannot be used")?;
+    let (over_tcp, token) = match config.admin {
+        Some(address) => {
+            file::create_private_dir(&config.state_dir)?;
+            let listener =
+                env.net.listen_tcp(address).with_context(|| format!("cannot open admin.listen {address}"))?;
+            (Some(listener), Some(loopback::token(&config.state_dir, &env)?))
+        }
+        None => (None, None),
+    };
     let relay = Relay::start(config, env, Overrides::default()).await?;
     for (protocol, address) in given.iter().flat_map(|given| given.unused()) {
         warn!(%address, "a socket for {protocol} was handed over that the configuration has no use for: name it in [listen] or [http]");
@@ -44,8 +55,15 @@ async fn run(config: Config, json: bool) -> anyhow::Result<()> {
     let listener = http::bind(&socket).with_context(|| format!("cannot open the admin socket {}", socket.display()))?;
     let stop = CancellationToken::new();
     let admin = tokio::spawn(http::run(listener, relay.admin().clone(), stop.clone()));
+    let admin_address = over_tcp.as_ref().map(TcpListener::local_addr).transpose()?;
+    if let (Some(listener), Some(token)) = (over_tcp, token) {
+        tokio::spawn(loopback::run(listener, relay.admin().clone(), token, stop.clone()));
+    }
     if json {
-        println!("{}", serde_json::json!({ "listening": relay.local_addr(), "http": relay.http_url() }));
+        println!(
+            "{}",
+            serde_json::json!({ "listening": relay.local_addr(), "http": relay.http_url(), "admin": admin_address })
+        );
     } else {
         println!(
             "belayd is listening on {} ({})",
@@ -54,6 +72,9 @@ async fn run(config: Config, json: bool) -> anyhow::Result<()> {
         );
         if let Some(url) = relay.http_url() {
             println!("callers without a tunnel: {url} (what there is: {url}/docs)");
+        }
+        if let Some(address) = admin_address {
+            println!("metrics: http://{address}/metrics (bearer token: admin.token in the state directory)");
         }
     }
     service::ready(&line(&relay));

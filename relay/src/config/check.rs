@@ -67,6 +67,8 @@ pub struct Config {
     pub tcp: bool,
     /// Where callers without a tunnel are served, if they are.
     pub http: Option<Http>,
+    /// Where this machine's programs find the operator's side over TCP, if they do; its socket is there always.
+    pub admin: Option<SocketAddr>,
     /// Payments by Stripe, if there are.
     pub stripe: Option<Stripe>,
     /// The addresses that invites carry; empty: the one that is listened on.
@@ -192,6 +194,7 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
         environment,
         listen,
         tcp: raw.listen.tcp.unwrap_or(true),
+        admin: raw.admin.listen.as_deref().map(admin).transpose().map_err(|why| wrong("admin.listen", why))?,
         stripe: stripe(&raw.stripe, keys).map_err(|(key, why)| wrong(key, why))?,
         http: http(raw.http, raw.jwt).map_err(|(key, why)| wrong(key, why))?,
         public: raw.listen.public,
@@ -215,6 +218,19 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
     };
     environment::check(&config, &secrets, keys).map_err(|(key, why)| wrong(&key, why))?;
     Ok(config)
+}
+
+/// Errors: it is no address, or one that other machines reach.
+fn admin(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr =
+        text.parse().map_err(|_| format!("{text:?} is not an address; write for example \"127.0.0.1:9470\""))?;
+    if !address.ip().is_loopback() {
+        return Err(format!(
+            "{address} can be reached by other machines, and whoever is here moves money; name an address of 127.0.0.1, and \
+             reach it over SSH"
+        ));
+    }
+    Ok(address)
 }
 
 pub(super) fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a String>) -> String {

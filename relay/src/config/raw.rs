@@ -12,6 +12,7 @@ use std::path::PathBuf;
 pub(super) struct Raw {
     pub(super) environment: Option<String>,
     pub(super) listen: Listen,
+    pub(super) admin: RawAdmin,
     pub(super) http: RawHttp,
     pub(super) jwt: Vec<RawJwt>,
     pub(super) stripe: RawStripe,
@@ -41,6 +42,12 @@ pub(super) struct Listen {
     pub(super) tcp: Option<bool>,
     pub(super) public: Vec<String>,
     pub(super) threads: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawAdmin {
+    pub(super) listen: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 
 /// Keys, or the beginnings of keys, that are read at the start and never again: sockets, threads, files that are open, and
 /// what counts connections.
-const AT_START: [&str; 16] = [
+const AT_START: [&str; 17] = [
+    "admin.listen",
     "environment",
     "http.connections",
     "http.connections_per_address",
@@ -100,6 +101,7 @@ impl Config {
             listen: self.listen,
             tcp: self.tcp,
             http,
+            admin: self.admin,
             stripe: self.stripe.clone(),
             network_threads: self.network_threads,
             state_dir: self.state_dir.clone(),

@@ -32,6 +32,11 @@ public = []
 # the kernel have use for the others, and a token that stays on one thread costs a quarter less.
 threads = 0
 
+# Where programs of this machine find the operator's side over TCP, with metrics for Prometheus (docs/METRICS.md). Whoever
+# asks shows the token that is in admin.token in the state directory. Off unless an address of 127.0.0.1 is named.
+[admin]
+# listen = "127.0.0.1:9470"
+
 # For callers without a tunnel: OpenAI's and Anthropic's APIs, belay's own, payments. Off unless an address is
 # named; they show API keys (belayd key create).
 [http]

@@ -44,6 +44,7 @@ pub(super) async fn renew_only(shared: &Shared, caller: &Caller, mut stream: Cli
 pub(crate) async fn serve_stream(shared: &Shared, caller: Option<&Caller>, mut stream: ClientStream, span: Span) {
     let intake = Intake::new(shared.escalator.config().timeouts.hello, shared.escalator.draining.clone());
     let Some(kind) = kind_of(&intake, &mut stream, &span).await else { return };
+    shared.escalator.metrics.stream(kind.name());
     let most = shared.escalator.config().limits.streams_per_tenant;
     let permit = caller.map(|caller| shared.registry.stream(&caller.tenant, most));
     if let Some(None) = permit {

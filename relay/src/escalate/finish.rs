@@ -102,6 +102,7 @@ impl Flight<'_> {
                 self.held.guard.disarm();
                 self.held.tenant.journal.end(settled.end.request_id);
                 let end = &settled.end;
+                self.escalator.metrics.settled(&self.candidate().model.provider, end, settled.absorbed);
                 self.held.tenant.unflushed.add(end.cost, self.escalator.env.clock.now_ms());
                 self.held.count(tokens(&end.usage), self.escalator.env.clock.now_ms());
                 info!(outcome = %end.outcome, cost = %end.cost, balance = %end.balance, estimated = end.estimated,

@@ -71,6 +71,12 @@ impl Health {
         !was_ill
     }
 
+    /// Those that are asked after others, by provider and model.
+    pub(crate) fn ill(&self) -> Vec<(String, String)> {
+        let states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        states.iter().filter(|(_, state)| state.ill_until_ms > 0).map(|(name, _)| name.clone()).collect()
+    }
+
     /// It answered. True if it had been ill.
     pub(crate) fn answered(&self, provider: &str, model: &str) -> bool {
         let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);

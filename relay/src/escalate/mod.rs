@@ -16,6 +16,7 @@ mod finish;
 mod flights;
 mod guard;
 mod health;
+mod held;
 mod intake;
 mod log;
 mod offers;
@@ -23,6 +24,7 @@ mod packed;
 mod patience;
 mod plan;
 mod prewarm;
+mod progress;
 mod reader;
 mod record;
 mod refusal;
@@ -40,6 +42,8 @@ pub use sweeper::Unresolved;
 use flights::{Entered, Registration};
 use guard::HoldGuard;
 pub(crate) use health::Health;
+use held::Aside;
+pub(crate) use held::Held;
 use offers::{Offers, Sent};
 pub(crate) use refusal::failed;
 use refusal::{refused, store_failed};
@@ -47,7 +51,8 @@ use route::Chooser;
 use session::Conversation;
 
 use crate::config::Config;
-use crate::ops::memory::{self, BodyPermit, Charge, Memory};
+use crate::ops::memory::{self, BodyPermit, Memory};
+use crate::ops::metrics::Metrics;
 use crate::providers::CallFuture;
 use crate::registry::Registry;
 use crate::secrets::KeySealer;
@@ -57,13 +62,11 @@ use crate::store::central::{Standing, admit};
 use crate::store::executor::{Db, Store};
 use crate::store::ledger::Boot;
 use crate::store::ledger::hold::{self, HoldOutcome, HoldRefusal, Usable};
-use crate::store::ledger::rates::Remaining;
 use crate::stripe::Stripe;
-use crate::tenants::{TenantHandle, Tenants};
+use crate::tenants::Tenants;
 use belay_protocol::error::StreamCode;
 use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::message::{Dialect, EscalateRequest, Failed, FailureCode};
-use belay_protocol::money::NanoUsd;
 use belay_protocol::stream::{FrameReader, FrameWriter};
 use belay_protocol::vitals::RelayState;
 use belay_transport::connection::Stream;
@@ -131,6 +134,8 @@ pub struct Escalator {
     pub(crate) running: AtomicUsize,
     /// Set by the operator: until when (milliseconds since 1970, 0: unknown), and why.
     pub(crate) maintenance: Mutex<Option<(u64, String)>>,
+    /// What those who watch the relay are told.
+    pub(crate) metrics: Arc<Metrics>,
     /// What clients make the process use.
     pub(crate) memory: Arc<Memory>,
     /// Requests that a reader can come back to.
@@ -173,20 +178,6 @@ struct Recorded {
     end: Vec<u8>,
     provider: String,
     model: String,
-}
-
-/// A request whose money is set aside.
-pub(crate) struct Held {
-    pub(crate) guard: HoldGuard,
-    pub(crate) tenant: Arc<TenantHandle>,
-    pub(crate) amount: NanoUsd,
-    pub(crate) output_cap: u32,
-    /// Tokens that it was counted as, for the limits per minute.
-    counted: u64,
-    /// What was left of them.
-    remaining: Vec<Remaining>,
-    pub(crate) at: tokio::time::Instant,
-    _charge: Charge,
 }
 
 impl Escalator {
@@ -250,7 +241,7 @@ impl Escalator {
         });
         let body = match plan::meant(&request, body) {
             Ok(body) => body,
-            Err(failure) => return refuse(&mut stream, &failure, span).await,
+            Err(failure) => return self.refuse(&mut stream, &failure, span).await,
         };
         let begun = self.begin(caller, &request, &body).instrument(span.clone()).await;
         drop(body);
@@ -262,13 +253,13 @@ impl Escalator {
             Ok(Beginning::Settled(recorded)) => resume::repeat_end(&mut stream, request.request_id, recorded).await,
             Ok(Beginning::Known) => self.join(caller, request.request_id, 0, stream).instrument(span.clone()).await,
             Ok(Beginning::Refused(refusal)) => {
-                refuse(&mut stream, &refused(request.request_id, &refusal), span).await;
+                self.refuse(&mut stream, &refused(request.request_id, &refusal), span).await;
                 // Only now: its tunnels close.
                 if let HoldRefusal::PaymentRequired { suspended: true, .. } = refusal {
                     self.suspend_at_ceiling(&caller.tenant).instrument(span.clone()).await;
                 }
             }
-            Err(failure) => refuse(&mut stream, &failure, span).await,
+            Err(failure) => self.refuse(&mut stream, &failure, span).await,
         }
     }
 
@@ -291,6 +282,12 @@ impl Escalator {
                 plan::plan(&settings.config, settings.price_version, &request, (body, conversation), &chooser)
             }
         }
+    }
+
+    async fn refuse(&self, stream: &mut ClientStream, failure: &Failed, span: &Span) {
+        self.metrics.refused(failure.code);
+        span.in_scope(|| info!(code = %failure.code, "request refused: {}", failure.message));
+        send_failed(stream, failure).await;
     }
 
     /// Plans the request and sets its money aside.
@@ -333,8 +330,10 @@ impl Escalator {
         match outcome.map_err(|error| store_failed(id, &error))? {
             HoldOutcome::Held(hold::Held { amount, output_cap, counted, remaining, usable }) => {
                 guard.held();
+                let aside = Aside::new(Arc::clone(&self.metrics), amount);
                 let at = tokio::time::Instant::now();
-                let held = Held { guard, tenant, amount, output_cap, counted, remaining, at, _charge: charge };
+                let held =
+                    Held { guard, tenant, amount, output_cap, counted, remaining, at, _charge: charge, _aside: aside };
                 let call = if (&usable[0], output_cap) == (&first, cap) {
                     prepared
                 } else {
@@ -357,11 +356,6 @@ impl Escalator {
             }
         }
     }
-}
-
-async fn refuse(stream: &mut ClientStream, failure: &Failed, span: &Span) {
-    span.in_scope(|| info!(code = %failure.code, "request refused: {}", failure.message));
-    send_failed(stream, failure).await;
 }
 
 /// Sends a failure and ends the stream. A client that does not take it loses it.

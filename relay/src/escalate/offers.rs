@@ -172,6 +172,27 @@ impl Flight<'_> {
         self.offers.candidate(&self.plan)
     }
 
+    /// Counts what became of a call.
+    fn count_call(&self, answer: &Result<Answer, Ending>, now: Instant) {
+        let (became, head_after) = match answer {
+            Ok(answer) => {
+                let became = match answer.status {
+                    200..=299 => "answered",
+                    429 => "rate_limited",
+                    500..=599 => "failed",
+                    _ => "refused",
+                };
+                (became, Some(now.duration_since(self.asked_at)))
+            }
+            Err(Ending::NotDispatched(FailureCode::PROVIDER_UNAVAILABLE, _)) => ("unreachable", None),
+            Err(Ending::After(Outcome::PROVIDER_FAILED, _)) => ("failed", None),
+            Err(Ending::After(Outcome::TIMED_OUT, _)) => ("silent", None),
+            // Nobody waited for what it would have said.
+            Err(_) => ("given_up", None),
+        };
+        self.escalator.metrics.called(&self.candidate().model.provider, became, head_after);
+    }
+
     /// Turns to the next offer if this one has not answered. Returns the call to it, and when it is to be
     /// made.
     pub(super) fn fall_back(
@@ -179,6 +200,7 @@ impl Flight<'_> {
         answer: &Result<Answer, Ending>,
     ) -> Option<(Result<CallFuture, String>, Instant)> {
         let (now, now_ms) = (Instant::now(), self.escalator.env.clock.now_ms());
+        self.count_call(answer, now);
         let asked = &self.candidate().model;
         let health = &self.escalator.health;
         let Some(failure) = why_not(answer) else {

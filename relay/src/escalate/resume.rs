@@ -24,7 +24,10 @@ impl Escalator {
     pub(super) async fn join(&self, caller: &Caller, id: RequestId, next: u64, stream: ClientStream) {
         let attach = Attach { stream, next };
         let (mut stream, failure) = match self.flights.attach(&caller.tenant, id, &caller.device, attach) {
-            Ok(()) => return,
+            Ok(()) => {
+                self.metrics.resumed.inc();
+                return;
+            }
             Err(NotAttached::Busy(stream)) => (stream, ask_again(id)),
             Err(NotAttached::OtherDevice(stream)) => (stream, unknown(id)),
             Err(NotAttached::Unknown(mut stream)) => match self.look_up(caller, id).await {

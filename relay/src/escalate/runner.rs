@@ -16,7 +16,6 @@ use super::{Begun, ClientStream, Escalator, Held};
 use crate::ops::memory::BodyPermit;
 use crate::providers::{Answer, CallFuture, ProviderError};
 use crate::settings::Settings;
-use crate::store::journal::Progress;
 use belay_protocol::dialect::sse::SseSplitter;
 use belay_protocol::dialect::translate::Answers;
 use belay_protocol::dialect::usage::UsageMeter;
@@ -31,10 +30,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use tracing::{Instrument, Span, debug, info, warn};
-
-/// Progress is noted at most this often: what a kill may cost in tokens that are not charged.
-const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+use tracing::{Instrument, Span, info, warn};
 
 /// A request in flight.
 pub(super) struct Flight<'a> {
@@ -46,7 +42,7 @@ pub(super) struct Flight<'a> {
     /// Who may serve it, and who does.
     pub(super) offers: Offers,
     /// When its provider was asked.
-    asked_at: Instant,
+    pub(super) asked_at: Instant,
     /// How other streams find this request.
     pub(super) registration: Registration,
     /// Who reads the answer; `None` while it is away.
@@ -62,10 +58,12 @@ pub(super) struct Flight<'a> {
     /// Carries the answer over to a caller of another dialect.
     pub(super) answers: Option<Box<Answers>>,
     pub(super) first_event: Option<Instant>,
+    /// When the first event came that has not been written yet.
+    unwritten: Option<Instant>,
     revoked: Pin<Box<WaitForCancellationFutureOwned>>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
     pub(super) deadline: Instant,
-    progress_noted: Instant,
+    pub(super) progress_noted: Instant,
     /// Renews the lease of the hold when there is nothing to note.
     renewal: Pin<Box<Sleep>>,
     /// Room for the request's body, until the provider has it.
@@ -93,6 +91,7 @@ impl Escalator {
             meter: plan.meter(offers.candidate(&plan)),
             answers: plan.answers(offers.candidate(&plan), self.env.clock.now_ms()),
             first_event: None,
+            unwritten: None,
             revoked: Box::pin(registration.revoked.clone().cancelled_owned()),
             stop: Box::pin(self.stop.clone().cancelled_owned()),
             deadline: held.at + total,
@@ -226,6 +225,9 @@ impl Flight<'_> {
                 if let Poll::Ready(ending) = self.poll_write(cx, &watch) {
                     return Poll::Ready(ending);
                 }
+                if let Some(heard) = self.unwritten.take() {
+                    self.escalator.metrics.travelled(heard.elapsed());
+                }
                 self.note_progress();
                 // Unless the write has made room, everything has been asked to wake this task.
                 if !was_full || !self.has_room() {
@@ -337,7 +339,11 @@ impl Flight<'_> {
             if self.log.next() != before {
                 let heard = Instant::now();
                 patience.heard(heard, self.first_event.is_none());
-                self.first_event.get_or_insert(heard);
+                self.unwritten = self.unwritten.or(Some(heard));
+                if self.first_event.is_none() {
+                    self.first_event = Some(heard);
+                    self.escalator.metrics.first_token(heard.duration_since(self.held.at));
+                }
             }
             if let Err(ending) = taken {
                 return Poll::Ready(ending);
@@ -368,32 +374,5 @@ impl Flight<'_> {
             Poll::Ready(Ok(())) => {}
         }
         Poll::Pending
-    }
-
-    /// How far the answer has come, as far as it is metered.
-    pub(super) fn progress(&self) -> Progress {
-        Progress {
-            events: self.log.next(),
-            output_bytes: self.meter.output_bytes(),
-            told_input: self.meter.told_input(),
-            offer: u8::try_from(self.offers.number()).unwrap_or(u8::MAX),
-        }
-    }
-
-    /// After the write: nobody waits for a note.
-    fn note_progress(&mut self) {
-        if self.log.next() == self.held.guard.progress().events {
-            return;
-        }
-        let now = Instant::now();
-        if now.duration_since(self.progress_noted) >= PROGRESS_EVERY {
-            self.progress_noted = now;
-            self.meter.catch_up();
-            let progress = self.progress();
-            self.held.guard.note(progress);
-            if let Err(error) = self.held.tenant.journal.append(self.held.guard.request_id, progress) {
-                self.span.in_scope(|| debug!(%error, "cannot note the progress"));
-            }
-        }
     }
 }

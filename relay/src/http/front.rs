@@ -150,6 +150,7 @@ impl Connection {
 
     /// What every answer has.
     fn finished(&self, mut response: Response, cors: Vec<(HeaderName, HeaderValue)>, count: Count) -> Response {
+        self.front.http.shared.escalator.metrics.answered_over_http(response.status().as_u16());
         let headers = response.headers_mut();
         headers.extend(cors);
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

@@ -36,7 +36,7 @@ mod sync_shapes;
 mod tls;
 
 pub(crate) use listener::HttpListener;
-pub(crate) use tls::Certificates;
+pub(crate) use tls::{Accepts, Certificates};
 
 /// Why there is no HTTP side.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +65,7 @@ use tokio_util::sync::CancellationToken;
 /// A configuration that is ready to be in force.
 pub(crate) struct Next {
     config: config::Http,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Accepts>,
     issuers: Option<(Tokens, Vec<config::Issuer>)>,
 }
 
@@ -75,7 +75,7 @@ pub(crate) struct Http {
     access: Access,
     config: RwLock<Arc<config::Http>>,
     /// What new connections are shown; `None`: the port is plain.
-    tls: RwLock<Option<TlsAcceptor>>,
+    tls: RwLock<Option<Accepts>>,
     certificates: Certificates,
     /// Places for events of strangers.
     hooks: Semaphore,
@@ -109,10 +109,15 @@ impl Http {
     }
 
     fn tls(&self) -> Option<TlsAcceptor> {
-        self.tls.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.tls.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|accepts| accepts.acceptor.clone())
     }
 
-    fn show(&self, tls: Option<TlsAcceptor>) {
+    /// When the certificate ends that it shows, milliseconds since 1970.
+    pub(crate) fn certificate_ends_ms(&self) -> Option<u64> {
+        self.tls.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|accepts| accepts.ends_ms)
+    }
+
+    fn show(&self, tls: Option<Accepts>) {
         *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
     }
 

@@ -4,10 +4,10 @@ use super::Http;
 use super::jwt::stamp;
 use crate::config::HttpTls;
 use belay_certs::ca::Authority;
+use belay_certs::identity::ends_ms;
 use belay_certs::tls::Time;
 use belay_certs::{CertError, issue, tls};
 use belay_transport::env::Env;
-use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt;
@@ -54,14 +54,21 @@ impl fmt::Debug for Certificates {
 
 impl Certificates {
     /// What connections are accepted with; `None`: they are plain.
-    pub(super) fn acceptor(&self, wanted: &HttpTls) -> Result<Option<TlsAcceptor>, TlsError> {
-        Ok(self.config(wanted)?.map(TlsAcceptor::from))
-    }
-
-    fn config(&self, wanted: &HttpTls) -> Result<Option<Arc<ServerConfig>>, TlsError> {
+    pub(super) fn acceptor(&self, wanted: &HttpTls) -> Result<Option<Accepts>, TlsError> {
         let Self { authority, env, time } = self;
-        server_config(wanted, authority, env, Arc::clone(time))
+        let Some((chain, key)) = chain(wanted, authority, env)? else { return Ok(None) };
+        let ends_ms = chain.first().and_then(|own| ends_ms(own)).unwrap_or(0);
+        let config = Arc::new(tls::web(chain, key, &ALPN, Arc::clone(time))?);
+        Ok(Some(Accepts { acceptor: TlsAcceptor::from(config), ends_ms }))
     }
+}
+
+/// What connections are accepted with.
+#[derive(Clone)]
+pub(crate) struct Accepts {
+    pub(super) acceptor: TlsAcceptor,
+    /// When its certificate ends, milliseconds since 1970.
+    pub(super) ends_ms: u64,
 }
 
 /// Files of the operator's are looked at so often.
@@ -104,13 +111,11 @@ fn stamps(tls: &HttpTls) -> Option<[Option<(SystemTime, u64)>; 2]> {
     }
 }
 
-fn server_config(
-    wanted: &HttpTls,
-    authority: &Authority,
-    env: &Env,
-    time: Time,
-) -> Result<Option<Arc<ServerConfig>>, TlsError> {
-    let (chain, key) = match wanted {
+/// A certificate with those that vouch for it, and its key.
+type Chain = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn chain(wanted: &HttpTls, authority: &Authority, env: &Env) -> Result<Option<Chain>, TlsError> {
+    Ok(Some(match wanted {
         HttpTls::Off => return Ok(None),
         HttpTls::Files { cert, key } => {
             let file = |path: &PathBuf, error: rustls::pki_types::pem::Error| TlsError::File {
@@ -129,6 +134,5 @@ fn server_config(
             let (own, key) = issue::server(authority, &names, env.random.bytes(), env.clock.now_ms())?;
             (vec![own, authority.certificate().clone()], key)
         }
-    };
-    Ok(Some(Arc::new(tls::web(chain, key, &ALPN, time)?)))
+    }))
 }

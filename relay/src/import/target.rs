@@ -4,6 +4,7 @@ use super::ImportError;
 use crate::blobs::Blobs;
 use crate::blobs::disk::SystemDisk;
 use crate::config::Config;
+use crate::ops::metrics::SyncMetrics;
 use crate::secrets::MasterKey;
 use crate::store::books::Books;
 use crate::store::executor::{CENTRAL, Store, StoreConfig};
@@ -89,7 +90,7 @@ impl Target {
             .map_err(|error| failed("the master key cannot be used", &error))?;
         let books = Books::new(store.clone(), Arc::clone(&env.clock), &master, config.billing.free_allowance);
         let blobs = Blobs::new(Arc::new(SystemDisk), env.random.clone(), false);
-        let sync = Sync::new(store.clone(), blobs, Arc::clone(&env.clock), config.limits.sync);
+        let sync = Sync::new(store.clone(), blobs, Arc::clone(&env.clock), config.limits.sync, SyncMetrics::default());
         let state = State { store, books, sync, _lock: Arc::new(lock) };
         Ok(Self { state: Some(state), ..Self::nowhere(config, env) })
     }

@@ -3,6 +3,7 @@
 pub mod files;
 pub mod log;
 pub mod memory;
+pub mod metrics;
 pub mod rate;
 pub mod service;
 pub mod vitals;

@@ -15,6 +15,7 @@ use super::StoreError;
 use super::readers::{self, Readers};
 use super::schema::{self, Durability, Kind};
 use super::watch::Watchers;
+use crate::ops::metrics::StoreMetrics;
 use belay_protocol::id::TenantId;
 use rusqlite::Connection;
 use std::collections::{HashMap, VecDeque};
@@ -77,6 +78,7 @@ struct Inner {
     mode: Mode,
     commits: Arc<AtomicU64>,
     watchers: Arc<Watchers>,
+    metrics: StoreMetrics,
 }
 
 enum Mode {
@@ -148,12 +150,20 @@ impl Store {
     /// Starts the workers. Files are made when they are first used.
     #[must_use]
     pub fn start(config: &StoreConfig) -> Self {
+        Self::start_with(config, StoreMetrics::default())
+    }
+
+    /// The same, and tells how it does.
+    #[must_use]
+    pub fn start_with(config: &StoreConfig, metrics: StoreMetrics) -> Self {
         let (commits, watchers) = (Arc::<AtomicU64>::default(), Arc::<Watchers>::default());
         let worker = || Worker {
             config: config.clone(),
             open: HashMap::new(),
             commits: Arc::clone(&commits),
             watchers: Arc::clone(&watchers),
+            metrics: metrics.clone(),
+            wal_bytes: 0,
             commits_since_look: 0,
         };
         let mode = if config.threads == 0 {
@@ -175,7 +185,7 @@ impl Store {
             }
             Mode::Threads { senders, threads: Mutex::new(threads), readers: Readers::start() }
         };
-        Self { inner: Arc::new(Inner { dir: config.dir.clone(), mode, commits, watchers }) }
+        Self { inner: Arc::new(Inner { dir: config.dir.clone(), mode, commits, watchers, metrics }) }
     }
 
     /// Commits since the start; commands that wait together share one.
@@ -198,6 +208,7 @@ impl Store {
         let command = Box::new(Typed { run: command, result: None, sender: Some(sender) });
         match &self.inner.mode {
             Mode::Threads { senders, .. } => {
+                self.inner.metrics.queued.inc();
                 // A worker that has gone drops the command, and with it the sender of its reply.
                 let _ = senders[worker_index(&db, senders.len())].send(Job::Run { db, command });
             }
@@ -331,6 +342,9 @@ struct Worker {
     open: HashMap<Db, Open>,
     commits: Arc<AtomicU64>,
     watchers: Arc<Watchers>,
+    metrics: StoreMetrics,
+    /// Of its logs, as it saw them last.
+    wal_bytes: i64,
     commits_since_look: u32,
 }
 
@@ -356,7 +370,8 @@ impl Worker {
             waiting.take(first);
             waiting.take_all(jobs);
             while let Some((db, group)) = waiting.groups.pop_front() {
-                self.run_batch(&db, group, || waiting.more(&db, jobs));
+                let done = self.run_batch(&db, group, || waiting.more(&db, jobs));
+                self.metrics.queued.dec_by(done);
             }
             let stop = waiting.stop;
             self.commits_since_look += 1;
@@ -371,7 +386,14 @@ impl Worker {
         self.close_all();
     }
 
-    fn run_batch(&mut self, db: &Db, mut group: Vec<Box<dyn Command>>, more: impl FnMut() -> Vec<Box<dyn Command>>) {
+    /// How many commands that were.
+    fn run_batch(
+        &mut self,
+        db: &Db,
+        mut group: Vec<Box<dyn Command>>,
+        more: impl FnMut() -> Vec<Box<dyn Command>>,
+    ) -> i64 {
+        let began = Instant::now();
         let watchers = Arc::clone(&self.watchers);
         let committed = match self.connection(db) {
             Ok(connection) => transact(connection, &mut group, more).inspect(|()| {
@@ -389,9 +411,14 @@ impl Worker {
             }
             error
         });
+        let done = i64::try_from(group.len()).unwrap_or(i64::MAX);
         for command in group {
             command.reply(committed.clone());
         }
+        // Nobody waits for these.
+        self.metrics.batch.observe(done as f64);
+        self.metrics.commit.observe(began.elapsed().as_secs_f64());
+        done
     }
 
     fn connection(&mut self, db: &Db) -> Result<&Connection, StoreError> {
@@ -424,12 +451,18 @@ impl Worker {
 
     /// Moves large write-ahead logs into their databases.
     fn checkpoint_large(&mut self, above: u64) {
+        let mut left = 0;
         for open in self.open.values() {
             let wal = open.path.with_extension("db-wal");
-            if std::fs::metadata(&wal).is_ok_and(|meta| meta.len() > above) {
+            let len = std::fs::metadata(&wal).map_or(0, |meta| meta.len());
+            if len > above {
                 checkpoint(&open.connection, "TRUNCATE");
+            } else {
+                left += i64::try_from(len).unwrap_or(0);
             }
         }
+        self.metrics.wal.inc_by(left - self.wal_bytes);
+        self.wal_bytes = left;
     }
 
     fn close_idle(&mut self, look: bool) {

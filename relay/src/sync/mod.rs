@@ -9,6 +9,7 @@ mod uploads;
 
 use self::uploads::Uploads;
 use crate::blobs::{BlobError, Blobs};
+use crate::ops::metrics::SyncMetrics;
 use crate::store::executor::{Db, Store};
 use crate::store::sync::feed::{self, Page};
 use crate::store::sync::push::{Push, Pushed, Source, push};
@@ -71,14 +72,15 @@ pub struct Sync {
     clock: Arc<dyn Clock>,
     /// What a tenant's items may take, in bytes.
     quota: Arc<AtomicU64>,
+    metrics: SyncMetrics,
     uploads: Uploads,
 }
 
 impl Sync {
     /// Items in that store, bytes in those blobs; a tenant's may take `quota` bytes.
     #[must_use]
-    pub fn new(store: Store, blobs: Blobs, clock: Arc<dyn Clock>, quota: u64) -> Self {
-        Self { store, blobs, clock, quota: Arc::new(AtomicU64::new(quota)), uploads: Uploads::default() }
+    pub fn new(store: Store, blobs: Blobs, clock: Arc<dyn Clock>, quota: u64, metrics: SyncMetrics) -> Self {
+        Self { store, blobs, clock, quota: Arc::new(AtomicU64::new(quota)), metrics, uploads: Uploads::default() }
     }
 
     /// Another quota from now on.
@@ -126,6 +128,13 @@ impl Sync {
         };
         let done = revisions.into_iter().zip(&told).filter(|(_, told)| told.is_ok());
         done.for_each(|(revision, _)| self.uploads.forget(tenant, revision));
+        for told in &told {
+            let became = match told {
+                Ok(pushed) => pushed.outcome.name(),
+                Err(_) => "refused",
+            };
+            self.metrics.pushes.get_or_create(&[("result", became)]).inc();
+        }
         let mut told = told.into_iter();
         answers.into_iter().filter_map(|answer| answer.or_else(|| told.next())).collect()
     }
@@ -240,6 +249,7 @@ impl Sync {
         had_beginning: bool,
     ) -> Result<(), SyncError> {
         let dir = self.store.tenant_dir(tenant);
+        let len = bytes.len() as u64;
         let kept = self.blobs.keep(&dir, part, encoding, bytes).await;
         if had_beginning {
             // Whether it fits or not, it has done its duty.
@@ -252,6 +262,7 @@ impl Sync {
             self.blobs.remove(&dir, vec![file]).await?;
         }
         stored?;
+        self.metrics.bytes.get_or_create(&[("direction", "up")]).inc_by(len);
         Ok(())
     }
 
@@ -261,6 +272,7 @@ impl Sync {
         let found = self.run(tenant, move |connection| sync::chunk(connection, digest)).await?;
         let chunk = found.ok_or(SyncError::Refused(Refusal::NotFound("part")))?;
         let bytes = self.blobs.read(&dir, &chunk).await?;
+        self.metrics.bytes.get_or_create(&[("direction", "down")]).inc_by(bytes.len() as u64);
         Ok((chunk, bytes))
     }
 

@@ -12,6 +12,7 @@ use belay_protocol::message::{
     Encoding, Failed, FailureCode, PushOutcome, SyncChange, SyncContent, SyncGot, SyncPage, SyncPush, SyncPushed,
 };
 use belay_relay::blobs::Blobs;
+use belay_relay::ops::metrics::SyncMetrics;
 use belay_relay::store::executor::{Store, StoreConfig};
 use belay_relay::store::schema::Durability;
 use belay_relay::store::sync::Content as StoredContent;
@@ -37,7 +38,7 @@ impl SimRelay {
         let (durability, idle_close) = (Durability::None, Duration::from_secs(3600));
         let store = Store::start(&StoreConfig { dir: dir.to_owned(), threads: 0, durability, idle_close, max_open: 4 });
         let blobs = Blobs::new(disk.clone(), Random::from_seed(seed), true);
-        let sync = Sync::new(store.clone(), blobs, clock.clone(), QUOTA);
+        let sync = Sync::new(store.clone(), blobs, clock.clone(), QUOTA, SyncMetrics::default());
         Self { sync, store, disk, clock, dir: dir.to_owned(), tenant: "acme".parse().unwrap() }
     }
 
