@@ -10,6 +10,7 @@
 pub mod admin;
 mod admission;
 pub mod api_keys;
+pub mod backup;
 pub mod blobs;
 pub mod config;
 mod connection;

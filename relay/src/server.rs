@@ -6,6 +6,7 @@ mod setup;
 pub(crate) use self::setup::record_prices;
 
 use self::setup::{endpoint_keys, keep_shown, quic_config, shown, store_config, strangers, tls_config};
+use crate::admin::copies::copies_dir;
 use crate::admin::service::AdminService;
 use crate::blobs::Blobs;
 use crate::blobs::disk::{Disk, SystemDisk};
@@ -135,6 +136,8 @@ impl Relay {
         let config = Arc::new(config);
         file::create_private_dir(&config.state_dir)?;
         let lock = StateLock::acquire(&config.state_dir)?;
+        // Copies that nobody took away.
+        let _ = std::fs::remove_dir_all(copies_dir(&config.state_dir));
         let now_ms = env.clock.now_ms();
         // Books and keys that are there were sealed under a key that must be there, too.
         let is_new = !config.state_dir.join(CENTRAL).exists();

@@ -3,6 +3,7 @@
 
 mod access;
 mod background;
+mod backup;
 mod billing;
 mod blobs;
 mod books;

@@ -30,6 +30,9 @@ pub enum ClientError {
     Answer(String),
 }
 
+/// How long a copy of a large database may take.
+const LONG: Duration = Duration::from_secs(3600);
+
 /// A connection to the admin socket of a state directory.
 #[derive(Debug)]
 pub struct AdminClient {
@@ -58,6 +61,13 @@ impl AdminClient {
     pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.to_string()))?;
         self.send(self.http.post(url(path)).header("content-type", "application/json").body(body)).await
+    }
+
+    /// Does something that may take long.
+    pub async fn post_long<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.to_string()))?;
+        let request = self.http.post(url(path)).header("content-type", "application/json").body(body);
+        self.send(request.timeout(LONG)).await
     }
 
     async fn send<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, ClientError> {

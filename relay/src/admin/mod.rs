@@ -3,6 +3,7 @@
 
 mod budgets;
 pub mod client;
+pub(crate) mod copies;
 mod glance;
 pub mod http;
 pub mod info;

@@ -24,7 +24,7 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 /// Directory of pieces, in a tenant's.
-const DIR: &str = "blobs";
+pub(crate) const DIR: &str = "blobs";
 /// Names of files that are not pieces yet.
 const TEMPORARY: &str = ".new";
 /// Names of beginnings of pieces.

@@ -1,6 +1,7 @@
 //! Exit codes, and how an error is shown.
 
 use belay_relay::admin::client::ClientError;
+use belay_relay::backup::BackupError;
 use belay_relay::config::ConfigError;
 use belay_relay::store::lock::LockError;
 use belay_relay::{StartError, store::StoreError};
@@ -21,6 +22,9 @@ const REFUSED: u8 = 77;
 fn code(error: &anyhow::Error) -> u8 {
     if error.is::<ConfigError>() {
         return BAD_CONFIG;
+    }
+    if let Some(BackupError::Refused(_)) = error.downcast_ref::<BackupError>() {
+        return REFUSED;
     }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::NotRunning { .. }) => return NOT_RUNNING,

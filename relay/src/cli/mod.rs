@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "a command line prints")]
 
 mod admin;
+mod backup;
 mod config;
 mod exit;
 mod import;
@@ -90,6 +91,17 @@ enum Command {
         after_help = "Examples:\n  belayd maintenance --for 30 --reason \"new disk\"\n  belayd maintenance --off"
     )]
     Maintenance(admin::MaintenanceArgs),
+    /// Copy everything that the relay remembers into a directory, while it runs or not
+    #[command(after_help = "Example:\n  belayd backup /var/backups/belayd")]
+    Backup(backup::BackupArgs),
+    /// Prove that a backup can be read and that its books add up
+    #[command(after_help = "Example:\n  belayd verify-backup /var/backups/belayd")]
+    VerifyBackup(backup::BackupArgs),
+    /// Bring a node back where none is, or one tenant whose book is lost; the relay must not run
+    #[command(
+        after_help = "Examples:\n  belayd restore /var/backups/belayd\n  belayd restore /var/backups/belayd --tenant acme"
+    )]
+    Restore(backup::RestoreArgs),
     /// Put the configuration in force as it is written now, without a restart
     #[command(after_help = "Example:\n  belayd reload --config /etc/belayd/belayd.toml")]
     Reload,
@@ -139,6 +151,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Ledger(command) => runtime()?.block_on(ledger::run(&global, command)),
         Command::Import(args) => runtime()?.block_on(import::import(&global, args)),
         Command::Maintenance(args) => runtime()?.block_on(admin::maintenance(&global, args)),
+        Command::Backup(args) => runtime()?.block_on(backup::backup(&global, args)),
+        Command::VerifyBackup(args) => backup::verify(&global, &args),
+        Command::Restore(args) => runtime()?.block_on(backup::restore(&global, args)),
         Command::Reload => runtime()?.block_on(admin::reload(&global)),
         Command::Status => runtime()?.block_on(admin::status(&global)),
     }

@@ -18,7 +18,7 @@ use crate::store::ledger::seal::{SealKey, seal};
 use crate::store::ledger::standing::{Summary, Terms, set_terms, summary};
 use crate::store::ledger::usage::{self, Group, Grouping, Totals};
 use crate::store::ledger::verify::{Report, verify};
-use crate::store::ledger::{credits, hold, statement};
+use crate::store::ledger::{credits, hold, restored, statement};
 use belay_protocol::calendar;
 use belay_protocol::id::{RequestId, TenantId};
 use belay_protocol::message::UsageLine;
@@ -269,9 +269,11 @@ impl Books {
         });
         let (mut handed, newest) = handed.await?;
         // What is settled meanwhile is in both. What central has, and a killed process had not noted, waits no more.
-        let sums =
-            move |connection: &Connection| Ok((usage::all_time(connection)?, outbox::totals(connection, newest)?));
-        let (own, waiting) = self.run(tenant, sums).await?;
+        let sums = move |connection: &Connection| {
+            Ok((usage::all_time(connection)?, outbox::totals(connection, newest)?, restored::total(connection)?))
+        };
+        let (mut own, waiting, restored) = self.run(tenant, sums).await?;
+        own.add(&restored);
         handed.add(&waiting);
         if handed != own {
             report.problems.push(format!(

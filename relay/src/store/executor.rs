@@ -12,6 +12,7 @@
 //! are never more commands in it than running operations.
 
 use super::StoreError;
+use super::copy;
 use super::readers::{self, Readers};
 use super::schema::{self, Durability, Kind};
 use super::watch::Watchers;
@@ -25,14 +26,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 
 /// The relay-wide database, in the state directory.
 pub const CENTRAL: &str = "central.db";
 /// A tenant's database, in its directory.
-const BOOK: &str = "tenant.db";
+pub const BOOK: &str = "tenant.db";
+/// Files that were written so long ago look different after another write.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// The most commands that share a commit.
 const MAX_BATCH: usize = 256;
@@ -251,6 +254,45 @@ impl Store {
         }
     }
 
+    /// Copies a database into a new file, as it is at one moment; its worker goes on meanwhile.
+    pub async fn copy(&self, db: &Db, to: PathBuf) -> Result<(), StoreError> {
+        // So that the file is there, with the newest schema.
+        self.run(db.clone(), |_| Ok::<_, StoreError>(())).await?;
+        let from = self.path(db);
+        let Mode::Threads { readers, .. } = &self.inner.mode else { return copy::copy(&from, &to) };
+        let (sender, receiver) = oneshot::channel();
+        readers.run(Box::new(move || {
+            // Whoever asked may have gone.
+            let _ = sender.send(copy::copy(&from, &to));
+        }));
+        receiver.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// What tells one state of a database's files from another. `None`: they were written so lately that the next write
+    /// may look the same.
+    #[must_use]
+    pub fn stamp(&self, db: &Db) -> Option<String> {
+        let path = self.path(db);
+        let mut stamp = String::new();
+        for path in [path.clone(), path.with_extension("db-wal")] {
+            let Ok(meta) = std::fs::metadata(path) else { continue };
+            let age = meta.modified().ok()?.elapsed().ok()?;
+            if age < SETTLED {
+                return None;
+            }
+            let written = meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos();
+            stamp += &format!("{written}-{} ", meta.len());
+        }
+        Some(stamp)
+    }
+
+    fn path(&self, db: &Db) -> PathBuf {
+        match db {
+            Db::Central => self.inner.dir.join(CENTRAL),
+            Db::Tenant(tenant) => self.tenant_dir(tenant).join(BOOK),
+        }
+    }
+
     /// Follows the number of the last change of a tenant's items, from the next commit on.
     #[must_use]
     pub fn watch(&self, tenant: &TenantId) -> watch::Receiver<u64> {
@@ -283,11 +325,7 @@ impl Store {
     /// Whether a database is there already.
     #[must_use]
     pub fn has(&self, db: &Db) -> bool {
-        let path = match db {
-            Db::Central => self.inner.dir.join(CENTRAL),
-            Db::Tenant(tenant) => self.tenant_dir(tenant).join(BOOK),
-        };
-        path.exists()
+        self.path(db).exists()
     }
 
     /// Finishes what is queued, checkpoints and closes every file. Blocks; later commands get

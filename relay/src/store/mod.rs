@@ -9,6 +9,7 @@
 
 pub mod books;
 pub mod central;
+pub mod copy;
 pub(crate) mod daily;
 pub mod executor;
 pub mod journal;

@@ -35,6 +35,7 @@ const TENANT: &[M<'static>] = &[
     M::up(include_str!("schema/sessions.sql")),
     M::up(include_str!("schema/sync.sql")),
     M::up(include_str!("schema/import_tenant.sql")),
+    M::up(include_str!("schema/restored.sql")),
 ];
 
 static CENTRAL_MIGRATIONS: LazyLock<Migrations<'static>> = LazyLock::new(|| Migrations::from_slice(CENTRAL));

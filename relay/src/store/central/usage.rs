@@ -63,6 +63,12 @@ pub fn set_sealed(connection: &Connection, tenant: &TenantId, entry: i64) -> Res
     Ok(())
 }
 
+/// A book came back from a backup that is sealed up to there.
+pub fn sealed_again(connection: &Connection, tenant: &TenantId, entry: i64) -> Result<(), StoreError> {
+    connection.execute("UPDATE tenant SET sealed = ?2 WHERE id = ?1", params![tenant.as_str(), entry])?;
+    Ok(())
+}
+
 /// How far it is sealed; 0 if nothing is known.
 pub fn sealed(connection: &Connection, tenant: &TenantId) -> Result<i64, StoreError> {
     let found = connection

@@ -26,6 +26,7 @@ pub mod rates;
 pub mod record;
 pub mod recover;
 pub mod request;
+pub mod restored;
 pub mod seal;
 pub mod settle;
 pub mod standing;

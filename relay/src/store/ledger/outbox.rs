@@ -116,6 +116,12 @@ pub fn begin_epoch(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The same, after a life that central has seen.
+pub(super) fn begin_epoch_after(connection: &Connection, seen: i64) -> Result<(), StoreError> {
+    connection.execute("UPDATE tenant SET epoch = max(epoch, ?1) + 1", [seen])?;
+    Ok(())
+}
+
 /// What waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Pending {

@@ -1,0 +1,117 @@
+//! Bringing a backup back: a whole node where none is, or the book of one tenant where it is lost.
+//!
+//! A ledger that can be read is never rewound: what was charged since is only there. What is brought back begins an epoch
+//! of its own, so that neither central takes its next usage for what it knows, nor devices their files for what was
+//! deleted.
+
+use super::{BackupError, Book, Manifest, copy_file, tenant_dir};
+use crate::blobs::DIR;
+use crate::store::copy::{begin_anew, is_sound};
+use crate::store::executor::{BOOK, CENTRAL};
+use crate::store::ledger::usage::Totals;
+use crate::store::schema::Kind;
+use belay_certs::file::create_private_dir;
+use belay_protocol::id::TenantId;
+use serde::Serialize;
+use std::path::Path;
+
+/// Brings a whole node back into a state directory that holds none. Its lock is held by the caller. Errors: there is one,
+/// or the key that its books are sealed under is nowhere.
+pub fn node(
+    dir: &Path,
+    manifest: &Manifest,
+    state: &Path,
+    master_key: &Path,
+    now_ms: u64,
+) -> Result<Vec<Restored>, BackupError> {
+    if state.join(CENTRAL).exists() {
+        return Err(BackupError::Refused(format!(
+            "{} holds a relay's state; move it away, or bring one tenant back: belayd restore --tenant NAME",
+            state.display()
+        )));
+    }
+    if !manifest.has_master_key() && !master_key.exists() {
+        return Err(BackupError::Refused(format!(
+            "the master key is not in the backup, and {} is missing: bring it back first",
+            master_key.display()
+        )));
+    }
+    for name in manifest.files.keys() {
+        // The configured place of the master key is where it is looked for.
+        let to = if name == "master.key" { master_key.to_owned() } else { state.join(name) };
+        if !to.exists() {
+            copy_file(&dir.join(name), &to)?;
+        }
+    }
+    let central = dir.join(&manifest.central.file);
+    let books = manifest.tenants.iter();
+    let restored =
+        books.map(|(tenant, book)| place(dir, tenant, book, (state, &central), now_ms)).collect::<Result<_, _>>()?;
+    // Central last: with it, the state is there.
+    copy_file(&central, &state.join(CENTRAL))?;
+    Ok(restored)
+}
+
+/// Brings one tenant's book and content back. The lock of the state directory is held by the caller. Errors: its book can
+/// be read, the backup has none, or the relay does not know the tenant.
+pub fn tenant(
+    dir: &Path,
+    manifest: &Manifest,
+    state: &Path,
+    tenant: &TenantId,
+    now_ms: u64,
+) -> Result<Restored, BackupError> {
+    let Some(book) = manifest.tenants.get(tenant) else {
+        return Err(BackupError::Refused(format!("the backup has no tenant {tenant}")));
+    };
+    let path = tenant_dir(state, tenant).join(BOOK);
+    if is_sound(&path, Kind::Tenant) {
+        return Err(BackupError::Refused(format!(
+            "the book of {tenant} can be read, and a restore would take back what was charged since. Single items come \
+             back by: belay sync restore, belay sessions list --deleted"
+        )));
+    }
+    for extension in ["db", "db-wal", "db-shm"] {
+        let damaged = path.with_extension(extension);
+        if damaged.exists() {
+            let aside = path.with_extension(format!("{extension}.damaged-{now_ms}"));
+            std::fs::rename(&damaged, &aside).map_err(BackupError::file("move away", &damaged))?;
+        }
+    }
+    place(dir, tenant, book, (state, &state.join(CENTRAL)), now_ms)
+}
+
+/// A book that came back.
+#[derive(Debug, Clone, Serialize)]
+pub struct Restored {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Usage that central knows and the book does not: its cost was taken off the balance.
+    pub lost: Totals,
+    /// Up to which entry it is sealed.
+    #[serde(skip)]
+    pub sealed: i64,
+}
+
+fn place(
+    dir: &Path,
+    tenant: &TenantId,
+    book: &Book,
+    (state, central): (&Path, &Path),
+    now_ms: u64,
+) -> Result<Restored, BackupError> {
+    let (from, to) = (tenant_dir(dir, tenant), tenant_dir(state, tenant));
+    create_private_dir(&to)?;
+    for piece in &book.pieces {
+        let target = to.join(DIR).join(piece);
+        if !target.exists() {
+            copy_file(&from.join(DIR).join(piece), &target)?;
+        }
+    }
+    // It has its new epoch before it is there.
+    let (coming, there) = (to.join("restoring.db"), to.join(BOOK));
+    copy_file(&dir.join(&book.database.file), &coming)?;
+    let (lost, sealed) = begin_anew(&coming, central, tenant, now_ms)?;
+    std::fs::rename(&coming, &there).map_err(BackupError::file("write", &there))?;
+    Ok(Restored { tenant: tenant.clone(), lost, sealed })
+}

@@ -1,0 +1,99 @@
+//! Copies of databases as they stand, while their owner goes on writing; and looks at copies, which change nothing.
+
+use super::StoreError;
+use super::central;
+use super::ledger::restored::{catch_up, sealed};
+use super::ledger::seal::SealKey;
+use super::ledger::usage::Totals;
+use super::ledger::verify::{Report, verify};
+use super::schema::{self, Durability, Kind};
+use super::sync::Chunk;
+use belay_protocol::id::TenantId;
+use belay_protocol::item::{Digest, Part};
+use belay_protocol::message::Encoding;
+use rusqlite::backup::Backup;
+use rusqlite::{Connection, OpenFlags};
+use std::path::Path;
+
+/// Copies a database into a new file, as it is at one moment. Errors: `Failed`.
+pub fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
+    let failed = |error: rusqlite::Error| StoreError::Failed { operation: "copy a database", why: error.to_string() };
+    // Not read-only: a reader of a write-ahead log takes its part in keeping the log's index.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let source = Connection::open_with_flags(from, flags).map_err(failed)?;
+    source.pragma_update(None, "query_only", true).map_err(failed)?;
+    source.busy_timeout(std::time::Duration::from_secs(5)).map_err(failed)?;
+    let mut target = Connection::open(to).map_err(failed)?;
+    // All pages in one step, so of one moment.
+    Backup::new(&source, &mut target).and_then(|backup| backup.step(-1)).map_err(failed)?;
+    // One file, that needs no log beside it.
+    target.pragma_update(None, "journal_mode", "delete").map_err(failed)?;
+    target.close().map_err(|(_, error)| failed(error))?;
+    std::fs::File::open(to)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| StoreError::Failed { operation: "copy a database", why: error.to_string() })
+}
+
+/// A copy, to be read and nothing else.
+pub fn open(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Ok(Connection::open_with_flags(path, flags)?)
+}
+
+/// What SQLite finds wrong with a database; empty: nothing.
+pub fn damage(connection: &Connection) -> Result<Vec<String>, StoreError> {
+    let mut statement = connection.prepare("PRAGMA integrity_check")?;
+    let mut found: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    found.retain(|line| line != "ok");
+    Ok(found)
+}
+
+/// The check of a copied book, beside a copy of central that is as old or younger; without the key, its seals are not
+/// looked at.
+pub fn verify_book(
+    book: &Connection,
+    of_all: &Connection,
+    tenant: &TenantId,
+    seal: Option<&SealKey>,
+) -> Result<Report, StoreError> {
+    let sealed = if seal.is_some() { central::usage::sealed(of_all, tenant)? } else { 0 };
+    verify(book, seal.map(|key| (tenant, key)), sealed)
+}
+
+/// Makes a copied book one that is to be used: it catches up with what central knows of it, and begins a new epoch.
+/// Returns what it has lost, and up to which entry it is sealed.
+pub fn begin_anew(path: &Path, central: &Path, tenant: &TenantId, now_ms: u64) -> Result<(Totals, i64), StoreError> {
+    let mut book = schema::open(path, Kind::Tenant, Durability::Full)?;
+    let transaction = book.transaction()?;
+    let begun = (catch_up(&transaction, &open(central)?, tenant, now_ms)?, sealed(&transaction)?);
+    transaction.commit()?;
+    book.pragma_update(None, "journal_mode", "delete")?;
+    book.close().map_err(|(_, error)| StoreError::from(error))?;
+    Ok(begun)
+}
+
+/// The pieces of content that a book names, and whether something needs them.
+pub fn chunks(connection: &Connection) -> Result<Vec<(Chunk, bool)>, StoreError> {
+    let mut statement =
+        connection.prepare("SELECT hash, size, encoding, file, refs > 0 FROM blob_chunk ORDER BY id")?;
+    let rows = statement.query_map([], |row| {
+        let part = Part { digest: Digest(row.get(0)?), size: row.get(1)? };
+        Ok((Chunk { part, encoding: Encoding(row.get(2)?), file: row.get(3)? }, row.get(4)?))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Whether a file is a database of that kind that can be read to its end.
+#[must_use]
+pub fn is_sound(path: &Path, kind: Kind) -> bool {
+    let table = match kind {
+        Kind::Central => "device",
+        Kind::Tenant => "transfer",
+    };
+    let sound = || -> Result<bool, StoreError> {
+        let connection = open(path)?;
+        connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |_| Ok(()))?;
+        Ok(damage(&connection)?.is_empty())
+    };
+    path.exists() && sound().unwrap_or(false)
+}
