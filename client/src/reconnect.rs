@@ -181,7 +181,9 @@ impl Keeper {
             }
             let (tunnel, streams) = Tunnel::open(&dialer, &target, way, hello, &is_committed).await?;
             // Nothing else works before.
-            if let Some(renewal) = dialer.renewal.as_ref().filter(|renewal| renewal.has_ended()) {
+            if let Some(renewal) =
+                dialer.renewal.as_ref().filter(|renewal| renewal.has_ended(tunnel.hello().relay_time_ms))
+            {
                 renewal.renew(&dialer, &tunnel).await?;
             }
             let control = Control::new(streams, &tunnel, tunnels, clock);

@@ -59,14 +59,14 @@ impl Renewal {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether the certificate has ended.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.now().1.ends_ms <= self.env.clock.now_ms()
+    /// Whether the certificate has ended, by this clock or by the relay's, which decides.
+    pub(crate) fn has_ended(&self, relay_ms: u64) -> bool {
+        self.now().1.ends_ms <= self.env.clock.now_ms().max(relay_ms)
     }
 
     /// Before a connection is made: shows what another process of this device has got meanwhile, if what is shown has ended.
     pub(crate) fn look(&self, dialer: &Dialer) -> Result<(), ClientError> {
-        if self.has_ended()
+        if self.has_ended(0)
             && let Some(newer) = self.on_disk(&self.now().0)?
         {
             self.show(dialer, newer)?;
@@ -90,7 +90,10 @@ impl Renewal {
             match renewed {
                 Ok(()) if self.now().1.due_ms > self.env.clock.now_ms() => again = AGAIN,
                 // The relay's clock and this one are far apart.
-                Ok(()) => sleep(AGAIN).await,
+                Ok(()) => {
+                    sleep(again).await;
+                    again = (again * 2).min(LOOK);
+                }
                 Err(error) => {
                     let ends_ms = self.now().1.ends_ms;
                     warn!(%error, ends_ms, "the device's certificate cannot be renewed yet");
@@ -106,11 +109,12 @@ impl Renewal {
     pub(crate) async fn renew(&self, dialer: &Dialer, tunnel: &Tunnel) -> Result<(), ClientError> {
         let _turn = self.turn.lock().await;
         let (known, Times { due_ms, .. }) = self.now();
-        if due_ms > self.env.clock.now_ms() {
+        let relay_ms = tunnel.hello().relay_time_ms;
+        if due_ms > self.env.clock.now_ms().max(relay_ms) {
             return Ok(());
         }
         // Over a tunnel that was made with one that has ended, only another one made over it helps.
-        if !self.has_ended()
+        if !self.has_ended(relay_ms)
             && let Some(newer) = self.on_disk(&known)?
         {
             return self.show(dialer, newer);

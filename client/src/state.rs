@@ -152,8 +152,9 @@ impl StateDir {
 
     /// Keeps a certificate that was renewed, unless this computer is somebody else by now.
     pub fn save_renewed(&self, identity: &Identity) -> Result<(), ClientError> {
-        let is_same = self.is_joined() && self.load()?.0.device == identity.device;
-        if !is_same {
+        // Somebody else's, or a younger one of another process, stays.
+        let stays = |known: &Identity| known.device != identity.device || known.expires_ms > identity.expires_ms;
+        if !self.is_joined() || stays(&self.load()?.0) {
             return Ok(());
         }
         Ok(file::write_private(&self.path.join(IDENTITY_FILE), &json(identity)?)?)

@@ -263,6 +263,7 @@ impl Link for ConnectionLink<'_> {
         let wanted = vitals::text_among(vitals::heartbeat::PREWARM, &heartbeat.extensions);
         let escalator = &self.shared.escalator;
         if let Some(model) = wanted
+            && *self.live.expires.borrow() > escalator.env.clock.now_ms()
             && self.live.may_prewarm(escalator.env.clock.now_ms())
         {
             let (escalator, tenant) = (Arc::clone(escalator), self.live.tenant.clone());

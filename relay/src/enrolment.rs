@@ -3,6 +3,7 @@
 use crate::escalate::Flights;
 use crate::registry::Registry;
 use crate::store::StoreError;
+use crate::store::central::audit::{Deed, note};
 use crate::store::central::{self, EnrolmentOutcome};
 use crate::store::executor::{Db, Store};
 use belay_certs::ca::Authority;
@@ -108,11 +109,14 @@ impl Enrolment {
             .store
             .run(Db::Central, move |connection| {
                 let now_ms = enrolment.now_ms;
+                let label = enrolment.label.clone();
                 central::enrol(connection, &enrolment, |tenant, device| {
                     let issued =
                         csr.issue(&authority, tenant.as_str(), device.as_str(), serial, (now_ms, lifetime)).map_err(
                             |error| StoreError::Failed { operation: "sign a certificate", why: error.to_string() },
                         )?;
+                    let deed = Deed::of(format!("device:{device}"), "device.enrol", Some(tenant)).on(device.as_str());
+                    note(connection, &deed.with(&label), now_ms)?;
                     Ok((issued.certificate.to_vec(), issued.expires_ms))
                 })
             })
@@ -149,7 +153,13 @@ impl Enrolment {
             .issue(&self.authority, tenant.as_str(), device.as_str(), serial, (now_ms, self.lifetime))
             .map_err(|error| StoreError::Failed { operation: "sign a certificate", why: error.to_string() })?;
         let (named, expires_ms) = (device.clone(), issued.expires_ms);
-        self.store.run(Db::Central, move |connection| central::device_renewed(connection, &named, expires_ms)).await?;
+        let deed = Deed::of(format!("device:{device}"), "device.renew", Some(tenant)).on(device.as_str());
+        self.store
+            .run(Db::Central, move |connection| {
+                note(connection, &deed, now_ms)?;
+                central::device_renewed(connection, &named, expires_ms)
+            })
+            .await?;
         self.registry.renewed(device, expires_ms);
         Ok(RenewAnswer {
             certificate_der: issued.certificate.to_vec(),
@@ -184,6 +194,17 @@ impl Enrolment {
     pub async fn record_leaving(&self, device: &DeviceId, why: &str) -> Result<bool, StoreError> {
         let (id, why, now_ms) = (device.clone(), why.to_owned(), self.env.clock.now_ms());
         self.store.run(Db::Central, move |connection| central::revoke_device(connection, &id, &why, now_ms)).await
+    }
+
+    /// The same, asked for by the device itself.
+    pub async fn leave(&self, tenant: &TenantId, device: &DeviceId, why: &str) -> Result<bool, StoreError> {
+        let (id, why, now_ms) = (device.clone(), why.to_owned(), self.env.clock.now_ms());
+        let deed = Deed::of(format!("device:{device}"), "device.leave", Some(tenant)).on(device.as_str()).with(&why);
+        let left = move |connection: &_| {
+            note(connection, &deed, now_ms)?;
+            central::revoke_device(connection, &id, &why, now_ms)
+        };
+        self.store.run(Db::Central, left).await
     }
 
     /// Closes the tunnels of a revoked device.

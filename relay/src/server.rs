@@ -8,6 +8,7 @@ pub(crate) use self::setup::record_prices;
 use self::setup::{endpoint_keys, keep_shown, quic_config, shown, store_config, strangers, tls_config};
 use crate::admin::copies::copies_dir;
 use crate::admin::service::AdminService;
+use crate::backup::restore::RESTORING;
 use crate::blobs::Blobs;
 use crate::blobs::disk::{Disk, SystemDisk};
 use crate::config::{Config, HttpTls};
@@ -69,6 +70,12 @@ pub enum StartError {
     NoMasterKey {
         /// Where it should be.
         path: PathBuf,
+    },
+    /// A restore was broken off.
+    #[error("a restore into {} was broken off: finish it with belayd restore DIR", dir.display())]
+    Restoring {
+        /// Which state directory.
+        dir: PathBuf,
     },
     /// The address could not be bound.
     #[error("cannot listen on {address} ({protocol}){}", if *protocol == "TCP" { "; without TCP, clients whose UDP is blocked stay out: listen.tcp = false" } else { "" })]
@@ -136,6 +143,9 @@ impl Relay {
         let config = Arc::new(config);
         file::create_private_dir(&config.state_dir)?;
         let lock = StateLock::acquire(&config.state_dir)?;
+        if config.state_dir.join(RESTORING).exists() {
+            return Err(StartError::Restoring { dir: config.state_dir.clone() });
+        }
         // Copies that nobody took away.
         let _ = std::fs::remove_dir_all(copies_dir(&config.state_dir));
         let now_ms = env.clock.now_ms();

@@ -45,7 +45,7 @@ fn files(dir: &Path) -> BTreeSet<PathBuf> {
         let path = entry.unwrap().path();
         if path.is_dir() {
             all.extend(files(&path));
-        } else {
+        } else if !path.ends_with("lock") {
             all.insert(path);
         }
     }
@@ -194,11 +194,15 @@ fn what_is_wrong_with_a_backup_is_found() {
     relay.terminate().unwrap();
     // A relay that does not run has its files copied by the command itself.
     relay.run(&["backup", &at]).unwrap();
+    assert!(files(&dir).iter().all(|path| {
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions());
+        mode & 0o077 == 0
+    }));
     let whole: Vec<(PathBuf, Vec<u8>)> =
         files(&dir).into_iter().map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
     assert!(whole.iter().any(|(path, _)| path.display().to_string().contains("blobs/")), "{whole:?}");
-    let verify = || relay.command(&["verify-backup", &at]).unwrap();
-    code(&verify(), 0, "");
+    let verify = |relay: &Belayd| relay.command(&["verify-backup", &at]).unwrap();
+    code(&verify(&relay), 0, "");
     for (path, bytes) in &whole {
         // A byte in the middle, half of it, and nothing.
         let mut flipped = bytes.clone();
@@ -208,7 +212,7 @@ fn what_is_wrong_with_a_backup_is_found() {
                 Some(change) => std::fs::write(path, change).unwrap(),
                 None => std::fs::remove_file(path).unwrap(),
             }
-            let ran = verify();
+            let ran = verify(&relay);
             // The manifest's own bytes may change without changing what they say; then all else is as it was.
             if path.ends_with("backup.json") && change.is_some_and(|change| change.len() == bytes.len()) {
                 assert!(matches!(ran.code, Some(0 | 1)), "{}", ran.stderr);
@@ -218,7 +222,69 @@ fn what_is_wrong_with_a_backup_is_found() {
             std::fs::write(path, bytes).unwrap();
         }
     }
-    code(&verify(), 0, "");
+    code(&verify(&relay), 0, "");
+    // One that would write elsewhere is none.
+    let text = std::fs::read_to_string(dir.join("backup.json")).unwrap();
+    let piece = text
+        .lines()
+        .map(|line| line.trim().trim_matches([',', '"']))
+        .find(|line| line.len() > 64 && line.contains('-'))
+        .unwrap();
+    for (from, to) in [(piece, "../../../../elsewhere"), ("endpoint.keys", "../elsewhere"), ("central-", "../central-")]
+    {
+        std::fs::write(dir.join("backup.json"), text.replacen(from, to, 1)).unwrap();
+        let ran = verify(&relay);
+        assert!(
+            ran.code == Some(1) && ran.stderr.contains("no file of a backup"),
+            "{to}: {} {}",
+            ran.stdout,
+            ran.stderr
+        );
+    }
+    std::fs::write(dir.join("backup.json"), text).unwrap();
+    // What has rotted in a backup is copied anew by the next one.
+    let (copied, bytes) = whole.iter().find(|(path, _)| path.display().to_string().contains("/book-")).unwrap();
+    std::fs::write(copied, &bytes[..bytes.len() / 2]).unwrap();
+    code(&verify(&relay), 1, "");
+    relay.run(&["backup", &at]).unwrap();
+    code(&verify(&relay), 0, "");
+    let whole: Vec<(PathBuf, Vec<u8>)> =
+        files(&dir).into_iter().map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
+
+    // A book that is lost does not take the place of its copy, nor does one that was made in its place.
+    let state = relay.dir().join("state");
+    let book = state.join("tenants/acme/tenant.db");
+    let (aside, away) = (book.with_extension("away"), relay.dir().join("away"));
+    std::fs::rename(&book, &aside).unwrap();
+    assert_ne!(relay.command(&["backup", &at]).unwrap().code, Some(0));
+    code(&verify(&relay), 0, "");
+    relay.restart().unwrap();
+    assert_ne!(relay.command(&["tenant", "list"]).unwrap().code, Some(0), "a lost book is not made anew");
+    relay.terminate().unwrap();
+    std::fs::rename(&aside, &book).unwrap();
+    std::fs::rename(state.join("tenants/acme"), &away).unwrap();
+    relay.restart().unwrap();
+    relay.run(&["tenant", "list"]).unwrap();
+    code(&relay.command(&["backup", &at]).unwrap(), 77, "come less far");
+    code(&verify(&relay), 0, "");
+    relay.terminate().unwrap();
+    relay.run(&["restore", &at, "--tenant", "acme"]).unwrap();
+    std::fs::remove_dir_all(state.join("tenants/acme")).unwrap();
+    std::fs::rename(&away, state.join("tenants/acme")).unwrap();
+
+    // Where other things lie, nothing is taken away.
+    let other = relay.dir().join("other");
+    std::fs::create_dir_all(other.join("blobs")).unwrap();
+    std::fs::write(other.join("blobs/precious"), "precious").unwrap();
+    code(&relay.command(&["backup", other.to_str().unwrap()]).unwrap(), 77, "not empty");
+    for inside in [relay.dir().to_owned(), state.clone(), state.join("backup")] {
+        code(&relay.command(&["backup", inside.to_str().unwrap()]).unwrap(), 77, "must not lie in each other");
+    }
+    assert!(other.join("blobs/precious").exists());
+    // Books without central are a state all the same.
+    std::fs::remove_file(state.join("central.db")).unwrap();
+    code(&relay.command(&["restore", &at]).unwrap(), 77, "move it away");
+
     // A damaged one is not brought back.
     std::fs::remove_dir_all(relay.dir().join("state")).unwrap();
     let (path, bytes) = whole.iter().find(|(path, _)| path.display().to_string().contains("blobs/")).unwrap();

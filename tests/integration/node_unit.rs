@@ -29,7 +29,8 @@ impl Node {
         // those could be somebody's until the machine is up.
         let first = 20_000 + u16::try_from(std::process::id() % 10_000).unwrap();
         let is_free = |port: &u16| UdpSocket::bind(("::", *port)).is_ok() && TcpListener::bind(("::", *port)).is_ok();
-        let port = (first..32_000).find(is_free).unwrap();
+        let mut free = (first..32_000).filter(is_free);
+        let (port, second) = (free.next().unwrap(), free.next().unwrap());
         let files = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| {
             let path = files.path().join(name);
@@ -43,16 +44,22 @@ impl Node {
                 "[Service]\nExecStart=\nExecStart={PROGRAM} serve --config /etc/belayd/belayd.toml\nExecReload=\nExecReload={PROGRAM} reload --config /etc/belayd/belayd.toml\nWatchdogSec=3\nTimeoutAbortSec=1\n"
             ),
         );
+        let socket = |port: u16| {
+            format!("[Socket]\nListenDatagram=\nListenStream=\nListenDatagram=[::]:{port}\nListenStream=[::]:{port}\n")
+        };
+        write("socket/test.conf", &socket(port));
+        // A second one beside it, from the template.
+        write("socket2/test.conf", &socket(second));
         write(
-            "socket/test.conf",
-            &format!(
-                "[Socket]\nListenDatagram=\nListenStream=\nListenDatagram=[::]:{port}\nListenStream=[::]:{port}\n"
-            ),
+            "service2/test.conf",
+            &format!("[Service]\nExecStart=\nExecStart={PROGRAM} serve --config /etc/belayd/%i.toml\nExecReload=\n"),
         );
         let listen = format!("quic = \"[::]:{port}\"\npublic = [\"127.0.0.1:{port}\"]\n");
         let config = demo_config(100).replacen("drain_ms = 3000", "drain_ms = 30000", 1);
         let config = config.replacen("quic = \"127.0.0.1:0\"\n", &listen, 1);
         write("etc/belayd.toml", &format!("{config}[state]\ndir = \"/var/lib/belayd\"\n"));
+        let other = config.replace(&port.to_string(), &second.to_string());
+        write("etc/second.toml", &format!("{other}[state]\ndir = \"/var/lib/belayd/second\"\n"));
         write("etc/wrong.toml", "[listen]\nquic = 5\n");
         let unit = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd").join(name);
         let binds = [
@@ -63,6 +70,10 @@ impl Node {
             Bind::read(unit("belayd.tmpfiles.conf"), "/etc/tmpfiles.d/belayd.conf"),
             Bind::read(files.path().join("service"), "/etc/systemd/system/belayd.service.d"),
             Bind::read(files.path().join("socket"), "/etc/systemd/system/belayd.socket.d"),
+            Bind::read(unit("belayd@.service"), "/etc/systemd/system/belayd@.service"),
+            Bind::read(unit("belayd@.socket"), "/etc/systemd/system/belayd@.socket"),
+            Bind::read(files.path().join("service2"), "/etc/systemd/system/belayd@second.service.d"),
+            Bind::read(files.path().join("socket2"), "/etc/systemd/system/belayd@second.socket.d"),
             Bind::write(files.path().join("etc"), "/etc/belayd"),
             Bind::read("/etc/ssl", "/etc/ssl"),
         ];
@@ -130,7 +141,8 @@ fn until(what: &str, condition: impl Fn() -> bool) {
 fn the_node_serves_outlives_kills_and_ends_in_order() {
     let Some(node) = Node::boot() else { return };
     // Nothing to say about any of them, and little about how it is confined.
-    let verified = node.machine.root(&["systemd-analyze", "verify", "--man=no", "belayd.service", "belayd.socket"]);
+    let units = ["belayd.service", "belayd.socket", "belayd@second.service", "belayd@second.socket"];
+    let verified = node.machine.root(&[&["systemd-analyze", "verify", "--man=no"][..], &units].concat());
     assert_eq!((verified.code, verified.stdout.as_str(), verified.stderr.as_str()), (Some(0), "", ""));
     let rated =
         node.machine.root(&["systemd-analyze", "security", "--offline=true", "/etc/systemd/system/belayd.service"]);
@@ -148,6 +160,12 @@ fn the_node_serves_outlives_kills_and_ends_in_order() {
     let state = node.machine.root(&["stat", "-c", "%U %a", "/var/lib/belayd"]).stdout;
     assert_eq!(state.trim(), "belayd 700");
     assert_eq!(node.asked(50), 50);
+
+    // Another one beside it, with a state of its own.
+    exits(&node.systemctl(&["start", "belayd@second"]), 0);
+    let second = node.machine.root(&[PROGRAM, "--config", "/etc/belayd/second.toml", "--json", "tenant", "list"]);
+    assert_eq!(one_json(&second.stdout), serde_json::json!([]));
+    exits(&node.systemctl(&["stop", "belayd@second"]), 0);
 
     // Somebody uses it.
     exits(&node.belayd(&["tenant", "create", "acme", "--credit", "5"]), 0);
@@ -243,4 +261,24 @@ async fn whatever_makes_no_progress_is_named() {
     assert_eq!(silent.check(Duration::from_millis(500)).await, Err(Stuck::Endpoint(silent.quic)));
     relay.stop().await;
     assert!(vitals.check(Duration::from_millis(500)).await.is_err());
+}
+
+#[test]
+fn the_template_is_the_service_with_a_name() {
+    let read = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd").join(name);
+        let text = std::fs::read_to_string(path).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let named = |line: &String| {
+        let line = line.replace("belayd@%i.", "belayd.").replace("/etc/belayd/%i.toml", "/etc/belayd/belayd.toml");
+        line.replace("belayd/%i", "belayd").replace(" %i", "")
+    };
+    let (service, template) = (read("belayd.service"), read("belayd@.service"));
+    assert_eq!(template.iter().map(named).collect::<Vec<_>>(), service);
+    let mut socket = read("belayd.socket");
+    // Which addresses, a drop-in says.
+    socket.retain(|line| !line.starts_with("Listen"));
+    assert_eq!(read("belayd@.socket").iter().map(named).collect::<Vec<_>>(), socket);
 }

@@ -193,6 +193,23 @@ fn what_cannot_be_used_changes_nothing_and_is_shown() {
     logged(&relay, "handshake failed", 1);
 }
 
+#[test]
+fn the_rules_of_an_environment_hold_for_as_long_as_it_runs() {
+    let key = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(key.path(), "sk-a-real-one").unwrap();
+    let config = format!(
+        "environment = \"production\"\n[providers.p]\nkind = \"openai\"\nkey_file = {:?}\n",
+        key.path().display().to_string()
+    );
+    let relay = Belayd::start(&config).unwrap();
+    let text = std::fs::read_to_string(relay.config_path()).unwrap();
+    let other = text.replace("\"production\"", "\"development\"").replace("kind = \"openai\"", "kind = \"demo\"");
+    std::fs::write(relay.config_path(), other).unwrap();
+    let ran = relay.command(&["reload"]).unwrap();
+    assert_eq!(ran.code, Some(64), "{} {}", ran.stdout, ran.stderr);
+    assert!(ran.stderr.contains("not for production"), "{}", ran.stderr);
+}
+
 /// Waits until that stands in the log so often.
 fn logged(relay: &Belayd, words: &str, times: usize) {
     let until = Instant::now() + PATIENCE;

@@ -73,7 +73,7 @@ async fn a_computer_that_slept_for_weeks_renews_before_anything_else() {
     let old = request.issue(&authority(&relay), tenant, device, [9; 12], made).unwrap();
     identity.certificate_der = HexBytes(old.certificate.to_vec());
     identity.expires_ms = old.expires_ms;
-    state.save_renewed(&identity).unwrap();
+    state.save(&identity, &key, [0; 32]).unwrap();
     let options = || Options { state: Some(state.clone()), ..Options::default() };
     let client = Client::start(Env::system(), identity.clone(), &key, options()).unwrap();
     let ask = async |client: &Client| {

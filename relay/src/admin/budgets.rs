@@ -1,6 +1,7 @@
 //! Budgets of tenants, their devices and their keys.
 
 use super::service::{AdminError, AdminService};
+use crate::store::central::audit::Deed;
 use crate::store::ledger::budget::{Budget, Measure, Scope};
 use belay_protocol::id::TenantId;
 
@@ -22,6 +23,9 @@ impl AdminService {
             let why = format!("tenant {id} has no {scope}; see belayd device list and belayd key list");
             return Err(AdminError::Invalid(why));
         }
+        let words = amount.map_or_else(|| "none".to_owned(), |amount| amount.to_string());
+        let deed = Deed::operator("budget.set", Some(id)).on(scope.to_string());
+        self.asked(deed.with(format!("{measure:?} {words}"))).await?;
         self.books().set_budget(id, scope, measure, amount).await?;
         self.budgets(id).await
     }

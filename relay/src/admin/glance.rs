@@ -51,6 +51,12 @@ impl AdminService {
         let days = |ends_ms: u64| i64::try_from(ends_ms.saturating_sub(now_ms) / DAY_MS).unwrap_or(i64::MAX);
         let authority = ("authority", days(self.enrolment.authority_ends_ms()));
         let http = self.reloader.http_certificate_ends_ms().map(|ends_ms| ("http", days(ends_ms)));
+        let (ill, config) = (self.escalator.health.ill(), self.config());
+        // Where callers may name any model of a provider, what they name is no label.
+        let known = |(provider, model): (String, String)| {
+            let is_listed = config.models.values().any(|known| known.provider == provider && known.name == model);
+            (provider, if is_listed { model } else { "other".to_owned() })
+        };
         self.escalator.metrics.text(&View {
             tunnels: [count(Path::Quic), count(Path::Tcp)],
             requests_running: self.escalator.running(),
@@ -58,7 +64,7 @@ impl AdminService {
             event_log_bytes: self.escalator.flights.log_bytes(),
             memory_bytes: self.escalator.memory.used(),
             tenants_open: self.tenants.open_count(),
-            ill: self.escalator.health.ill(),
+            ill: ill.into_iter().map(known).collect(),
             certificates: [Some(authority), http].into_iter().flatten().collect(),
         })
     }

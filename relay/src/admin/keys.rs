@@ -3,6 +3,7 @@
 use super::http::{Body, OfTenant, Service, bad_request};
 use super::service::{AdminError, AdminService};
 use crate::api_keys::KeyRefusal;
+use crate::store::central::audit::Deed;
 use crate::store::central::keys::{ApiKey, KeyScope};
 use crate::store::ledger::provider_keys::KeyInfo;
 use axum::Router;
@@ -76,6 +77,9 @@ impl AdminService {
         let (tenant, mut scopes) = (wanted.tenant.clone(), wanted.scopes);
         scopes.sort_unstable();
         scopes.dedup();
+        let names: Vec<String> = scopes.iter().map(ToString::to_string).collect();
+        let deed = Deed::operator("key.create", Some(&tenant)).on(&wanted.label).with(names.join(" "));
+        self.asked(deed).await?;
         let made = self.api_keys().create(wanted.tenant, wanted.label, scopes, wanted.expires_ms).await?;
         let made = made.ok_or(AdminError::NoTenant(tenant))?;
         Ok(CreatedKey { secret: made.secret.expose_secret().to_owned(), key: made.key })
@@ -88,6 +92,7 @@ impl AdminService {
 
     /// Revokes an API key; what runs under it ends at once.
     pub async fn revoke_key(&self, id: &str) -> Result<(), AdminError> {
+        self.asked(Deed::operator("key.revoke", None).on(id)).await?;
         if !self.api_keys().revoke(id.to_owned()).await? {
             return Err(AdminError::NoKey(id.to_owned()));
         }
@@ -127,6 +132,8 @@ impl AdminService {
         }
         let sealed = key.map(|key| self.sealer().seal(tenant, &provider, &key, self.random())).transpose();
         let sealed = sealed.map_err(|error| AdminError::Invalid(error.to_string()))?;
+        let action = if sealed.is_some() { "provider_key.set" } else { "provider_key.remove" };
+        self.asked(Deed::operator(action, Some(tenant)).on(&provider)).await?;
         let name = provider.clone();
         let there = self.books().set_provider_key(tenant, provider, sealed).await?;
         if !there {

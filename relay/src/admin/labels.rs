@@ -2,6 +2,7 @@
 
 use super::http::{Body, Service, bad_request};
 use super::service::{AdminError, AdminService, TenantInfo};
+use crate::store::central::audit::Deed;
 use crate::store::central::import::set_label;
 use crate::store::executor::Db;
 use axum::extract::{Path, State};
@@ -41,6 +42,7 @@ impl AdminService {
             return Err(AdminError::Invalid(format!("a label is a line of at most {LONGEST} bytes")));
         }
         self.tenant(id).await?;
+        self.asked(Deed::operator("tenant.label", Some(id)).with(&label)).await?;
         let tenant = id.clone();
         self.store.run(Db::Central, move |connection| set_label(connection, &tenant, &label)).await?;
         self.tenant(id).await

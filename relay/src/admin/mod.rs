@@ -1,6 +1,7 @@
 //! The operator's way into a running relay: [`service`] does the work, [`http`] puts it on a Unix
 //! socket in the state directory, [`client`] is how the commands reach it.
 
+pub mod audit;
 mod budgets;
 pub mod client;
 pub(crate) mod copies;
@@ -11,6 +12,7 @@ pub mod keys;
 pub mod labels;
 pub mod loopback;
 pub mod reconcile;
+mod reload;
 pub mod service;
 
 use std::path::{Path, PathBuf};

@@ -2,17 +2,17 @@
 
 pub use super::info::{DeviceInfo, InviteInfo, Status, TenantInfo, TunnelInfo, Verified};
 use crate::api_keys::ApiKeys;
-use crate::config::{Config, Difference};
+use crate::config::Config;
 use crate::enrolment::{Enrolment, INVITE_LIFETIME_MS};
 use crate::escalate::Escalator;
 use crate::http::callers::device_of_key;
-use crate::providers::http::error_chain;
 use crate::registry::Registry;
 use crate::reload::Reloader;
 use crate::secrets::KeySealer;
 use crate::store::StoreError;
 use crate::store::books::{Books, Days};
 use crate::store::central;
+use crate::store::central::audit::{Deed, note};
 use crate::store::central::usage::{CentralGroup, CentralGrouping};
 use crate::store::executor::{Db, Store};
 use crate::store::ledger::money::Operation;
@@ -71,6 +71,14 @@ pub struct TermsChange {
 }
 
 impl TermsChange {
+    /// What changes, for people.
+    fn words(self) -> String {
+        let tier = self.tier.map(|tier| format!("tier {tier}"));
+        let ceiling = self.ceiling.map(|ceiling| format!("ceiling {ceiling}"));
+        let suspend = self.suspend_at_ceiling.map(|suspend| format!("suspend at ceiling {suspend}"));
+        tier.into_iter().chain(ceiling).chain(suspend).collect::<Vec<_>>().join(", ")
+    }
+
     fn apply(self, terms: &mut Terms) {
         terms.tier = self.tier.unwrap_or(terms.tier);
         terms.ceiling = self.ceiling.unwrap_or(terms.ceiling);
@@ -167,8 +175,12 @@ impl AdminService {
     /// Creates a tenant.
     pub async fn create_tenant(&self, id: TenantId) -> Result<TenantInfo, AdminError> {
         let (name, now_ms) = (id.clone(), self.env.clock.now_ms());
-        let made =
-            self.store.run(Db::Central, move |connection| central::create_tenant(connection, &name, now_ms)).await?;
+        let deed = Deed::operator("tenant.create", Some(&id));
+        let made = self.store.run(Db::Central, move |connection| {
+            note(connection, &deed, now_ms)?;
+            central::create_tenant(connection, &name, now_ms)
+        });
+        let made = made.await?;
         if !made {
             return Err(AdminError::TenantExists(id));
         }
@@ -219,6 +231,12 @@ impl AdminService {
         Self::check_entry(amount, [operation.as_ref(), note.as_ref()])?;
         self.tenant(id).await?;
         let operation = self.operation(operation);
+        let (action, words) = match what {
+            Operation::Credit => ("money.credit", amount.to_string()),
+            Operation::Refund => ("money.refund", amount.to_string()),
+            Operation::Chargeback => ("money.chargeback", amount.to_string()),
+        };
+        self.asked(Deed::operator(action, Some(id)).on(&operation).with(words)).await?;
         moved(self.tenants.books().operate(id, what, amount, (operation, note)).await)?;
         self.tenant(id).await
     }
@@ -238,6 +256,7 @@ impl AdminService {
         }
         self.tenant(id).await?;
         let operation = self.operation(operation);
+        self.asked(Deed::operator("money.grant", Some(id)).on(&operation).with(amount.to_string())).await?;
         moved(self.tenants.books().grant(id, amount, expires_ms, (operation, note)).await)?;
         self.tenant(id).await
     }
@@ -265,6 +284,7 @@ impl AdminService {
         if change.ceiling.is_some_and(|ceiling| ceiling.is_negative()) {
             return Err(AdminError::Invalid("a ceiling must not be below zero".into()));
         }
+        self.asked(Deed::operator("tenant.terms", Some(id)).with(change.words())).await?;
         let changed = self.tenants.books().change_terms(id, move |terms| change.apply(terms)).await?;
         if changed.is_none() {
             return Err(AdminError::NoTenant(id.clone()));
@@ -305,6 +325,8 @@ impl AdminService {
 
     /// Suspends a tenant, or lets it go on. Its tunnels close and its requests end at once.
     pub async fn suspend(&self, id: &TenantId, suspended: bool) -> Result<TenantInfo, AdminError> {
+        let action = if suspended { "tenant.suspend" } else { "tenant.resume" };
+        self.asked(Deed::operator(action, Some(id))).await?;
         if !self.escalator.suspend(id, suspended).await? {
             return Err(AdminError::NoTenant(id.clone()));
         }
@@ -313,6 +335,7 @@ impl AdminService {
 
     /// Makes an invite.
     pub async fn invite(&self, id: &TenantId) -> Result<InviteInfo, AdminError> {
+        self.asked(Deed::operator("device.invite", Some(id))).await?;
         let Some(secret) = self.enrolment.invite(id).await? else {
             return Err(AdminError::NoTenant(id.clone()));
         };
@@ -346,6 +369,7 @@ impl AdminService {
 
     /// Revokes a device; its tunnels close at once.
     pub async fn revoke(&self, id: &DeviceId, why: &str) -> Result<(), AdminError> {
+        self.asked(Deed::operator("device.revoke", None).on(id.as_str()).with(why)).await?;
         if self.enrolment.revoke(id, why).await? { Ok(()) } else { Err(AdminError::NoDevice(id.clone())) }
     }
 
@@ -367,10 +391,5 @@ impl AdminService {
     /// unknown), or no longer. Requests are served all the same.
     pub fn set_maintenance(&self, maintenance: Option<(u64, String)>) {
         *self.escalator.maintenance.lock().unwrap_or_else(PoisonError::into_inner) = maintenance;
-    }
-
-    /// Reads the configuration anew and puts in force what can be while the relay runs. Errors: nothing has changed.
-    pub async fn reload(&self) -> Result<Difference, AdminError> {
-        self.reloader.reload().await.map_err(|error| AdminError::Config(error_chain(&error)))
     }
 }

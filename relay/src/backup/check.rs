@@ -10,6 +10,7 @@ use crate::store::ledger::seal::SealKey;
 use belay_protocol::packing::unpack_part;
 use bytes::Bytes;
 use serde::Serialize;
+use std::collections::HashSet;
 use std::path::Path;
 
 /// What was found.
@@ -54,12 +55,16 @@ pub fn check(dir: &Path, master: Option<&Path>) -> Result<(Manifest, Checked), B
             checked.problems.extend(report.problems.into_iter().map(|problem| format!("{tenant}: {problem}")));
         }
         let pieces = tenant_dir(dir, tenant).join(DIR);
+        let named: HashSet<&str> = book.pieces.iter().map(String::as_str).collect();
         for (chunk, is_needed) in copy::chunks(&connection)? {
             let path = pieces.join(&chunk.file);
             if !is_needed && !path.exists() {
                 continue;
             }
             checked.pieces += 1;
+            if is_needed && !named.contains(chunk.file.as_str()) {
+                checked.problems.push(format!("{tenant}: the piece {} is not named", chunk.file));
+            }
             let bytes = std::fs::read(&path).map(Bytes::from);
             let is_whole = bytes.is_ok_and(|bytes| unpack_part(chunk.encoding, bytes, &chunk.part).is_some());
             if !is_whole {

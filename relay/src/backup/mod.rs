@@ -114,7 +114,24 @@ impl Manifest {
         if manifest.version != VERSION {
             return Err(none(format!("it is of version {}, this belayd knows {VERSION}", manifest.version)));
         }
-        Ok(manifest)
+        match manifest.stray() {
+            Some(name) => Err(none(format!("{MANIFEST} names {name:?}, which is no file of a backup"))),
+            None => Ok(manifest),
+        }
+    }
+
+    /// A name that would lead out of the directory, or is of no file that a backup has.
+    fn stray(&self) -> Option<&str> {
+        let is_plain = |name: &str| !name.is_empty() && !name.contains(['/', '\\']) && name != "." && name != "..";
+        let small = self.files.keys().map(String::as_str).find(|name| !SMALL.contains(name));
+        let central = Some(self.central.file.as_str()).filter(|name| !is_plain(name));
+        let in_books = self.tenants.iter().find_map(|(tenant, book)| {
+            let file = book.database.file.as_str();
+            let own = file.strip_prefix(&format!("tenants/{tenant}/")).is_some_and(is_plain);
+            let piece = book.pieces.iter().map(String::as_str).find(|piece| !is_plain(piece));
+            if own { piece } else { Some(file) }
+        });
+        small.or(central).or(in_books)
     }
 
     /// True if the key that seals books and providers' keys is in it.

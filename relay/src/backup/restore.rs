@@ -6,14 +6,17 @@
 
 use super::{BackupError, Book, Manifest, copy_file, tenant_dir};
 use crate::blobs::DIR;
-use crate::store::copy::{begin_anew, is_sound};
+use crate::store::copy::{begin_anew, extent, is_sound, open};
 use crate::store::executor::{BOOK, CENTRAL};
 use crate::store::ledger::usage::Totals;
 use crate::store::schema::Kind;
-use belay_certs::file::create_private_dir;
+use belay_certs::file::{create_private_dir, write_private};
 use belay_protocol::id::TenantId;
 use serde::Serialize;
 use std::path::Path;
+
+/// Lies in a state directory while a node is brought back: what is there is not all of it.
+pub(crate) const RESTORING: &str = "restoring";
 
 /// Brings a whole node back into a state directory that holds none. Its lock is held by the caller. Errors: there is one,
 /// or the key that its books are sealed under is nowhere.
@@ -24,7 +27,9 @@ pub fn node(
     master_key: &Path,
     now_ms: u64,
 ) -> Result<Vec<Restored>, BackupError> {
-    if state.join(CENTRAL).exists() {
+    let mark = state.join(RESTORING);
+    // One that was broken off goes on; else whatever is there stays.
+    if !mark.exists() && holds_state(state) {
         return Err(BackupError::Refused(format!(
             "{} holds a relay's state; move it away, or bring one tenant back: belayd restore --tenant NAME",
             state.display()
@@ -36,6 +41,7 @@ pub fn node(
             master_key.display()
         )));
     }
+    write_private(&mark, format!("{}\n", manifest.made_ms).as_bytes())?;
     for name in manifest.files.keys() {
         // The configured place of the master key is where it is looked for.
         let to = if name == "master.key" { master_key.to_owned() } else { state.join(name) };
@@ -49,7 +55,14 @@ pub fn node(
         books.map(|(tenant, book)| place(dir, tenant, book, (state, &central), now_ms)).collect::<Result<_, _>>()?;
     // Central last: with it, the state is there.
     copy_file(&central, &state.join(CENTRAL))?;
+    std::fs::remove_file(&mark).map_err(BackupError::file("remove", &mark))?;
     Ok(restored)
+}
+
+/// Whether something of a relay lies there.
+fn holds_state(state: &Path) -> bool {
+    let books = std::fs::read_dir(state.join("tenants")).is_ok_and(|mut entries| entries.next().is_some());
+    books || ["db", "db-wal", "db-shm"].iter().any(|extension| state.join(CENTRAL).with_extension(extension).exists())
 }
 
 /// Brings one tenant's book and content back. The lock of the state directory is held by the caller. Errors: its book can
@@ -65,18 +78,13 @@ pub fn tenant(
         return Err(BackupError::Refused(format!("the backup has no tenant {tenant}")));
     };
     let path = tenant_dir(state, tenant).join(BOOK);
-    if is_sound(&path, Kind::Tenant) {
+    // One that has come less far than its copy is no continuation of it: it was made where the right one was lost.
+    let copied = extent(&open(&dir.join(&book.database.file))?)?;
+    if is_sound(&path, Kind::Tenant) && extent(&open(&path)?)? >= copied {
         return Err(BackupError::Refused(format!(
             "the book of {tenant} can be read, and a restore would take back what was charged since. Single items come \
              back by: belay sync restore, belay sessions list --deleted"
         )));
-    }
-    for extension in ["db", "db-wal", "db-shm"] {
-        let damaged = path.with_extension(extension);
-        if damaged.exists() {
-            let aside = path.with_extension(format!("{extension}.damaged-{now_ms}"));
-            std::fs::rename(&damaged, &aside).map_err(BackupError::file("move away", &damaged))?;
-        }
     }
     place(dir, tenant, book, (state, &state.join(CENTRAL)), now_ms)
 }
@@ -110,8 +118,20 @@ fn place(
     }
     // It has its new epoch before it is there.
     let (coming, there) = (to.join("restoring.db"), to.join(BOOK));
+    for leftover in ["db", "db-wal", "db-shm", "db-journal"] {
+        let _ = std::fs::remove_file(coming.with_extension(leftover));
+    }
     copy_file(&dir.join(&book.database.file), &coming)?;
     let (lost, sealed) = begin_anew(&coming, central, tenant, now_ms)?;
+    for extension in ["db", "db-wal", "db-shm"] {
+        let damaged = there.with_extension(extension);
+        if damaged.exists() {
+            let aside = there.with_extension(format!("{extension}.damaged-{now_ms}"));
+            std::fs::rename(&damaged, &aside).map_err(BackupError::file("move away", &damaged))?;
+        }
+    }
     std::fs::rename(&coming, &there).map_err(BackupError::file("write", &there))?;
+    let synced = std::fs::File::open(&to).and_then(|dir| dir.sync_all());
+    synced.map_err(BackupError::file("write", &to))?;
     Ok(Restored { tenant: tenant.clone(), lost, sealed })
 }

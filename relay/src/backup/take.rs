@@ -3,6 +3,7 @@
 use super::{BackupError, Book, Database, MANIFEST, Manifest, SMALL, VERSION, copy_file, hash, move_file, tenant_dir};
 use crate::blobs::DIR;
 use crate::store::copy;
+use crate::store::lock::{LockError, StateLock};
 use belay_certs::file::{create_private_dir, write_private};
 use belay_protocol::id::TenantId;
 use serde::{Deserialize, Serialize};
@@ -59,22 +60,41 @@ pub async fn take(
     mut told: impl FnMut(usize, usize),
 ) -> Result<(Manifest, Taken), BackupError> {
     create_private_dir(dir)?;
+    apart(state, dir)?;
+    // Two at once would sweep away what the other is about to name.
+    let _alone = StateLock::acquire(dir).map_err(|error| match error {
+        LockError::InUse(_) => BackupError::Refused(format!("another backup into {} is being taken", dir.display())),
+        LockError::Io { path, source } => BackupError::File { operation: "lock", path: path.into(), source },
+    })?;
     let before = if dir.join(MANIFEST).exists() { Some(Manifest::read(dir)?) } else { None };
-    let tenants = source.tenants().await?;
-    let (mut books, mut taken) = (BTreeMap::new(), Taken::default());
-    for (number, tenant) in tenants.iter().enumerate() {
-        told(number, tenants.len());
-        let (from, to) = (tenant_dir(state, tenant), tenant_dir(dir, tenant));
-        create_private_dir(&to)?;
-        let known = before.as_ref().and_then(|before| before.tenants.get(tenant)).map(|book| &book.database);
-        let place = (dir, format!("tenants/{tenant}/book-{now_ms}.db"));
-        let database = database(source, Some(tenant), known, place, &mut taken).await?;
-        let pieces = pieces(&dir.join(&database.file), &from.join(DIR), &to.join(DIR), &mut taken)?;
-        books.insert(tenant.clone(), Book { database, pieces });
+    if before.is_none() && !is_empty(dir)? {
+        let why = format!("{} is not empty and holds no backup; name another directory", dir.display());
+        return Err(BackupError::Refused(why));
     }
-    told(tenants.len(), tenants.len());
-    let known = before.as_ref().map(|before| &before.central);
-    let central = database(source, None, known, (dir, format!("central-{now_ms}.db")), &mut taken).await?;
+    let mut tenants = source.tenants().await?;
+    let (mut books, mut taken) = (BTreeMap::new(), Taken::default());
+    let central = loop {
+        let all = books.len() + tenants.len();
+        for tenant in &tenants {
+            told(books.len(), all);
+            let (from, to) = (tenant_dir(state, tenant), tenant_dir(dir, tenant));
+            create_private_dir(&to)?;
+            let known = before.as_ref().and_then(|before| before.tenants.get(tenant)).map(|book| &book.database);
+            let place = (dir, format!("tenants/{tenant}/book-{now_ms}.db"));
+            let database = database(source, Some(tenant), known, place, &mut taken).await?;
+            let pieces = pieces(&dir.join(&database.file), &from.join(DIR), &to.join(DIR), &mut taken)?;
+            books.insert(tenant.clone(), Book { database, pieces });
+        }
+        told(all, all);
+        let known = before.as_ref().map(|before| &before.central);
+        let central = database(source, None, known, (dir, format!("central-{now_ms}.db")), &mut taken).await?;
+        // Those that were made meanwhile have a book too.
+        tenants = copy::tenants(&copy::open(&dir.join(&central.file))?)?;
+        tenants.retain(|tenant| !books.contains_key(tenant));
+        if tenants.is_empty() {
+            break central;
+        }
+    };
     let mut files = BTreeMap::new();
     for name in SMALL {
         let (from, to) = (state.join(name), dir.join(name));
@@ -101,7 +121,8 @@ async fn database(
     taken: &mut Taken,
 ) -> Result<Database, BackupError> {
     taken.databases += 1;
-    let known = known.filter(|known| dir.join(&known.file).exists());
+    // One that is not what it was is no copy.
+    let known = known.filter(|known| hash(&dir.join(&known.file)).is_ok_and(|found| found == known.sha256));
     let stamp = known.and_then(|known| known.stamp.clone());
     let copied = source.copy(CopyRequest { tenant: tenant.cloned(), known: stamp }).await?;
     match (copied.file, known) {
@@ -111,9 +132,50 @@ async fn database(
             taken.copied += 1;
             let to = dir.join(&name);
             move_file(&file, &to)?;
+            no_worse(&to, known.map(|known| dir.join(&known.file)).as_deref(), tenant)?;
             Ok(Database { sha256: hash(&to)?, file: name, stamp: copied.stamp })
         }
     }
+}
+
+/// Errors: a new copy is damaged, or is of a book that has come less far than the copy before: then that one is worth more.
+fn no_worse(new: &Path, before: Option<&Path>, tenant: Option<&TenantId>) -> Result<(), BackupError> {
+    let connection = copy::open(new)?;
+    let whose = tenant.map_or("central", TenantId::as_str);
+    if let Some(first) = copy::damage(&connection)?.first() {
+        return Err(BackupError::Refused(format!(
+            "the database of {whose} is damaged ({first}); the backup is not touched"
+        )));
+    }
+    let (Some(before), Some(_)) = (before, tenant) else { return Ok(()) };
+    let (then, now) = (copy::extent(&copy::open(before)?)?, copy::extent(&connection)?);
+    if now < then {
+        return Err(BackupError::Refused(format!(
+            "the book of {whose} has come less far than the backup of it ({now:?} after {then:?}, epoch and entry): it was \
+             lost or replaced. Bring it back with belayd restore --tenant {whose}, or take a backup into another directory"
+        )));
+    }
+    Ok(())
+}
+
+/// Errors: a backup in the state directory, or the other way round: either would sweep the other.
+fn apart(state: &Path, dir: &Path) -> Result<(), BackupError> {
+    let real = |path: &Path| std::fs::canonicalize(path).map_err(BackupError::file("find", path));
+    let (state, dir) = (real(state)?, real(dir)?);
+    if dir.starts_with(&state) || state.starts_with(&dir) {
+        return Err(BackupError::Refused(format!(
+            "{} and the state directory {} must not lie in each other",
+            dir.display(),
+            state.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Whether nothing but the lock lies there.
+fn is_empty(dir: &Path) -> Result<bool, BackupError> {
+    let entries = std::fs::read_dir(dir).map_err(BackupError::file("read", dir))?;
+    Ok(entries.flatten().all(|entry| entry.file_name() == "lock"))
 }
 
 /// Brings the pieces that a copied book names beside it.
@@ -126,7 +188,9 @@ fn pieces(book: &Path, from: &Path, to: &Path, taken: &mut Taken) -> Result<Vec<
             continue;
         }
         taken.pieces += 1;
-        if !target.exists() {
+        // What is there is looked at to the last byte by `verify-backup`.
+        let len = |path: &Path| std::fs::metadata(path).map(|meta| meta.len()).ok();
+        if !target.exists() || source.exists() && len(&target) != len(&source) {
             copy_file(&source, &target)?;
             taken.pieces_copied += 1;
         }
@@ -135,34 +199,29 @@ fn pieces(book: &Path, from: &Path, to: &Path, taken: &mut Taken) -> Result<Vec<
     Ok(names)
 }
 
-/// Removes what the manifest does not name.
+/// Removes what earlier backups have left and the manifest does not name. What somebody else has put there stays.
 fn sweep(dir: &Path, manifest: &Manifest) -> Result<(), BackupError> {
-    let mut named: HashSet<PathBuf> = [dir.join(&manifest.central.file), dir.join(MANIFEST)].into();
-    for (tenant, book) in &manifest.tenants {
-        named.insert(dir.join(&book.database.file));
-        let pieces = tenant_dir(dir, tenant).join(DIR);
-        named.extend(book.pieces.iter().map(|piece| pieces.join(piece)));
-    }
-    named.extend(manifest.files.keys().map(|name| dir.join(name)));
-    remove_others(dir, &named)
-}
-
-fn remove_others(dir: &Path, named: &HashSet<PathBuf>) -> Result<(), BackupError> {
-    for entry in std::fs::read_dir(dir).map_err(BackupError::file("read", dir))? {
-        let entry = entry.map_err(BackupError::file("read", dir))?;
-        let (path, kind) = (entry.path(), entry.file_type().map_err(BackupError::file("read", dir))?);
-        if kind.is_dir() {
-            remove_others(&path, named)?;
-        } else if !named.contains(&path) && is_ours(&path) {
-            std::fs::remove_file(&path).map_err(BackupError::file("remove", &path))?;
-        }
+    let is_copy = |name: &str, kind: &str| name.starts_with(kind) && name.ends_with(".db");
+    remove(dir, |name| is_copy(name, "central-") && *name != manifest.central.file)?;
+    let tenants = dir.join("tenants");
+    for entry in std::fs::read_dir(&tenants).into_iter().flatten().flatten() {
+        let Some(tenant) = entry.file_name().to_str().and_then(|name| name.parse::<TenantId>().ok()) else { continue };
+        let book = manifest.tenants.get(&tenant);
+        let file = book.map(|book| book.database.file.rsplit('/').next().unwrap_or_default());
+        remove(&entry.path(), |name| is_copy(name, "book-") && Some(name) != file)?;
+        let pieces: HashSet<&str> = book.into_iter().flat_map(|book| book.pieces.iter().map(String::as_str)).collect();
+        remove(&entry.path().join(DIR), |name| !pieces.contains(name))?;
     }
     Ok(())
 }
 
-/// Whether a file may be of a backup: what somebody else has put into the directory stays.
-fn is_ours(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let in_pieces = path.parent().is_some_and(|dir| dir.ends_with(DIR));
-    in_pieces || name.ends_with(".db") && (name.starts_with("book-") || name.starts_with("central-"))
+/// Removes files of a directory by their names; one that is not there is empty.
+fn remove(dir: &Path, goes: impl Fn(&str) -> bool) -> Result<(), BackupError> {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_file && entry.file_name().to_str().is_some_and(&goes) {
+            std::fs::remove_file(entry.path()).map_err(BackupError::file("remove", &entry.path()))?;
+        }
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "a command line prints")]
 
 mod admin;
+mod audit;
 mod backup;
 mod config;
 mod exit;
@@ -91,6 +92,9 @@ enum Command {
         after_help = "Examples:\n  belayd maintenance --for 30 --reason \"new disk\"\n  belayd maintenance --off"
     )]
     Maintenance(admin::MaintenanceArgs),
+    /// Show who did what to access and money; with --json one line each, for export
+    #[command(after_help = "Examples:\n  belayd audit --from 2026-11-01\n  belayd audit --json > audit.jsonl")]
+    Audit(audit::AuditArgs),
     /// Copy everything that the relay remembers into a directory, while it runs or not
     #[command(after_help = "Example:\n  belayd backup /var/backups/belayd")]
     Backup(backup::BackupArgs),
@@ -151,12 +155,19 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Ledger(command) => runtime()?.block_on(ledger::run(&global, command)),
         Command::Import(args) => runtime()?.block_on(import::import(&global, args)),
         Command::Maintenance(args) => runtime()?.block_on(admin::maintenance(&global, args)),
+        Command::Audit(args) => runtime()?.block_on(audit::audit(&global, args)),
         Command::Backup(args) => runtime()?.block_on(backup::backup(&global, args)),
         Command::VerifyBackup(args) => backup::verify(&global, &args),
         Command::Restore(args) => runtime()?.block_on(backup::restore(&global, args)),
         Command::Reload => runtime()?.block_on(admin::reload(&global)),
         Command::Status => runtime()?.block_on(admin::status(&global)),
     }
+}
+
+/// Prints a value as a line of JSON.
+fn print_json_line(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(value)?);
+    Ok(())
 }
 
 /// Prints a value as JSON.

@@ -1,12 +1,14 @@
 //! What of a configuration takes effect while the relay runs, and what only at its next start.
 
+use super::check::{Keys, check};
+use super::raw;
 use super::{Config, ConfigError, Http, HttpTls};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// Keys, or the beginnings of keys, that are read at the start and never again: sockets, threads, files that are open, and
 /// what counts connections.
-const AT_START: [&str; 17] = [
+const AT_START: [&str; 18] = [
     "admin.listen",
     "environment",
     "http.connections",
@@ -16,6 +18,7 @@ const AT_START: [&str; 17] = [
     "limits.bodies_in_memory_mib",
     "limits.handshakes_per_second",
     "limits.pending_handshakes",
+    "limits.request_body_mib",
     "listen.quic",
     "listen.tcp",
     "listen.threads",
@@ -42,7 +45,12 @@ impl Config {
             let source = std::io::Error::other("this relay was not started from a file");
             return Err(ConfigError::Unreadable { path: "that there is not".into(), source });
         };
-        Self::load(file)
+        let (text, name) = (super::read(file)?, file.display().to_string());
+        let mut raw = raw::parse(&text, &name)?;
+        // The rules that hold are those of the environment that it was started in.
+        raw.environment = Some(self.environment.to_string());
+        let new = check(raw, &name, Keys::Read)?;
+        Ok(Self { written: raw::written(&text), file: self.file.clone(), ..new })
     }
 
     /// What is to be in force while the process that runs under `self` goes on, once `new` is what is written; and in which
@@ -75,7 +83,7 @@ impl Config {
         }
         // A secret may have changed where the key that says where it is has not.
         for (name, provider) in &new.providers {
-            let is_new = self.providers.get(name).is_none_or(|known| !known.is_same(provider));
+            let is_new = self.providers.get(name).is_some_and(|known| !known.has_key_of(provider));
             let prefix = format!("providers.{name}.");
             if is_new && !difference.applied.iter().any(|key| key.starts_with(&prefix)) {
                 difference.applied.push(format!("{prefix}key"));
@@ -96,6 +104,8 @@ impl Config {
         limits.bodies_in_memory = self.limits.bodies_in_memory;
         limits.handshakes_per_second = self.limits.handshakes_per_second;
         limits.pending_handshakes = self.limits.pending_handshakes;
+        // Who may have how much of the room for bodies was reckoned by it.
+        limits.request_body = self.limits.request_body;
         let merged = Self {
             environment: self.environment,
             listen: self.listen,

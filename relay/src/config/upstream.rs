@@ -42,13 +42,15 @@ pub enum ProviderKind {
 }
 
 impl ProviderConfig {
+    /// Whether both have the same key.
+    pub(crate) fn has_key_of(&self, other: &Self) -> bool {
+        self.key.expose_secret() == other.key.expose_secret()
+    }
+
     /// Whether what is made of either is the same. The files of authorities are not compared: naming some means no.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         let of = |one: &Self| (one.kind, one.url.clone(), one.pace, one.private);
-        of(self) == of(other)
-            && self.key.expose_secret() == other.key.expose_secret()
-            && self.authorities.is_none()
-            && other.authorities.is_none()
+        of(self) == of(other) && self.has_key_of(other) && self.authorities.is_none() && other.authorities.is_none()
     }
 }
 

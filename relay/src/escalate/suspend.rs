@@ -2,6 +2,8 @@
 
 use super::Escalator;
 use crate::store::StoreError;
+use crate::store::central::audit::{Deed, note};
+use crate::store::executor::Db;
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::TenantId;
 use tracing::warn;
@@ -21,6 +23,13 @@ impl Escalator {
     /// A hold has found the tenant at its ceiling, and suspended it in its own file: the rest follows.
     pub(super) async fn suspend_at_ceiling(&self, tenant: &TenantId) {
         warn!(%tenant, "the tenant has reached its credit ceiling and is suspended");
+        let (deed, now_ms) = (Deed::of("relay".into(), "tenant.suspend", Some(tenant)), self.env.clock.now_ms());
+        let deed = deed.with("it has reached its credit ceiling");
+        let noted = self.store.run(Db::Central, move |connection| note(connection, &deed, now_ms)).await;
+        if let Err(error) = noted {
+            // It is suspended in its own book by now, so the rest follows all the same.
+            warn!(%tenant, %error, "cannot note that a tenant is suspended");
+        }
         if let Err(error) = self.suspend(tenant, true).await {
             warn!(%tenant, %error, "cannot suspend a tenant at its ceiling");
         }

@@ -6,7 +6,9 @@ use super::money::{BalanceAnswer, Nothing, balance_of};
 use super::reply::{Asked, json};
 use super::shapes::{CENT, Cents, LlmProblems, Problems};
 use crate::store::StoreError;
+use crate::store::central::audit::{self, Deed};
 use crate::store::central::keys::KeyScope;
+use crate::store::executor::Db;
 use crate::store::ledger::money::Operation;
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -149,9 +151,15 @@ pub(super) async fn topup(State(http): State<Arc<Http>>, request: Request) -> Re
                 return Err(Refusal::bad_request("operation must have 1 to 200 bytes and no control characters"));
             }
             let named = format!("http {operation}");
-            let books = http.shared.escalator.tenants.books();
+            let escalator = &http.shared.escalator;
+            let books = escalator.tenants.books();
             let by = admitted.caller.key.as_deref().unwrap_or("a token");
             let note = Some(format!("by API key {by}"));
+            let deed = Deed::of(format!("key:{by}"), "money.credit", Some(tenant)).on(&named);
+            let (deed, now_ms) = (deed.with(amount.to_string()), http.now_ms());
+            let noted =
+                escalator.store.run(Db::Central, move |connection| audit::note(connection, &deed, now_ms)).await;
+            noted.map_err(|error| not_added(&error))?;
             books.operate(tenant, Operation::Credit, amount, (named, note)).await.map_err(|error| not_added(&error))?;
             let balance = balance_of(&http, admitted).await?;
             return json(&TopUpAnswer { credited: true, url: None, balance });

@@ -91,6 +91,8 @@ impl Http {
             // Once for each state that the files are in.
             (known, made) = (now, Instant::now());
             match self.certificates.acceptor(&wanted) {
+                // A reload has put another in its place meanwhile.
+                Ok(_) if self.config().tls != wanted => {}
                 Ok(acceptor) => {
                     self.show(acceptor);
                     info!("callers over HTTP are shown another certificate from now on");

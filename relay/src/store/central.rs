@@ -1,5 +1,6 @@
 //! The relay-wide database: tenants, invites, devices, price lists.
 
+pub mod audit;
 pub mod import;
 pub mod keys;
 pub mod stripe;

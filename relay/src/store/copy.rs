@@ -23,15 +23,18 @@ pub fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
     let source = Connection::open_with_flags(from, flags).map_err(failed)?;
     source.pragma_update(None, "query_only", true).map_err(failed)?;
     source.busy_timeout(std::time::Duration::from_secs(5)).map_err(failed)?;
+    let failed_file =
+        |error: std::io::Error| StoreError::Failed { operation: "copy a database", why: error.to_string() };
+    let mut private = std::fs::OpenOptions::new();
+    std::os::unix::fs::OpenOptionsExt::mode(private.create_new(true).write(true), 0o600);
+    private.open(to).map_err(failed_file)?;
     let mut target = Connection::open(to).map_err(failed)?;
     // All pages in one step, so of one moment.
     Backup::new(&source, &mut target).and_then(|backup| backup.step(-1)).map_err(failed)?;
     // One file, that needs no log beside it.
     target.pragma_update(None, "journal_mode", "delete").map_err(failed)?;
     target.close().map_err(|(_, error)| failed(error))?;
-    std::fs::File::open(to)
-        .and_then(|file| file.sync_all())
-        .map_err(|error| StoreError::Failed { operation: "copy a database", why: error.to_string() })
+    std::fs::File::open(to).and_then(|file| file.sync_all()).map_err(failed_file)
 }
 
 /// A copy, to be read and nothing else.
@@ -60,6 +63,17 @@ pub fn verify_book(
     verify(book, seal.map(|key| (tenant, key)), sealed)
 }
 
+/// How far a book has come: its epoch and its last entry. A later copy of the same book has come no less far.
+pub fn extent(connection: &Connection) -> Result<(i64, i64), StoreError> {
+    let sql = "SELECT epoch, (SELECT coalesce(max(id), 0) FROM transfer) FROM tenant";
+    Ok(connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?)
+}
+
+/// The tenants that a copy of central knows.
+pub fn tenants(of_all: &Connection) -> Result<Vec<TenantId>, StoreError> {
+    Ok(central::tenants(of_all)?.into_iter().map(|tenant| tenant.id).collect())
+}
+
 /// Makes a copied book one that is to be used: it catches up with what central knows of it, and begins a new epoch.
 /// Returns what it has lost, and up to which entry it is sealed.
 pub fn begin_anew(path: &Path, central: &Path, tenant: &TenantId, now_ms: u64) -> Result<(Totals, i64), StoreError> {
@@ -80,7 +94,13 @@ pub fn chunks(connection: &Connection) -> Result<Vec<(Chunk, bool)>, StoreError>
         let part = Part { digest: Digest(row.get(0)?), size: row.get(1)? };
         Ok((Chunk { part, encoding: Encoding(row.get(2)?), file: row.get(3)? }, row.get(4)?))
     })?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    let rows: Vec<(Chunk, bool)> = rows.collect::<Result<_, _>>()?;
+    match rows.iter().find(|(chunk, _)| chunk.file.contains(['/', '\\']) || chunk.file.starts_with('.')) {
+        Some((chunk, _)) => {
+            Err(StoreError::Corrupt { what: "a piece's name", why: format!("{:?} is no name of a piece", chunk.file) })
+        }
+        None => Ok(rows),
+    }
 }
 
 /// Whether a file is a database of that kind that can be read to its end.

@@ -213,7 +213,9 @@ impl Store {
             Mode::Threads { senders, .. } => {
                 self.inner.metrics.queued.inc();
                 // A worker that has gone drops the command, and with it the sender of its reply.
-                let _ = senders[worker_index(&db, senders.len())].send(Job::Run { db, command });
+                if senders[worker_index(&db, senders.len())].send(Job::Run { db, command }).is_err() {
+                    self.inner.metrics.queued.dec();
+                }
             }
             Mode::Inline(worker) => {
                 let mut worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
@@ -256,7 +258,11 @@ impl Store {
 
     /// Copies a database into a new file, as it is at one moment; its worker goes on meanwhile.
     pub async fn copy(&self, db: &Db, to: PathBuf) -> Result<(), StoreError> {
-        // So that the file is there, with the newest schema.
+        // One that is lost must not be made new, and take the place of a good copy.
+        if !self.has(db) {
+            return Err(StoreError::Lost { path: self.path(db).display().to_string() });
+        }
+        // With the newest schema.
         self.run(db.clone(), |_| Ok::<_, StoreError>(())).await?;
         let from = self.path(db);
         let Mode::Threads { readers, .. } = &self.inner.mode else { return copy::copy(&from, &to) };
@@ -368,6 +374,11 @@ fn worker_of(tenant: &TenantId, workers: usize) -> usize {
     1 + usize::try_from(hash % (workers as u64 - 1)).unwrap_or(0)
 }
 
+/// Whether a tenant's directory without a book has had one: something lies there.
+fn is_used(dir: &std::path::Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+}
+
 /// The directory of a tenant's files below a state directory.
 #[must_use]
 pub fn tenant_dir(state: &std::path::Path, tenant: &TenantId) -> PathBuf {
@@ -472,7 +483,11 @@ impl Worker {
                         operation: "make the tenant's directory",
                         why: error.to_string(),
                     })?;
-                    (dir.join(BOOK), Kind::Tenant)
+                    let book = dir.join(BOOK);
+                    if !book.exists() && is_used(&dir) {
+                        return Err(StoreError::Lost { path: book.display().to_string() });
+                    }
+                    (book, Kind::Tenant)
                 }
             };
             let connection = schema::open(&path, kind, self.config.durability)?;

@@ -31,6 +31,12 @@ use thiserror::Error;
 /// Why a command of the store did not take effect, or may not have.
 #[derive(Debug, Clone, Error)]
 pub enum StoreError {
+    /// A database that was there is gone.
+    #[error("{path} is gone, and was there: bring it back with belayd restore --tenant")]
+    Lost {
+        /// Which.
+        path: String,
+    },
     /// SQLite refused the command; nothing of it was kept.
     #[error("{operation}: {why}")]
     Failed {

@@ -28,6 +28,7 @@ const CENTRAL: &[M<'static>] = &[
     M::up(include_str!("schema/central.sql")),
     M::up(include_str!("schema/stripe.sql")),
     M::up(include_str!("schema/import_central.sql")),
+    M::up(include_str!("schema/audit.sql")),
 ];
 
 const TENANT: &[M<'static>] = &[

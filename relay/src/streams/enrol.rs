@@ -105,7 +105,7 @@ async fn send(stream: &mut ClientStream, answer: &EnrolAnswer) {
 
 async fn leave(enrolment: &Enrolment, caller: &Caller, request: &LeaveRequest, stream: &mut ClientStream) {
     let why: String = request.reason.chars().filter(|c| !c.is_control()).take(200).collect();
-    if let Err(error) = enrolment.record_leaving(&caller.device, &why).await {
+    if let Err(error) = enrolment.leave(&caller.tenant, &caller.device, &why).await {
         warn!(%error, "cannot revoke a device that leaves");
         let failure = failure(FailureCode::STORE_UNAVAILABLE, "the relay could not revoke the device", "try again");
         return fail(stream, failure, StreamCode::INTERNAL).await;

@@ -16,6 +16,7 @@ pub use signature::SignatureError;
 use crate::config::{self, Timeouts};
 use crate::store::StoreError;
 use crate::store::books::Books;
+use crate::store::central::audit::{self, Deed};
 use crate::store::central::stripe as known;
 use crate::store::executor::{Db, Store};
 use crate::store::ledger::money::Operation;
@@ -327,6 +328,16 @@ impl Stripe {
         if amount <= NanoUsd::ZERO {
             return Ok(());
         }
+        let action = match what {
+            Operation::Credit => "money.credit",
+            Operation::Refund => "money.refund",
+            Operation::Chargeback => "money.chargeback",
+        };
+        let deed =
+            Deed::of("stripe".into(), action, Some(tenant)).on(format!("stripe {name}")).with(amount.to_string());
+        let now_ms = self.clock.now_ms();
+        // Stripe tells the same again and again.
+        self.store.run(Db::Central, move |connection| audit::note_once(connection, &deed, now_ms)).await?;
         let moved = self.books.operate(tenant, what, amount, (format!("stripe {name}"), None)).await;
         match moved {
             Ok(_) => Ok(()),

@@ -4,11 +4,12 @@
 
 use super::money::{Operation, operate};
 use super::outbox::{begin_epoch_after, confirm, epoch};
+use super::settle::void;
 use super::standing::{Tier, summary};
 use super::usage::{SUMS, Totals};
 use crate::store::StoreError;
 use crate::store::central::usage::newest;
-use belay_protocol::id::TenantId;
+use belay_protocol::id::{RequestId, TenantId};
 use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, params};
 
@@ -21,6 +22,7 @@ pub fn catch_up(book: &Connection, central: &Connection, tenant: &TenantId, now_
         })?;
     confirm(book, epoch, newest(central, tenant, epoch)?)?;
     let lost = unknown(book, central, tenant, (epoch, last))?;
+    void_settled(book, central, tenant, now_ms)?;
     if lost != Totals::default() {
         book.execute(
             "INSERT INTO restored_usage VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
@@ -52,6 +54,19 @@ pub fn catch_up(book: &Connection, central: &Connection, tenant: &TenantId, now_
     )?;
     begin_epoch_after(book, newest)?;
     Ok(lost)
+}
+
+/// Gives back what is held for requests that were settled since: their cost is in what was lost.
+fn void_settled(book: &Connection, central: &Connection, tenant: &TenantId, now_ms: u64) -> Result<(), StoreError> {
+    let mut statement = book.prepare("SELECT request_id FROM request WHERE state = 0")?;
+    let open: Vec<[u8; 16]> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let mut known = central.prepare("SELECT 1 FROM usage_record WHERE tenant = ?1 AND request_id = ?2")?;
+    for id in open {
+        if known.exists(params![tenant.as_str(), id])? {
+            void(book, RequestId(id), now_ms)?;
+        }
+    }
+    Ok(())
 }
 
 /// Sums of what central has beyond the book. What waits in the book and was handed over in a later life waits no more.
