@@ -242,6 +242,17 @@ fn what_is_wrong_with_a_backup_is_found() {
         );
     }
     std::fs::write(dir.join("backup.json"), text).unwrap();
+    // A first backup that was broken off before it was named is done again in the same place.
+    let broken = relay.dir().join("broken");
+    std::fs::create_dir_all(broken.join("tenants/acme")).unwrap();
+    for left in ["central-1.db", "tenants/acme/book-1.db"] {
+        std::fs::write(broken.join(left), "half").unwrap();
+    }
+    let into = broken.to_str().unwrap();
+    relay.run(&["backup", into]).unwrap();
+    relay.run(&["verify-backup", into]).unwrap();
+    assert!(!broken.join("central-1.db").exists() && !broken.join("tenants/acme/book-1.db").exists());
+
     // What has rotted in a backup is copied anew by the next one.
     let (copied, bytes) = whole.iter().find(|(path, _)| path.display().to_string().contains("/book-")).unwrap();
     std::fs::write(copied, &bytes[..bytes.len() / 2]).unwrap();

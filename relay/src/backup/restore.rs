@@ -6,10 +6,9 @@
 
 use super::{BackupError, Book, Manifest, copy_file, tenant_dir};
 use crate::blobs::DIR;
-use crate::store::copy::{begin_anew, extent, is_sound, open};
+use crate::store::copy::{begin_anew, extent, open, sound_extent};
 use crate::store::executor::{BOOK, CENTRAL};
 use crate::store::ledger::usage::Totals;
-use crate::store::schema::Kind;
 use belay_certs::file::{create_private_dir, write_private};
 use belay_protocol::id::TenantId;
 use serde::Serialize;
@@ -80,7 +79,7 @@ pub fn tenant(
     let path = tenant_dir(state, tenant).join(BOOK);
     // One that has come less far than its copy is no continuation of it: it was made where the right one was lost.
     let copied = extent(&open(&dir.join(&book.database.file))?)?;
-    if is_sound(&path, Kind::Tenant) && extent(&open(&path)?)? >= copied {
+    if sound_extent(&path).is_some_and(|there| there >= copied) {
         return Err(BackupError::Refused(format!(
             "the book of {tenant} can be read, and a restore would take back what was charged since. Single items come \
              back by: belay sync restore, belay sessions list --deleted"

@@ -67,8 +67,8 @@ pub async fn take(
         LockError::Io { path, source } => BackupError::File { operation: "lock", path: path.into(), source },
     })?;
     let before = if dir.join(MANIFEST).exists() { Some(Manifest::read(dir)?) } else { None };
-    if before.is_none() && !is_empty(dir)? {
-        let why = format!("{} is not empty and holds no backup; name another directory", dir.display());
+    if before.is_none() && holds_others(dir)? {
+        let why = format!("{} holds no backup and is not empty; name another directory", dir.display());
         return Err(BackupError::Refused(why));
     }
     let mut tenants = source.tenants().await?;
@@ -172,10 +172,16 @@ fn apart(state: &Path, dir: &Path) -> Result<(), BackupError> {
     Ok(())
 }
 
-/// Whether nothing but the lock lies there.
-fn is_empty(dir: &Path) -> Result<bool, BackupError> {
+/// Whether something lies there that a backup which was broken off does not leave.
+fn holds_others(dir: &Path) -> Result<bool, BackupError> {
+    let is_ours = |name: &str| {
+        let first = |path: &str| path.split('/').next().map(str::to_owned);
+        ["lock", "tenants", "backup.tmp"].contains(&name)
+            || name.starts_with("central-") && name.ends_with(".db")
+            || SMALL.iter().any(|small| first(small).as_deref() == Some(name))
+    };
     let entries = std::fs::read_dir(dir).map_err(BackupError::file("read", dir))?;
-    Ok(entries.flatten().all(|entry| entry.file_name() == "lock"))
+    Ok(entries.flatten().any(|entry| !entry.file_name().to_str().is_some_and(is_ours)))
 }
 
 /// Brings the pieces that a copied book names beside it.

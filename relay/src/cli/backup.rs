@@ -58,8 +58,8 @@ impl Copier {
     }
 }
 
-/// The files of a relay that does not run.
-fn stopped(config: &Config) -> anyhow::Result<(Store, StateLock)> {
+/// The files of a relay that does not run, under its lock.
+pub(super) fn stopped(config: &Config) -> anyhow::Result<(Store, StateLock)> {
     belay_certs::file::create_private_dir(&config.state_dir)?;
     let lock = StateLock::acquire(&config.state_dir)?;
     let store = Store::start(&StoreConfig {

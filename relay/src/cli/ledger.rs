@@ -1,6 +1,7 @@
 //! `belayd ledger`: works on a running relay through its admin socket, and on a stopped one under
 //! the state lock.
 
+use super::backup::stopped;
 use super::exit::Told;
 use super::money::day;
 use super::reconcile::{self, EstimatedArgs, ReconcileArgs};
@@ -12,10 +13,9 @@ use belay_relay::admin::client::{AdminClient, ClientError};
 use belay_relay::admin::service::{AdminError, Verified};
 use belay_relay::secrets::MasterKey;
 use belay_relay::store::books::Books;
-use belay_relay::store::executor::{CENTRAL, Db, Store, StoreConfig};
+use belay_relay::store::executor::{CENTRAL, Db, Store};
 use belay_relay::store::ledger::statement::Line;
 use belay_relay::store::lock::StateLock;
-use belay_relay::store::schema::Durability;
 use belay_relay::store::{StoreError, central};
 use belay_transport::env::SystemClock;
 use clap::Subcommand;
@@ -185,14 +185,7 @@ impl Offline {
         if !config.state_dir.join(CENTRAL).exists() {
             bail!("{} holds no relay's state", config.state_dir.display());
         }
-        let lock = StateLock::acquire(&config.state_dir)?;
-        let store = Store::start(&StoreConfig {
-            dir: config.state_dir.clone(),
-            threads: 1,
-            durability: Durability::Full,
-            idle_close: config.idle_close,
-            max_open: 8,
-        });
+        let (store, lock) = stopped(config)?;
         let master = MasterKey::load(&config.master_key, None)?;
         let books = Books::new(store.clone(), Arc::new(SystemClock), &master, config.billing.free_allowance);
         Ok(Self { store, books, _lock: lock })

@@ -35,7 +35,7 @@ pub(super) async fn renew_only(shared: &Shared, caller: &Caller, mut stream: Cli
         return streams::enrol::serve(&shared.enrolment, Some(caller), &intake, stream).instrument(span).await;
     }
     let message = "the certificate of this device has ended";
-    let remedy = "renew it over this tunnel; belay does so by itself, from version 0.1 on";
+    let remedy = "renew it over this tunnel, as belay does by itself";
     let failure = streams::failure(FailureCode::UNAUTHENTICATED, message, remedy);
     streams::fail(&mut stream, failure, StreamCode::REFUSED).instrument(span).await;
 }

@@ -103,17 +103,10 @@ pub fn chunks(connection: &Connection) -> Result<Vec<(Chunk, bool)>, StoreError>
     }
 }
 
-/// Whether a file is a database of that kind that can be read to its end.
+/// How far the book in a file has come, if it can be read to its end.
 #[must_use]
-pub fn is_sound(path: &Path, kind: Kind) -> bool {
-    let table = match kind {
-        Kind::Central => "device",
-        Kind::Tenant => "transfer",
-    };
-    let sound = || -> Result<bool, StoreError> {
-        let connection = open(path)?;
-        connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |_| Ok(()))?;
-        Ok(damage(&connection)?.is_empty())
-    };
-    path.exists() && sound().unwrap_or(false)
+pub fn sound_extent(path: &Path) -> Option<(i64, i64)> {
+    let connection = open(path).ok()?;
+    let is_sound = damage(&connection).is_ok_and(|found| found.is_empty());
+    extent(&connection).ok().filter(|_| is_sound)
 }
