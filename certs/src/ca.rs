@@ -1,10 +1,10 @@
 //! The relay's own certificate authority.
 
 use crate::issue::BACKDATED;
-use crate::{CertError, file, sha256};
+use crate::{CertError, file, identity, sha256};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ED25519,
+    PKCS_ED25519, PublicKeyData,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -12,8 +12,8 @@ use std::path::Path;
 use std::time::Duration;
 use time::{Duration as SignedDuration, OffsetDateTime};
 
-const CERTIFICATE_FILE: &str = "ca.pem";
-const KEY_FILE: &str = "ca.key";
+pub(crate) const CERTIFICATE_FILE: &str = "ca.pem";
+pub(crate) const KEY_FILE: &str = "ca.key";
 const LIFETIME: Duration = Duration::from_secs(3650 * 86_400);
 
 /// A certificate authority with its key. Ed25519: small, and its signatures have one length.
@@ -26,19 +26,9 @@ pub struct Authority {
 impl Authority {
     /// Makes a new authority, valid for ten years from `now_ms`.
     pub fn create(now_ms: u64) -> Result<Self, CertError> {
-        let make = |source| CertError::Make { operation: "make the authority", source };
         let key = KeyPair::generate_for(&PKCS_ED25519).map_err(make)?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "belay relay authority");
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let (not_before, not_after) = validity(now_ms, LIFETIME);
-        params.not_before = not_before;
-        params.not_after = not_after;
-        let certificate = params.self_signed(&key).map_err(make)?.der().clone();
-        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(make)?;
-        Ok(Self { issuer, certificate })
+        let certificate = params(&key, now_ms, 1).self_signed(&key).map_err(make)?.der().clone();
+        Self::of(certificate, key)
     }
 
     /// Reads the authority from `dir`, or makes one there if there is none.
@@ -46,7 +36,7 @@ impl Authority {
         file::create_private_dir(dir)?;
         let (certificate_path, key_path) = (dir.join(CERTIFICATE_FILE), dir.join(KEY_FILE));
         if key_path.exists() && certificate_path.exists() {
-            return Self::from_pem(&file::read(&certificate_path)?, &file::read(&key_path)?);
+            return Self::read(&certificate_path, &key_path);
         }
         if certificate_path.exists() {
             // A new authority would lock every enrolled device out without a word.
@@ -56,21 +46,40 @@ impl Authority {
             });
         }
         let authority = Self::create(now_ms)?;
-        // The certificate is written last: a key without it is a half-made authority nobody knows.
-        file::write_private(&key_path, authority.issuer.key().serialize_pem().as_bytes())?;
-        file::write_private(&certificate_path, pem("CERTIFICATE", &authority.certificate).as_bytes())?;
+        authority.write(&certificate_path, &key_path)?;
         Ok(authority)
     }
 
-    fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, CertError> {
-        let invalid = |what| move |why: String| CertError::Invalid { what, why };
-        let certificate = CertificateDer::from_pem_slice(certificate)
-            .map_err(|error| invalid("the authority's certificate")(error.to_string()))?;
-        let key_text = std::str::from_utf8(key).map_err(|error| invalid("the authority's key")(error.to_string()))?;
-        let key = KeyPair::from_pem(key_text).map_err(|error| invalid("the authority's key")(error.to_string()))?;
+    /// Writes certificate and key. The certificate is written last: a key without it is a half-made authority nobody
+    /// knows.
+    pub(crate) fn write(&self, certificate: &Path, key: &Path) -> Result<(), CertError> {
+        file::write_private(key, self.issuer.key().serialize_pem().as_bytes())?;
+        file::write_private(certificate, pem("CERTIFICATE", &self.certificate).as_bytes())
+    }
+
+    /// Reads certificate and key. Errors: one is not there, or is none, or they are not each other's.
+    pub(crate) fn read(certificate: &Path, key: &Path) -> Result<Self, CertError> {
+        let invalid = |what, why: String| CertError::Invalid { what, why };
+        let certificate = read_certificate(certificate)?;
+        let text = String::from_utf8(file::read(key)?).map_err(|error| invalid("the authority's key", error.to_string()));
+        let key = KeyPair::from_pem(&text?).map_err(|error| invalid("the authority's key", error.to_string()))?;
+        if identity::public_key(&certificate).as_deref() != Some(key.der_bytes()) {
+            let why = "its key is another one's; bring both files back from one backup".into();
+            return Err(invalid("the authority's certificate", why));
+        }
+        Self::of(certificate, key)
+    }
+
+    fn of(certificate: CertificateDer<'static>, key: KeyPair) -> Result<Self, CertError> {
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
-            .map_err(|error| invalid("the authority's certificate")(error.to_string()))?;
+            .map_err(|error| CertError::Invalid { what: "the authority's certificate", why: error.to_string() })?;
         Ok(Self { issuer, certificate })
+    }
+
+    /// This authority's word for the key of another: who trusts this one trusts what that one has signed.
+    pub(crate) fn vouch_for(&self, other: &Self, now_ms: u64) -> Result<CertificateDer<'static>, CertError> {
+        let key = other.issuer.key();
+        Ok(params(key, now_ms, 0).signed_by(key, &self.issuer).map_err(make)?.der().clone())
     }
 
     /// The authority's certificate.
@@ -88,6 +97,31 @@ impl Authority {
     pub(crate) fn issuer(&self) -> &Issuer<'static, KeyPair> {
         &self.issuer
     }
+}
+
+fn make(source: rcgen::Error) -> CertError {
+    CertError::Make { operation: "make the authority", source }
+}
+
+/// What an authority's certificate says, for so many authorities below it.
+fn params(key: &KeyPair, now_ms: u64, below: u8) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    // Two of them are never mistaken for each other.
+    let digits = &data_encoding::HEXLOWER.encode(&sha256(key.der_bytes())[..4]);
+    params.distinguished_name.push(DnType::CommonName, format!("belay relay authority {digits}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let (not_before, not_after) = validity(now_ms, LIFETIME);
+    params.not_before = not_before;
+    params.not_after = not_after;
+    params
+}
+
+/// Reads a certificate. Text before it is passed over.
+pub(crate) fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CertError> {
+    CertificateDer::from_pem_slice(&file::read(path)?)
+        .map_err(|error| CertError::Invalid { what: "the authority's certificate", why: error.to_string() })
 }
 
 /// From a while before `now_ms`, for clocks that are off, to `lifetime` after it.

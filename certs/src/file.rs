@@ -40,6 +40,6 @@ pub fn read(path: &Path) -> Result<Vec<u8>, CertError> {
 }
 
 /// Makes renames in a directory durable, where the platform can.
-fn sync_directory(path: &Path) -> std::io::Result<()> {
+pub(crate) fn sync_directory(path: &Path) -> std::io::Result<()> {
     if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }

@@ -35,6 +35,18 @@ pub fn ends_ms(der: &[u8]) -> Option<u64> {
     u64::try_from(certificate.validity().not_after.timestamp()).ok()?.checked_mul(1000)
 }
 
+/// The key that a certificate is for. `None`: it is none.
+pub(crate) fn public_key(der: &[u8]) -> Option<Vec<u8>> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(certificate.public_key().subject_public_key.data.to_vec())
+}
+
+/// When a certificate begins, milliseconds since 1970. `None`: it is none.
+pub(crate) fn begins_ms(der: &[u8]) -> Option<u64> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    u64::try_from(certificate.validity().not_before.timestamp()).ok()?.checked_mul(1000)
+}
+
 impl DeviceIdentity {
     /// Reads a device certificate that rustls has verified. Errors: `Invalid` unless it has exactly
     /// one belay URI.

@@ -1,7 +1,7 @@
 //! Certificates of belay: the relay's own authority, device and server certificates, pins, and the
 //! rustls configurations of both sides.
 //!
-//! A relay has one [`ca::Authority`]. A device makes its own key, asks with a CSR
+//! A relay has one [`ca::Authority`], and for a while two ([`rollover`]). A device makes its own key, asks with a CSR
 //! ([`issue::DeviceKey`]), and is known from then on by the URI in its certificate
 //! ([`identity::DeviceIdentity`]). The client trusts a relay by the fingerprint of its authority
 //! ([`pin`]), never by the system's certificate store. This crate must not know sockets; files are
@@ -14,6 +14,7 @@ pub mod identity;
 pub mod invite;
 pub mod issue;
 pub mod pin;
+pub mod rollover;
 pub mod shown;
 pub mod tls;
 mod verify;
@@ -51,6 +52,9 @@ pub enum CertError {
         #[source]
         source: std::io::Error,
     },
+    /// The authority cannot be changed that way now; why, and what to do.
+    #[error("{0}")]
+    Rollover(&'static str),
     /// rustls refuses the configuration. Blame: ours.
     #[error("TLS configuration: {0}")]
     Tls(String),

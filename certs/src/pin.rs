@@ -6,9 +6,11 @@ use crate::tls::crypto_provider;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
-use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::fmt;
 use std::sync::Arc;
+use thiserror::Error as ThisError;
 
 /// Verifies that the chain ends in the authority with that fingerprint, and everything else as
 /// usual.
@@ -25,6 +27,20 @@ impl PinnedAuthority {
     }
 }
 
+/// What is wrong with a relay that shows another authority; it stands in the error of the handshake.
+pub const NOT_NAMED: &str = "its authority is not the one that the invite names; ask for a new invite";
+
+#[derive(ThisError)]
+#[error("{NOT_NAMED}")]
+struct NotNamed;
+
+// rustls shows what others find wrong with a certificate for programmers only.
+impl fmt::Debug for NotNamed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(NOT_NAMED)
+    }
+}
+
 impl ServerCertVerifier for PinnedAuthority {
     fn verify_server_cert(
         &self,
@@ -36,7 +52,7 @@ impl ServerCertVerifier for PinnedAuthority {
     ) -> Result<ServerCertVerified, Error> {
         let pinned = intermediates.iter().find(|certificate| sha256(certificate) == self.fingerprint);
         let Some(pinned) = pinned else {
-            return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
+            return Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(NotNamed)))));
         };
         let mut roots = RootCertStore::empty();
         roots.add(pinned.clone().into_owned())?;

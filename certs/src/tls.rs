@@ -5,9 +5,9 @@
 //! over QUIC it saves no round trip without early data, which could be replayed.
 
 use crate::CertError;
-use crate::ca::Authority;
 use crate::issue::DeviceKey;
 use crate::pin::PinnedAuthority;
+use crate::rollover::Authorities;
 use crate::shown::Shown;
 use crate::verify::Lenient;
 use rustls::client::Resumption;
@@ -45,13 +45,13 @@ pub fn crypto_provider() -> Arc<CryptoProvider> {
 /// authority did not sign, or that ended longer than `grace` ago, is refused in the handshake. With one that has ended
 /// since, nothing may work but its renewal: that is for the caller to see to.
 pub fn relay(
-    authority: &Authority,
+    authorities: Arc<Authorities>,
     shown: Arc<Shown>,
     grace: Duration,
     alpn: &[u8],
     time: Time,
 ) -> Result<ServerConfig, CertError> {
-    let verifier = Lenient::new(roots(std::slice::from_ref(authority.certificate()))?, grace)?;
+    let verifier = Lenient::new(authorities, grace)?;
     let mut config = ServerConfig::builder_with_details(crypto_provider(), time)
         .with_protocol_versions(&[&version::TLS13])
         .map_err(|error| CertError::Tls(error.to_string()))?
@@ -119,7 +119,7 @@ fn finish_client(mut config: ClientConfig, alpn: &[u8]) -> ClientConfig {
     config
 }
 
-fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, CertError> {
+pub(crate) fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, CertError> {
     let mut roots = RootCertStore::empty();
     for authority in authorities {
         roots.add(authority.clone()).map_err(|error| CertError::Tls(error.to_string()))?;

@@ -6,6 +6,7 @@ use crate::renew::Renewal;
 use crate::shown::{Shown, certified, clock_time};
 use crate::state::{Identity, StateDir};
 use belay_certs::issue::DeviceKey;
+use belay_certs::pin::NOT_NAMED;
 use belay_certs::tls;
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::DeviceId;
@@ -272,6 +273,9 @@ impl Dialer {
         match timeout(HANDSHAKE, handshake).await {
             Ok(Ok(dialed)) => Ok(dialed),
             Ok(Err(Failure::Closed(code))) => Err(ClientError::Closed(code)),
+            // Without what the layers between have put around it.
+            Ok(Err(Failure::Other(why))) if why.contains(NOT_NAMED) => Err(unreachable(NOT_NAMED.into())),
+            Ok(Err(Failure::Other(why))) if why.contains("UnknownIssuer") => Err(unreachable(ANOTHER.into())),
             Ok(Err(Failure::Other(why))) => Err(unreachable(why)),
             Err(_) => {
                 let open = if path == Path::Quic { "; is UDP open on the way?" } else { "" };
@@ -302,6 +306,10 @@ impl Dialer {
         Ok(Dialed { endpoint: None, connection: Connection::Tcp(connection) })
     }
 }
+
+/// What is said of a relay with an authority that this computer does not trust.
+const ANOTHER: &str = "it is not the relay that this computer has joined, or its certificate authority has become another \
+    while this computer was away; to join again: belay logout --offline, then belay join with a new invite";
 
 /// Why an address could not be dialled.
 enum Failure {

@@ -26,7 +26,7 @@ pub use models::Model;
 pub use reload::Difference;
 pub use routes::{Prefer, Route, Target};
 pub use stripe::Stripe;
-pub use template::{TEMPLATE, template};
+pub use template::{TEMPLATE, for_units, template};
 pub use upstream::{ProviderConfig, ProviderKind};
 
 use check::Keys;

@@ -6,9 +6,8 @@ use crate::store::StoreError;
 use crate::store::central::audit::{Deed, note};
 use crate::store::central::{self, EnrolmentOutcome};
 use crate::store::executor::{Db, Store};
-use belay_certs::ca::Authority;
-use belay_certs::identity::ends_ms;
 use belay_certs::issue::DeviceRequest;
+use belay_certs::rollover::Authorities;
 use belay_certs::sha256;
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::{DeviceId, TenantId};
@@ -41,7 +40,7 @@ pub enum EnrolmentError {
 /// Enrols and revokes devices.
 #[derive(Debug)]
 pub struct Enrolment {
-    authority: Arc<Authority>,
+    authorities: Arc<Authorities>,
     /// How long a certificate holds.
     lifetime: Duration,
     env: Env,
@@ -54,25 +53,25 @@ impl Enrolment {
     /// With the relay's authority, and how long its certificates hold.
     #[must_use]
     pub fn new(
-        (authority, lifetime): (Arc<Authority>, Duration),
+        (authorities, lifetime): (Arc<Authorities>, Duration),
         env: Env,
         store: Store,
         registry: Arc<Registry>,
         flights: Arc<Flights>,
     ) -> Self {
-        Self { authority, lifetime, env, store, registry, flights }
+        Self { authorities, lifetime, env, store, registry, flights }
     }
 
     /// The authority's fingerprint, for invites.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
-        self.authority.fingerprint()
+        self.authorities.fingerprint()
     }
 
     /// When the authority's own certificate ends, milliseconds since 1970.
     #[must_use]
     pub fn authority_ends_ms(&self) -> u64 {
-        ends_ms(self.authority.certificate()).unwrap_or(0)
+        self.authorities.standing().ends_ms()
     }
 
     /// Makes an invite and returns its secret. `None`: there is no such tenant.
@@ -103,7 +102,8 @@ impl Enrolment {
             label,
             now_ms: self.env.clock.now_ms(),
         };
-        let (authority, serial) = (Arc::clone(&self.authority), self.env.random.bytes::<12>());
+        let (standing, serial) = (self.authorities.standing(), self.env.random.bytes::<12>());
+        let signs = Arc::clone(&standing);
         let lifetime = self.lifetime;
         let outcome = self
             .store
@@ -112,7 +112,7 @@ impl Enrolment {
                 let label = enrolment.label.clone();
                 central::enrol(connection, &enrolment, |tenant, device| {
                     let issued =
-                        csr.issue(&authority, tenant.as_str(), device.as_str(), serial, (now_ms, lifetime)).map_err(
+                        csr.issue(&signs.current, tenant.as_str(), device.as_str(), serial, (now_ms, lifetime)).map_err(
                             |error| StoreError::Failed { operation: "sign a certificate", why: error.to_string() },
                         )?;
                     let deed = Deed::of(format!("device:{device}"), "device.enrol", Some(tenant)).on(device.as_str());
@@ -127,7 +127,7 @@ impl Enrolment {
                 tenant,
                 device,
                 certificate_der: certificate,
-                ca_der: self.authority.certificate().to_vec(),
+                ca_der: standing.current.certificate().to_vec(),
                 expires_ms,
             }),
         }
@@ -149,8 +149,9 @@ impl Enrolment {
             return Err(wrong("the request is not signed with the key that this device was enrolled with".into()));
         }
         let (serial, now_ms) = (self.env.random.bytes::<12>(), self.env.clock.now_ms());
+        let standing = self.authorities.standing();
         let issued = csr
-            .issue(&self.authority, tenant.as_str(), device.as_str(), serial, (now_ms, self.lifetime))
+            .issue(&standing.current, tenant.as_str(), device.as_str(), serial, (now_ms, self.lifetime))
             .map_err(|error| StoreError::Failed { operation: "sign a certificate", why: error.to_string() })?;
         let (named, expires_ms) = (device.clone(), issued.expires_ms);
         let deed = Deed::of(format!("device:{device}"), "device.renew", Some(tenant)).on(device.as_str());
@@ -163,8 +164,8 @@ impl Enrolment {
         self.registry.renewed(device, expires_ms);
         Ok(RenewAnswer {
             certificate_der: issued.certificate.to_vec(),
-            ca_der: self.authority.certificate().to_vec(),
-            next_ca_der: vec![],
+            ca_der: standing.current.certificate().to_vec(),
+            next_ca_der: standing.next.as_ref().map(|next| next.to_vec()).unwrap_or_default(),
             expires_ms,
         })
     }

@@ -10,6 +10,7 @@
 pub mod admin;
 mod admission;
 pub mod api_keys;
+pub mod authority;
 pub mod backup;
 pub mod blobs;
 pub mod config;
@@ -19,6 +20,7 @@ pub mod escalate;
 mod http;
 pub mod import;
 mod listener;
+pub mod master_key;
 pub mod ops;
 pub mod pricing;
 pub mod providers;

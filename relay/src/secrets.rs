@@ -53,6 +53,12 @@ impl MasterKey {
         Ok(Self(Salt::new(HKDF_SHA256, b"belay master key").extract(&bytes)))
     }
 
+    /// A name for it that gives nothing of it away.
+    #[must_use]
+    pub fn id(&self) -> String {
+        data_encoding::HEXLOWER.encode(&self.derive("name")[..8])
+    }
+
     /// The key for one purpose.
     #[must_use]
     pub fn derive(&self, purpose: &str) -> [u8; LEN] {

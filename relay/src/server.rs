@@ -1,13 +1,14 @@
 //! The relay as a whole: builds everything, owns the task trackers and the stop tokens, and takes
 //! it down in order.
 
-mod setup;
+pub(crate) mod setup;
 
 pub(crate) use self::setup::record_prices;
 
-use self::setup::{endpoint_keys, keep_shown, quic_config, shown, store_config, strangers, tls_config};
+use self::setup::{endpoint_keys, keep_shown, lasting_name, quic_config, shown, store_config, strangers, tls_config};
 use crate::admin::copies::copies_dir;
 use crate::admin::service::AdminService;
+use crate::authority::Keeper;
 use crate::backup::restore::RESTORING;
 use crate::blobs::Blobs;
 use crate::blobs::disk::{Disk, SystemDisk};
@@ -17,6 +18,7 @@ use crate::enrolment::Enrolment;
 use crate::escalate::{Escalator, Flights, Health, Unresolved};
 use crate::http::{Certificates, Http, HttpListener, HttpStartError};
 use crate::listener::{Gate, Listener};
+use crate::master_key::{self, MasterKeyError};
 use crate::ops::memory::{BodyBudget, Memory};
 use crate::ops::metrics::Metrics;
 use crate::ops::vitals::Vitals;
@@ -31,10 +33,10 @@ use crate::store::executor::{CENTRAL, Store};
 use crate::store::ledger::Boot;
 use crate::store::lock::{LockError, StateLock};
 use crate::store::sessions::service::Sessions;
-use crate::stripe::{Stripe, relay_name};
+use crate::stripe::Stripe;
 use crate::sync::Sync;
 use crate::tenants::Tenants;
-use belay_certs::ca::Authority;
+use belay_certs::rollover::Authorities;
 use belay_certs::tls::Time;
 use belay_certs::{CertError, file};
 use belay_transport::env::{Clock, Env};
@@ -97,6 +99,9 @@ pub enum StartError {
         #[source]
         source: HttpStartError,
     },
+    /// The master key is not the one of these books.
+    #[error(transparent)]
+    MasterKey(#[from] MasterKeyError),
     /// Something else of the set-up failed. Blame: ours.
     #[error("{0}")]
     Setup(String),
@@ -154,15 +159,16 @@ impl Relay {
         if !is_new && !config.master_key.exists() {
             return Err(StartError::NoMasterKey { path: config.master_key.clone() });
         }
-        let authority = Arc::new(Authority::load_or_create(&config.state_dir.join("ca"), now_ms)?);
+        let authorities = Authorities::load_or_create(&config.state_dir.join("ca"), now_ms)?;
         let metrics = Arc::new(Metrics::default());
         let store = Store::start_with(&store_config(&config, overrides.inline_store), metrics.store.clone());
         let price_version = record_prices(&store, &config, now_ms).await?;
         let boot = Boot::current(env.random.bytes());
         let master = MasterKey::load(&config.master_key, is_new.then_some(&env.random))?;
+        master_key::claim(&config.state_dir, &master, &config.master_key)?;
         let clock = || Arc::clone(&env.clock);
         let books = Books::new(store.clone(), clock(), &master, config.billing.free_allowance);
-        let name = relay_name(authority.certificate());
+        let name = lasting_name(&config.state_dir, &authorities)?;
         let stripe = match config.stripe.clone() {
             Some(wanted) => Some(
                 Stripe::new(wanted, &config.timeouts, (store.clone(), books.clone()), clock(), name)
@@ -200,7 +206,7 @@ impl Relay {
         let disk = overrides.disk.unwrap_or_else(|| Arc::new(SystemDisk));
         let blobs = Blobs::new(disk, env.random.clone(), overrides.inline_store);
         let enrolment = Arc::new(Enrolment::new(
-            (Arc::clone(&authority), config.timeouts.device_certificate),
+            (Arc::clone(&authorities), config.timeouts.device_certificate),
             env.clone(),
             store.clone(),
             Arc::clone(&registry),
@@ -219,8 +225,8 @@ impl Relay {
             lossy_lines: Arc::default(),
         });
         let keys = endpoint_keys(&config.state_dir, &env)?;
-        let shown = shown(&authority, &env)?;
-        let tls = tls_config(&authority, Arc::clone(&shown), config.timeouts.expired_grace, &env)?;
+        let shown = shown(&authorities, &env)?;
+        let tls = tls_config(Arc::clone(&authorities), Arc::clone(&shown), config.timeouts.expired_grace, &env)?;
         let listener = Listener {
             server: quic_config(tls.clone(), &keys)?,
             tls: config.tcp.then(|| Arc::new(tls)),
@@ -236,11 +242,18 @@ impl Relay {
         let (local, tcp) = (sockets.local, sockets.tcp.is_some());
         let connections = listener.connections.clone();
         let background = TaskTracker::new();
-        let http = serve_http(&config, &shared, &authority, &background)?;
+        let http = serve_http(&config, &shared, &authorities, &background)?;
         let (http, served) = http.unzip();
         let reloader = Arc::new(Reloader::new(Arc::clone(&shared), served, overrides.providers));
         background.spawn(async move { listener.serve(sockets).await });
-        background.spawn(keep_shown(shown, authority, env, shared.stop.clone()));
+        let keeper = Keeper {
+            authorities: Arc::clone(&authorities),
+            shown: Arc::clone(&shown),
+            env: env.clone(),
+            store: store.clone(),
+            grace: config.timeouts.expired_grace,
+        };
+        background.spawn(keep_shown(shown, authorities, env, shared.stop.clone()));
         let (sweeper, stop) = (Arc::clone(&escalator), shared.stop.clone());
         background.spawn(async move { sweeper.sweep(stop).await });
         let (sessions, stop) = (shared.sessions.clone(), shared.stop.clone());
@@ -250,7 +263,7 @@ impl Relay {
         }
         let (sync, stop) = (shared.sync.clone(), shared.stop.clone());
         background.spawn(async move { sync.forget_daily(stop).await });
-        let admin = Arc::new(AdminService::new((local, http), Arc::clone(&escalator), (enrolment, registry), reloader));
+        let admin = Arc::new(AdminService::new((local, http), Arc::clone(&escalator), (enrolment, registry), (reloader, keeper)));
         info!(%local, tcp, "belayd is listening");
         Ok(Self { local, http, admin, escalator, shared, connections, background, store, _lock: lock })
     }
@@ -333,14 +346,14 @@ impl Relay {
 fn serve_http(
     config: &Config,
     shared: &Arc<Shared>,
-    authority: &Arc<Authority>,
+    authorities: &Arc<Authorities>,
     background: &TaskTracker,
 ) -> Result<Option<(SocketAddr, Arc<Http>)>, StartError> {
     let Some(wanted) = config.http.clone() else { return Ok(None) };
     let failed = |address, source| StartError::Http { address, source };
     let (env, address) = (&shared.escalator.env, wanted.listen);
     let time: Time = Arc::new(ClockTime(Arc::clone(&env.clock)));
-    let certificates = Certificates { authority: Arc::clone(authority), env: env.clone(), time };
+    let certificates = Certificates { authorities: Arc::clone(authorities), env: env.clone(), time };
     let http = Http::new(Arc::clone(shared), wanted, certificates).map_err(|source| failed(address, source))?;
     let listener = HttpListener::bind(Arc::clone(&http), env).map_err(|source| failed(address, source))?;
     let local = listener.local_addr().map_err(|error| failed(address, error.into()))?;

@@ -4,6 +4,7 @@
 
 use anyhow::{Context, ensure};
 use belay_certs::ca::Authority;
+use belay_certs::rollover::Authorities;
 use belay_certs::issue::{self, DeviceKey, DeviceRequest};
 use belay_certs::shown::Shown;
 use belay_certs::tls;
@@ -31,10 +32,12 @@ const MESSAGE: [u8; 64] = [7; 64];
 /// Starts the echo server. It ends with the process.
 pub(crate) fn start(dir: &Path) -> anyhow::Result<SocketAddr> {
     let env = Env::system();
-    let authority = Authority::load_or_create(dir, env.clock.now_ms())?;
-    let server = issue::server(&authority, &[RELAY_SERVER_NAME], env.random.bytes(), env.clock.now_ms())?;
+    let authorities = Authorities::load_or_create(dir, env.clock.now_ms())?;
+    let standing = authorities.standing();
+    let authority = &standing.current;
+    let server = issue::server(authority, &[RELAY_SERVER_NAME], env.random.bytes(), env.clock.now_ms())?;
     let shown = Shown::new(vec![server.0, authority.certificate().clone()], server.1)?;
-    let tls = tls::relay(&authority, shown, Duration::ZERO, ALPN, tls::system_time())?;
+    let tls = tls::relay(authorities, shown, Duration::ZERO, ALPN, tls::system_time())?;
     let crypto = QuicServerConfig::try_from(tls)?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(params::relay());

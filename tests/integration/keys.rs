@@ -134,7 +134,7 @@ async fn a_relay_whose_master_key_is_gone_makes_no_other() {
 }
 
 /// Runs `belayd` with something on its stdin. Returns what it printed, and whether it succeeded.
-fn belayd_with(relay: &Belayd, args: &[&str], stdin: &str) -> (String, bool) {
+pub(crate) fn belayd_with(relay: &Belayd, args: &[&str], stdin: &str) -> (String, bool) {
     let mut command = Command::new(binary("belayd"));
     command.arg("--config").arg(relay.config_path()).args(args);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

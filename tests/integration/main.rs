@@ -49,6 +49,7 @@ mod reload;
 mod renewal;
 mod resume;
 mod retries;
+mod rollover;
 mod routes;
 mod scripted;
 mod sdks;

@@ -5,15 +5,16 @@ use belay_certs::identity::DeviceIdentity;
 use belay_certs::issue::DeviceRequest;
 use belay_client::escalation::EscalationRequest;
 use belay_client::state::{HexBytes, StateDir};
-use belay_client::{Client, Options, enrol};
+use belay_client::{Client, ClientError, Options, enrol};
 use belay_protocol::dialect::prompt::Prompt;
-use belay_protocol::error::StreamCode;
+use belay_protocol::error::{CloseCode, StreamCode};
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::{BalanceRequest, Dialect, FailureCode, RenewAnswer, RenewRequest};
 use belay_tests::counting::Counting;
 use belay_tests::relay::{PATIENCE, TestRelay, eventually};
 use belay_tests::sim::faults;
 use belay_tests::sim::net::Path;
+use belay_tests::tcp_link::TcpLink;
 use belay_transport::env::{Clock, Env, SystemClock};
 use std::time::Duration;
 
@@ -92,6 +93,32 @@ async fn a_computer_that_slept_for_weeks_renews_before_anything_else() {
     assert_eq!(state.load().unwrap().0, renewed);
     client.close().await;
     late.close().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_computer_that_slept_beyond_the_grace_is_told_to_join_again_and_tries_no_more() {
+    let relay = TestRelay::start("").await;
+    let home = tempfile::tempdir().unwrap();
+    let state = StateDir::at(home.path());
+    enrol::join(&Env::system(), &state, &relay.invite("acme").await, "sleeper").await.unwrap();
+    let (mut identity, key) = state.load().unwrap();
+    let request = DeviceRequest::from_der(&key.request().unwrap()).unwrap();
+    let made = (SystemClock.now_ms() - 100 * DAY_MS, belay_certs::issue::DEVICE_LIFETIME);
+    let (tenant, device) = (identity.tenant.as_str(), identity.device.as_str());
+    let old = request.issue(&authority(&relay), tenant, device, [9; 12], made).unwrap();
+    identity.certificate_der = HexBytes(old.certificate.to_vec());
+    identity.expires_ms = old.expires_ms;
+    // Where a gate lets TCP through and nothing is to be found over UDP.
+    let gate = TcpLink::start("127.0.0.2:0".parse().unwrap(), relay.address()).await.unwrap();
+    for addresses in [identity.addresses.clone(), vec![gate.address().to_string()]] {
+        identity.addresses = addresses;
+        let client = Client::start(Env::system(), identity.clone(), &key, Options::default()).unwrap();
+        let error = client.tunnel(PATIENCE).await.unwrap_err();
+        assert!(matches!(error, ClientError::Closed(CloseCode::EXPIRED)), "{error}");
+        client.close().await;
+    }
+    assert!(gate.connections() > 0);
     relay.stop().await;
 }
 

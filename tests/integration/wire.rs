@@ -6,6 +6,7 @@ use crate::raw::{
     hello, knock, nobody, now, prompt, raw_frame, request, soon, took,
 };
 use belay_certs::ca::Authority;
+use belay_certs::rollover::Authorities;
 use belay_certs::issue::{self, DeviceKey};
 use belay_certs::pin::PinnedAuthority;
 use belay_certs::shown::Shown;
@@ -546,11 +547,14 @@ fn shake(client: ClientConfig, server: ServerConfig) -> Result<ClientConnection,
 #[test]
 fn both_sides_agree_on_tls_1_3_with_post_quantum_keys_and_on_nothing_older() {
     let now_ms = SystemClock.now_ms();
-    let authority = Authority::create(now_ms).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let authorities = Authorities::load_or_create(dir.path(), now_ms).unwrap();
+    let standing = authorities.standing();
+    let authority = &standing.current;
     let relay = || {
-        let (certificate, key) = issue::server(&authority, &[RELAY_SERVER_NAME], [1; 12], now_ms).unwrap();
+        let (certificate, key) = issue::server(authority, &[RELAY_SERVER_NAME], [1; 12], now_ms).unwrap();
         let shown = Shown::new(vec![certificate, authority.certificate().clone()], key).unwrap();
-        tls::relay(&authority, shown, Duration::ZERO, ALPN, system_time()).unwrap()
+        tls::relay(Arc::clone(&authorities), shown, Duration::ZERO, ALPN, system_time()).unwrap()
     };
     let ours = tls::enrolling_client(authority.fingerprint(), ALPN, system_time()).unwrap();
     let client = shake(ours, relay()).unwrap();

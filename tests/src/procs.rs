@@ -264,6 +264,12 @@ impl Belayd {
         self.dir.path()
     }
 
+    /// The state directory, unless the additions have named one.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
     /// The configuration file.
     #[must_use]
     pub fn config_path(&self) -> PathBuf {

@@ -118,6 +118,12 @@ enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Write the manual's pages, for packages
+    #[command(hide = true)]
+    Manual {
+        /// An existing directory
+        dir: PathBuf,
+    },
 }
 
 /// A reader that has had enough, such as `head`, is no fault of anybody: `println!` would panic.
@@ -182,6 +188,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "belay", &mut std::io::stdout());
             Ok(())
         }
+        Command::Manual { dir } => clap_mangen::generate_to(Cli::command(), &dir)
+            .with_context(|| format!("cannot write to {}", dir.display())),
     }
 }
 

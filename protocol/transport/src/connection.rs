@@ -5,6 +5,7 @@ use crate::quic;
 use crate::tcp::TcpConnection;
 use belay_protocol::error::CloseCode;
 use belay_protocol::stream::{FrameReader, FrameWriter, StreamError};
+use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
 use std::fmt;
 use std::net::SocketAddr;
@@ -51,9 +52,20 @@ impl fmt::Display for Ended {
     }
 }
 
+/// What a relay means that takes a client's certificate for none in its TLS handshake, whose other half has proved who the
+/// relay is: in the protocol's words, since it will say the same the next time.
+pub(crate) fn certificate_alert(alert: AlertDescription) -> Option<CloseCode> {
+    match alert {
+        AlertDescription::CertificateExpired => Some(CloseCode::EXPIRED),
+        AlertDescription::UnknownCA | AlertDescription::BadCertificate => Some(CloseCode::UNKNOWN_DEVICE),
+        _ => None,
+    }
+}
+
 impl From<&quinn::ConnectionError> for Ended {
     fn from(error: &quinn::ConnectionError) -> Self {
-        Self { code: quic::close_code(error), why: quic::lost_why(error) }
+        let code = quic::close_code(error).or_else(|| quic::certificate_refused(error));
+        Self { code, why: quic::lost_why(error) }
     }
 }
 

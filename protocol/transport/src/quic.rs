@@ -1,9 +1,11 @@
 //! quinn's streams behind the protocol's traits, and its errors in the protocol's words.
 
+use crate::connection::certificate_alert;
 use belay_protocol::error::{CloseCode, StreamCode};
 use belay_protocol::stream::{FrameReader, FrameWriter, RecvHalf, SendHalf, StreamError};
 use bytes::Bytes;
 use quinn::{ConnectionError, ReadError, StoppedError, VarInt, WriteError};
+use rustls::AlertDescription;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
@@ -160,6 +162,14 @@ pub fn close_code(error: &ConnectionError) -> Option<CloseCode> {
         }
         _ => None,
     }
+}
+
+/// What the peer's TLS has against this side's certificate, on a connection whose handshake this side has finished.
+pub(crate) fn certificate_refused(error: &ConnectionError) -> Option<CloseCode> {
+    let ConnectionError::ConnectionClosed(close) = error else { return None };
+    // QUIC carries TLS alerts as error codes from here on.
+    let alert = u64::from(close.error_code).checked_sub(0x100)?;
+    certificate_alert(AlertDescription::from(u8::try_from(alert).ok()?))
 }
 
 /// Closes a connection with a code and words for people.

@@ -208,6 +208,7 @@ pub(super) fn router(service: Arc<AdminService>) -> Router {
         .route("/devices/{id}/revoke", post(revoke))
         .route("/ledger/verify", get(verify))
         .merge(super::audit::routes())
+        .merge(super::authority::routes())
         .merge(super::copies::routes())
         .merge(super::keys::routes())
         .merge(super::labels::routes())

@@ -2,6 +2,7 @@
 //! socket in the state directory, [`client`] is how the commands reach it.
 
 pub mod audit;
+pub mod authority;
 mod budgets;
 pub mod client;
 pub(crate) mod copies;

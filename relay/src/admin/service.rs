@@ -2,6 +2,7 @@
 
 pub use super::info::{DeviceInfo, InviteInfo, Status, TenantInfo, TunnelInfo, Verified};
 use crate::api_keys::ApiKeys;
+use crate::authority::Keeper;
 use crate::config::Config;
 use crate::enrolment::{Enrolment, INVITE_LIFETIME_MS};
 use crate::escalate::Escalator;
@@ -105,6 +106,7 @@ pub struct AdminService {
     pub(super) enrolment: Arc<Enrolment>,
     pub(super) registry: Arc<Registry>,
     pub(super) reloader: Arc<Reloader>,
+    pub(super) keeper: Keeper,
     api_keys: ApiKeys,
     pub(super) env: Env,
 }
@@ -114,7 +116,7 @@ impl AdminService {
         (local, http): (SocketAddr, Option<SocketAddr>),
         escalator: Arc<Escalator>,
         (enrolment, registry): (Arc<Enrolment>, Arc<Registry>),
-        reloader: Arc<Reloader>,
+        (reloader, keeper): (Arc<Reloader>, Keeper),
     ) -> Self {
         Self {
             local,
@@ -127,6 +129,7 @@ impl AdminService {
             enrolment,
             registry,
             reloader,
+            keeper,
         }
     }
 

@@ -23,8 +23,20 @@ use thiserror::Error;
 pub const MANIFEST: &str = "backup.json";
 /// The form of these directories.
 const VERSION: u32 = 1;
-/// Files of a state directory that are small and hardly ever change.
-const SMALL: [&str; 4] = ["ca/ca.pem", "ca/ca.key", "endpoint.keys", "master.key"];
+/// Files of a state directory that are small and hardly ever change, those of the authority first.
+const SMALL: [&str; 11] = [
+    "ca/ca.pem",
+    "ca/ca.key",
+    "ca/next.pem",
+    "ca/next.key",
+    "ca/next-cross.pem",
+    "ca/former.pem",
+    "ca/cross.pem",
+    "endpoint.keys",
+    "master.key",
+    "master.id",
+    "relay.name",
+];
 
 /// Why a backup was not taken, proven or brought back.
 #[derive(Debug, Error)]

@@ -95,14 +95,7 @@ pub async fn take(
             break central;
         }
     };
-    let mut files = BTreeMap::new();
-    for name in SMALL {
-        let (from, to) = (state.join(name), dir.join(name));
-        if from.exists() {
-            copy_file(&from, &to)?;
-            files.insert(name.to_owned(), hash(&to)?);
-        }
-    }
+    let files = small(state, dir)?;
     let belayd = env!("CARGO_PKG_VERSION").to_owned();
     let manifest = Manifest { version: VERSION, belayd, made_ms: now_ms, central, tenants: books, files };
     let text = serde_json::to_vec_pretty(&manifest)
@@ -111,6 +104,37 @@ pub async fn take(
     // Only now is what the one before it named of no use.
     sweep(dir, &manifest)?;
     Ok((manifest, taken))
+}
+
+/// Copies the small files, as they were together at one moment.
+fn small(state: &Path, dir: &Path) -> Result<BTreeMap<String, String>, BackupError> {
+    let there = || -> Result<BTreeMap<String, String>, BackupError> {
+        let names = SMALL.into_iter().filter(|name| state.join(name).exists());
+        names.map(|name| Ok((name.to_owned(), hash(&state.join(name))?))).collect()
+    };
+    for _ in 0..10 {
+        // One that is gone between being seen and being read is looked for once more.
+        let (Ok(before), Ok(())) = (there(), copy_small(state, dir)) else { continue };
+        if there().is_ok_and(|after| after == before) {
+            return Ok(before);
+        }
+    }
+    // What stands in the way is told by the last attempt.
+    copy_small(state, dir)?;
+    Err(BackupError::Refused("the authority's files change all the time; try again once that is over".into()))
+}
+
+fn copy_small(state: &Path, dir: &Path) -> Result<(), BackupError> {
+    for name in SMALL {
+        let (from, to) = (state.join(name), dir.join(name));
+        match (from.exists(), to.exists()) {
+            (true, _) => copy_file(&from, &to)?,
+            // A key that the relay has given up is of no use in its backup.
+            (false, true) => std::fs::remove_file(&to).map_err(BackupError::file("remove", &to))?,
+            (false, false) => {}
+        }
+    }
+    Ok(())
 }
 
 async fn database(

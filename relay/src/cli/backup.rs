@@ -139,7 +139,7 @@ pub(super) async fn backup(global: &Global, args: BackupArgs) -> anyhow::Result<
 }
 
 #[expect(clippy::print_stderr, reason = "a command line shows how far it is")]
-fn progress(number: usize, all: usize) {
+pub(super) fn progress(number: usize, all: usize) {
     eprint!("\r{number} of {all} tenants");
     if number == all {
         eprintln!();

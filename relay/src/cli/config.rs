@@ -3,7 +3,7 @@
 use super::{Global, print_json};
 use anyhow::{Context, bail};
 use belay_relay::Config;
-use belay_relay::config::{Environment, template};
+use belay_relay::config::{Environment, for_units, template};
 use clap::Subcommand;
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
@@ -13,7 +13,7 @@ use std::path::PathBuf;
 pub(super) enum Command {
     /// Write a commented configuration (never over an existing file)
     #[command(
-        after_help = "Examples:\n  belayd config init\n  belayd config init /etc/belayd/belayd.toml\n  belayd config init -    (to stdout)\n  belayd config init --environment production"
+        after_help = "Examples:\n  belayd config init\n  belayd config init /etc/belayd/belayd.toml\n  belayd config init -    (to stdout)\n  belayd config init --environment production --units"
     )]
     Init {
         /// Where to; "-" is stdout
@@ -22,6 +22,9 @@ pub(super) enum Command {
         /// What it is for: development, staging or production
         #[arg(long, value_name = "ENVIRONMENT", default_value_t)]
         environment: Environment,
+        /// With the addresses and directories of the units for systemd
+        #[arg(long)]
+        units: bool,
     },
     /// Check a configuration without starting anything
     #[command(after_help = "Example:\n  belayd config check --config belayd.toml")]
@@ -30,8 +33,10 @@ pub(super) enum Command {
 
 pub(super) fn run(global: &Global, command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Init { path, environment } => {
-            init(global, &path.unwrap_or_else(|| global.config.clone()), &template(environment))
+        Command::Init { path, environment, units } => {
+            let text = template(environment);
+            let text = if units { for_units(&text) } else { text };
+            init(global, &path.unwrap_or_else(|| global.config.clone()), &text)
         }
         Command::Check => check(global),
     }

@@ -3,19 +3,22 @@
 
 mod admin;
 mod audit;
+mod authority;
 mod backup;
 mod config;
 mod exit;
 mod import;
 mod keys;
 mod ledger;
+mod master_key;
 mod money;
 mod prices;
 mod reconcile;
 mod serve;
 mod table;
 
-use clap::{Args, Parser, Subcommand};
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -40,8 +43,8 @@ struct Cli {
 
 #[derive(Debug, Clone, Args)]
 struct Global {
-    /// The configuration file
-    #[arg(long, short, global = true, default_value = "belayd.toml", env = "BELAYD_CONFIG", value_name = "FILE")]
+    /// The configuration file (default: belayd.toml here, or else /etc/belayd/belayd.toml)
+    #[arg(long, short, global = true, default_value_os_t = usual_config(), hide_default_value = true, env = "BELAYD_CONFIG", value_name = "FILE")]
     config: PathBuf,
     /// Print JSON for programs
     #[arg(long, global = true)]
@@ -95,6 +98,12 @@ enum Command {
     /// Show who did what to access and money; with --json one line each, for export
     #[command(after_help = "Examples:\n  belayd audit --from 2026-11-01\n  belayd audit --json > audit.jsonl")]
     Audit(audit::AuditArgs),
+    /// Show the relay's certificate authority, or let another take its place
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  belayd authority show\n  belayd authority prepare\n  belayd authority switch"
+    )]
+    Authority(authority::AuthorityCommand),
     /// Copy everything that the relay remembers into a directory, while it runs or not
     #[command(after_help = "Example:\n  belayd backup /var/backups/belayd")]
     Backup(backup::BackupArgs),
@@ -106,12 +115,34 @@ enum Command {
         after_help = "Examples:\n  belayd restore /var/backups/belayd\n  belayd restore /var/backups/belayd --tenant acme"
     )]
     Restore(backup::RestoreArgs),
+    /// Change the master key, which signs the books' checkpoints and seals tenants' provider keys
+    #[command(subcommand, after_help = "Example:\n  belayd master-key rotate")]
+    MasterKey(master_key::MasterKeyCommand),
     /// Put the configuration in force as it is written now, without a restart
     #[command(after_help = "Example:\n  belayd reload --config /etc/belayd/belayd.toml")]
     Reload,
     /// Show the running relay
     #[command(after_help = "Example:\n  belayd status --json")]
     Status,
+    /// Print completions for a shell
+    #[command(after_help = "Example:\n  belayd completions bash > /etc/bash_completion.d/belayd")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual's pages, for packages
+    #[command(hide = true)]
+    Manual {
+        /// An existing directory
+        dir: PathBuf,
+    },
+}
+
+/// Where the configuration is if nobody says.
+fn usual_config() -> PathBuf {
+    let here = PathBuf::from("belayd.toml");
+    let installed = PathBuf::from("/etc/belayd/belayd.toml");
+    if !here.exists() && installed.exists() { installed } else { here }
 }
 
 /// A reader that has had enough, such as `head`, is no fault of anybody: `println!` would panic.
@@ -156,11 +187,20 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Import(args) => runtime()?.block_on(import::import(&global, args)),
         Command::Maintenance(args) => runtime()?.block_on(admin::maintenance(&global, args)),
         Command::Audit(args) => runtime()?.block_on(audit::audit(&global, args)),
+        Command::Authority(command) => runtime()?.block_on(authority::authority(&global, command)),
+        Command::MasterKey(command) => runtime()?.block_on(master_key::master_key(&global, command)),
         Command::Backup(args) => runtime()?.block_on(backup::backup(&global, args)),
         Command::VerifyBackup(args) => backup::verify(&global, &args),
         Command::Restore(args) => runtime()?.block_on(backup::restore(&global, args)),
         Command::Reload => runtime()?.block_on(admin::reload(&global)),
         Command::Status => runtime()?.block_on(admin::status(&global)),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "belayd", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Manual { dir } => {
+            Ok(clap_mangen::generate_to(Cli::command(), &dir).with_context(|| format!("cannot write to {}", dir.display()))?)
+        }
     }
 }
 

@@ -270,7 +270,14 @@ rounds = 1
 longest_wait_ms = 5000
 "#;
 
-/// The same for an environment: what is refused there is left out, for the operator to fill in.
+/// A configuration as it is written for the units in `systemd/`: where they keep its state, and what their socket listens on.
+#[must_use]
+pub fn for_units(text: &str) -> String {
+    let text = text.replacen("quic = \"0.0.0.0:4433\"", "quic = \"[::]:4433\"", 1);
+    text.replacen("dir = \"belay-state\"", "dir = \"/var/lib/belayd\"", 1)
+}
+
+/// The template for an environment: what is refused there is left out, for the operator to fill in.
 #[must_use]
 pub fn template(environment: Environment) -> String {
     let named = format!("environment = \"{environment}\"");

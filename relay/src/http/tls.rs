@@ -3,8 +3,8 @@
 use super::Http;
 use super::jwt::stamp;
 use crate::config::HttpTls;
-use belay_certs::ca::Authority;
 use belay_certs::identity::ends_ms;
+use belay_certs::rollover::Authorities;
 use belay_certs::tls::Time;
 use belay_certs::{CertError, issue, tls};
 use belay_transport::env::Env;
@@ -41,7 +41,7 @@ pub enum TlsError {
 
 /// Where certificates come from.
 pub(crate) struct Certificates {
-    pub(crate) authority: Arc<Authority>,
+    pub(crate) authorities: Arc<Authorities>,
     pub(crate) env: Env,
     pub(crate) time: Time,
 }
@@ -53,10 +53,16 @@ impl fmt::Debug for Certificates {
 }
 
 impl Certificates {
+    /// Who signs the relay's own, and with whose word.
+    fn signer(&self) -> ([u8; 32], usize) {
+        let standing = self.authorities.standing();
+        (standing.current.fingerprint(), standing.vouched().len())
+    }
+
     /// What connections are accepted with; `None`: they are plain.
     pub(super) fn acceptor(&self, wanted: &HttpTls) -> Result<Option<Accepts>, TlsError> {
-        let Self { authority, env, time } = self;
-        let Some((chain, key)) = chain(wanted, authority, env)? else { return Ok(None) };
+        let Self { authorities, env, time } = self;
+        let Some((chain, key)) = chain(wanted, authorities, env)? else { return Ok(None) };
         let ends_ms = chain.first().and_then(|own| ends_ms(own)).unwrap_or(0);
         let config = Arc::new(tls::web(chain, key, &ALPN, Arc::clone(time))?);
         Ok(Some(Accepts { acceptor: TlsAcceptor::from(config), ends_ms }))
@@ -77,9 +83,10 @@ const LOOK: Duration = Duration::from_secs(5);
 const ANEW: Duration = Duration::from_secs(30 * 86_400);
 
 impl Http {
-    /// Shows new connections another certificate once the operator's files have changed, and one of the relay's own long
-    /// before it ends. Connections that stand go on.
+    /// Shows new connections another certificate once the operator's files have changed, and one of the relay's own once
+    /// its authority has, and long before it ends. Connections that stand go on.
     pub(crate) async fn watch_certificate(&self, stop: CancellationToken) {
+        let stamps = |wanted: &HttpTls| (stamps(wanted), matches!(wanted, HttpTls::Own { .. }).then(|| self.certificates.signer()));
         let mut known = stamps(&self.config().tls);
         let mut made = Instant::now();
         while timeout(LOOK, stop.cancelled()).await.is_err() {
@@ -116,7 +123,7 @@ fn stamps(tls: &HttpTls) -> Option<[Option<(SystemTime, u64)>; 2]> {
 /// A certificate with those that vouch for it, and its key.
 type Chain = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-fn chain(wanted: &HttpTls, authority: &Authority, env: &Env) -> Result<Option<Chain>, TlsError> {
+fn chain(wanted: &HttpTls, authorities: &Authorities, env: &Env) -> Result<Option<Chain>, TlsError> {
     Ok(Some(match wanted {
         HttpTls::Off => return Ok(None),
         HttpTls::Files { cert, key } => {
@@ -133,8 +140,9 @@ fn chain(wanted: &HttpTls, authority: &Authority, env: &Env) -> Result<Option<Ch
         }
         HttpTls::Own { names } => {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            let (own, key) = issue::server(authority, &names, env.random.bytes(), env.clock.now_ms())?;
-            (vec![own, authority.certificate().clone()], key)
+            let standing = authorities.standing();
+            let (own, key) = issue::server(&standing.current, &names, env.random.bytes(), env.clock.now_ms())?;
+            (std::iter::once(own).chain(standing.vouched()).collect(), key)
         }
     }))
 }

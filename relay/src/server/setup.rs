@@ -6,7 +6,8 @@ use crate::config::{Config, Limits};
 use crate::store::executor::{Db, Store, StoreConfig};
 use crate::store::schema::Durability;
 use crate::store::{StoreError, central};
-use belay_certs::ca::Authority;
+use crate::stripe::relay_name;
+use belay_certs::rollover::Authorities;
 use belay_certs::shown::Shown;
 use belay_certs::tls::Time;
 use belay_certs::{CertError, file, issue, sha256, tls};
@@ -26,6 +27,8 @@ use tracing::{info, warn};
 /// Bytes that one handshake may buffer before it is accepted, and all of them together.
 const INCOMING_BUFFER: u64 = 64 << 10;
 const INCOMING_BUFFERS: u64 = 8 << 20;
+/// File of the relay's name in the state directory.
+const NAME: &str = "relay.name";
 /// How long open databases of one store thread may number.
 const MAX_OPEN_PER_THREAD: usize = 512;
 
@@ -80,29 +83,44 @@ pub(super) fn endpoint_keys(state: &Path, env: &Env) -> Result<EndpointKeys, Cer
     Ok(EndpointKeys { reset, cid, token })
 }
 
+/// What tells this relay from others at the same payment provider: it stays when its authority becomes another.
+pub(super) fn lasting_name(state: &Path, authorities: &Authorities) -> Result<String, CertError> {
+    let path = state.join(NAME);
+    match file::read(&path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).trim().to_owned()),
+        Err(CertError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            let name = relay_name(authorities.standing().current.certificate());
+            file::write_private(&path, name.as_bytes())?;
+            Ok(name)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// The relay's own certificate is made anew so often, long before it ends.
 const ANEW: Duration = Duration::from_secs(30 * 86_400);
 
 /// A certificate of the relay's own, and its key. The authority goes along so that a client that knows only its fingerprint
-/// can find it.
-fn own_certificate(
-    authority: &Authority,
+/// can find it, and the word of the one before.
+pub(crate) fn own_certificate(
+    authorities: &Authorities,
     env: &Env,
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CertError> {
-    let (own, key) = issue::server(authority, &[RELAY_SERVER_NAME], env.random.bytes(), env.clock.now_ms())?;
-    Ok((vec![own, authority.certificate().clone()], key))
+    let standing = authorities.standing();
+    let (own, key) = issue::server(&standing.current, &[RELAY_SERVER_NAME], env.random.bytes(), env.clock.now_ms())?;
+    Ok((std::iter::once(own).chain(standing.vouched()).collect(), key))
 }
 
 /// What both transports show: the relay's own certificate, made anew at every start.
-pub(super) fn shown(authority: &Authority, env: &Env) -> Result<Arc<Shown>, CertError> {
-    let (chain, key) = own_certificate(authority, env)?;
+pub(super) fn shown(authorities: &Authorities, env: &Env) -> Result<Arc<Shown>, CertError> {
+    let (chain, key) = own_certificate(authorities, env)?;
     Shown::new(chain, key)
 }
 
 /// Shows another one from time to time. Tunnels that stand see nothing of it.
-pub(super) async fn keep_shown(shown: Arc<Shown>, authority: Arc<Authority>, env: Env, stop: CancellationToken) {
+pub(super) async fn keep_shown(shown: Arc<Shown>, authorities: Arc<Authorities>, env: Env, stop: CancellationToken) {
     while timeout(ANEW, stop.cancelled()).await.is_err() {
-        match own_certificate(&authority, &env).and_then(|(chain, key)| shown.show(chain, key)) {
+        match own_certificate(&authorities, &env).and_then(|(chain, key)| shown.show(chain, key)) {
             Ok(()) => info!("the relay shows a new certificate from now on"),
             Err(error) => warn!(%error, "the relay's certificate cannot be made anew; it is tried again in a month"),
         }
@@ -111,13 +129,13 @@ pub(super) async fn keep_shown(shown: Arc<Shown>, authority: Arc<Authority>, env
 
 /// The TLS of both transports.
 pub(super) fn tls_config(
-    authority: &Authority,
+    authorities: Arc<Authorities>,
     shown: Arc<Shown>,
     grace: Duration,
     env: &Env,
 ) -> Result<rustls::ServerConfig, StartError> {
     let time: Time = Arc::new(ClockTime(Arc::clone(&env.clock)));
-    Ok(tls::relay(authority, shown, grace, ALPN, time)?)
+    Ok(tls::relay(authorities, shown, grace, ALPN, time)?)
 }
 
 pub(super) fn quic_config(tls: rustls::ServerConfig, keys: &EndpointKeys) -> Result<ServerConfig, StartError> {

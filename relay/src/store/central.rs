@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod import;
 pub mod keys;
+pub mod rollover;
 pub mod stripe;
 pub mod usage;
 

@@ -3,13 +3,14 @@
 use super::shared::{Shared, ended_here};
 use super::socket::{Socket, linger};
 use super::{CLOSE_CODES, STREAM_CODES, stream};
-use crate::connection::{Ended, Stream};
+use crate::connection::{Ended, Stream, certificate_alert};
 use crate::params::{HEARTBEAT_INTERVAL, STREAMS_BEFORE_HELLO};
 use belay_protocol::error::{CloseCode, StreamCode};
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Ping, PingPong, Reason, RecvStream};
 use http::Response;
+use rustls::AlertDescription;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -147,5 +148,9 @@ pub(super) fn ended(error: &h2::Error) -> Ended {
         let code = CloseCode(code - CLOSE_CODES);
         return Ended { code: Some(code), why: format!("closed by the peer ({code})") };
     }
-    Ended { code: None, why: error.to_string() }
+    let why = error.to_string();
+    // h2 keeps no more of an error of the layer below than its words.
+    let alerts = [AlertDescription::CertificateExpired, AlertDescription::UnknownCA, AlertDescription::BadCertificate];
+    let alert = alerts.into_iter().find(|alert| why.contains(&rustls::Error::AlertReceived(*alert).to_string()));
+    Ended { code: alert.and_then(certificate_alert), why }
 }

@@ -25,6 +25,7 @@ pub mod provider_keys;
 pub mod rates;
 pub mod record;
 pub mod recover;
+pub mod rekey;
 pub mod request;
 pub mod restored;
 pub mod seal;

@@ -31,7 +31,7 @@ impl SealKey {
         Evidence::new("checkpoint").text(tenant.as_str()).number(transfer).bytes(hash).finish()
     }
 
-    fn sign(&self, tenant: &TenantId, transfer: i64, hash: &Hash) -> Vec<u8> {
+    pub(super) fn sign(&self, tenant: &TenantId, transfer: i64, hash: &Hash) -> Vec<u8> {
         hmac::sign(&self.0, &Self::text(tenant, transfer, hash)).as_ref().to_vec()
     }
 

@@ -1,0 +1,198 @@
+//! Which master key a state directory is under, and how it comes under another.
+//!
+//! `master.id` in the state directory names the key without giving it away. A relay does not start with another key: it
+//! would sign and seal what nobody can prove or open later. A rotation brings one book after the other over, each in a
+//! transaction of its own, while the relay does not run; meanwhile `master.id` names both keys, so that one that is broken
+//! off is finished by doing it again, and nothing starts in between.
+
+use crate::secrets::{KeySealer, MasterKey};
+use crate::store::books::SEAL;
+use crate::store::executor::{Db, Store};
+use crate::store::ledger::rekey::{Rekeyed, rekey};
+use crate::store::ledger::seal::SealKey;
+use crate::store::{StoreError, central};
+use belay_certs::{CertError, file};
+use belay_protocol::id::TenantId;
+use belay_transport::env::Random;
+use secrecy::ExposeSecret;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// The file that names the key.
+const ID: &str = "master.id";
+const ROTATING: &str = "rotating ";
+
+/// Why a master key cannot be used or changed.
+#[derive(Debug, Error)]
+pub enum MasterKeyError {
+    /// It is not the one that the books are under.
+    #[error(
+        "{} is not the master key that the books of this relay are under (it is {found}, they are under {wanted}); bring the right file back",
+        path.display()
+    )]
+    Other {
+        /// Where it lies.
+        path: PathBuf,
+        /// Its name.
+        found: String,
+        /// The right one's.
+        wanted: String,
+    },
+    /// Some books are under another key than others.
+    #[error("a change of the master key was broken off; finish it with: belayd master-key rotate")]
+    BrokenOff,
+    /// A rotation that was broken off was to another key.
+    #[error("{} is not the key that the rotation which was broken off was to", path.display())]
+    AnotherAim {
+        /// Where it lies.
+        path: PathBuf,
+    },
+    /// The new key is the old one.
+    #[error("{} is the master key already", path.display())]
+    Same {
+        /// Where it lies.
+        path: PathBuf,
+    },
+    /// A tenant's book could not be brought over.
+    #[error("the book of {tenant} stays under the key that it was under")]
+    Book {
+        /// Whose.
+        tenant: TenantId,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] CertError),
+    /// The tenants are not known.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What `master.id` says.
+#[derive(Debug, PartialEq, Eq)]
+enum Named {
+    Nothing,
+    One(String),
+    Both { old: String, new: String },
+}
+
+fn named(state: &Path) -> Result<Named, CertError> {
+    let text = match file::read(&state.join(ID)) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).trim().to_owned(),
+        Err(CertError::File { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(Named::Nothing),
+        Err(error) => return Err(error),
+    };
+    Ok(match text.strip_prefix(ROTATING).and_then(|both| both.split_once(' ')) {
+        Some((old, new)) => Named::Both { old: old.to_owned(), new: new.to_owned() },
+        None => Named::One(text),
+    })
+}
+
+/// Sees to it that `master`, read from `path`, is the key that the books are under. A state directory that names none is
+/// under this one from now on. Errors: `Other`, `BrokenOff`, `File`.
+pub fn claim(state: &Path, master: &MasterKey, path: &Path) -> Result<(), MasterKeyError> {
+    let found = master.id();
+    match named(state)? {
+        Named::One(wanted) if wanted == found => Ok(()),
+        Named::One(wanted) => Err(MasterKeyError::Other { path: path.to_owned(), found, wanted }),
+        Named::Both { .. } => Err(MasterKeyError::BrokenOff),
+        Named::Nothing => Ok(file::write_private(&state.join(ID), found.as_bytes())?),
+    }
+}
+
+/// What a rotation did.
+#[derive(Debug, Default)]
+pub struct Rotated {
+    /// Books that were brought over or were there already.
+    pub tenants: u64,
+    /// What in them.
+    pub all: Rekeyed,
+    /// The new key lies there, and is to be put where the configuration wants it. `None`: it is in its place.
+    pub to_place: Option<PathBuf>,
+}
+
+/// Brings all books of a relay that does not run under another key. `at`: where the configuration has it. `to`: a file
+/// with the new one, made if it is not there; without it, one is made and takes the place of the old file. `told` hears
+/// how many of how many books are done.
+pub async fn rotate(
+    (state, at): (&Path, &Path),
+    to: Option<&Path>,
+    store: &Store,
+    random: &Random,
+    told: impl Fn(usize, usize),
+) -> Result<Rotated, MasterKeyError> {
+    let beside = at.with_extension("key.next");
+    let path = to.unwrap_or(&beside);
+    let old = MasterKey::load(at, None)?;
+    // One that was broken off after the new key had come to its place: books are looked at, and that is all.
+    let is_placed = matches!(named(state)?, Named::Both { new, .. } if new == old.id());
+    let new = if is_placed { old.clone() } else { MasterKey::load(path, Some(random))? };
+    match named(state)? {
+        _ if is_placed => {}
+        Named::One(wanted) | Named::Both { old: wanted, .. } if wanted != old.id() => {
+            return Err(MasterKeyError::Other { path: at.to_owned(), found: old.id(), wanted });
+        }
+        Named::Both { new: aim, .. } if aim != new.id() => {
+            return Err(MasterKeyError::AnotherAim { path: path.to_owned() });
+        }
+        _ if old.id() == new.id() => return Err(MasterKeyError::Same { path: path.to_owned() }),
+        _ => {}
+    }
+    if !is_placed {
+        file::write_private(&state.join(ID), format!("{ROTATING}{} {}", old.id(), new.id()).as_bytes())?;
+    }
+    let tenants = store.run(Db::Central, central::tenants).await?;
+    let (mut rotated, all) = (Rotated::default(), tenants.len());
+    for tenant in tenants {
+        let tenant = tenant.id;
+        let book = over(store, &tenant, (&old, &new), random).await;
+        let book = book.map_err(|source| MasterKeyError::Book { tenant, source })?;
+        rotated.tenants += 1;
+        rotated.all.checkpoints += book.checkpoints;
+        rotated.all.provider_keys += book.provider_keys;
+        told(usize::try_from(rotated.tenants).unwrap_or(all), all);
+    }
+    if to.is_some() && !is_placed {
+        rotated.to_place = Some(path.to_owned());
+    } else if !is_placed {
+        std::fs::rename(&beside, at).map_err(|source| CertError::File {
+            operation: "write",
+            path: at.display().to_string(),
+            source,
+        })?;
+    }
+    file::write_private(&state.join(ID), new.id().as_bytes())?;
+    Ok(rotated)
+}
+
+async fn over(
+    store: &Store,
+    tenant: &TenantId,
+    (old, new): (&MasterKey, &MasterKey),
+    random: &Random,
+) -> Result<Rekeyed, StoreError> {
+    let seals = [old, new].map(|master| SealKey::new(&master.derive(SEAL)));
+    let sealer = |master| {
+        KeySealer::new(master).map_err(|error| StoreError::Failed { operation: "seal keys", why: error.to_string() })
+    };
+    let (opener, sealer, of, random) = (sealer(old)?, sealer(new)?, tenant.clone(), random.clone());
+    store
+        .run(Db::Tenant(tenant.clone()), move |connection| {
+            rekey(connection, &of, (&seals[0], &seals[1]), |provider, key| {
+                if sealer.open(&of, provider, key).is_some() {
+                    return Ok(None);
+                }
+                let unreadable = || StoreError::Corrupt {
+                    what: "a book",
+                    why: format!("its key for {provider} was not sealed under this master key"),
+                };
+                let opened = opener.open(&of, provider, key).ok_or_else(unreadable)?;
+                let anew = sealer.seal(&of, provider, &opened.expose_secret().into(), &random);
+                anew.map(Some).map_err(|error| StoreError::Failed { operation: "seal a key", why: error.to_string() })
+            })
+        })
+        .await
+}
