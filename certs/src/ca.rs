@@ -61,7 +61,8 @@ impl Authority {
     pub(crate) fn read(certificate: &Path, key: &Path) -> Result<Self, CertError> {
         let invalid = |what, why: String| CertError::Invalid { what, why };
         let certificate = read_certificate(certificate)?;
-        let text = String::from_utf8(file::read(key)?).map_err(|error| invalid("the authority's key", error.to_string()));
+        let text =
+            String::from_utf8(file::read(key)?).map_err(|error| invalid("the authority's key", error.to_string()));
         let key = KeyPair::from_pem(&text?).map_err(|error| invalid("the authority's key", error.to_string()))?;
         if identity::public_key(&certificate).as_deref() != Some(key.der_bytes()) {
             let why = "its key is another one's; bring both files back from one backup".into();

@@ -114,7 +114,8 @@ impl Keeper {
                 if let Some((_, devices @ 1..)) = self.to_tell(&standing).await?
                     && !force
                 {
-                    let why = "have not been told of the next authority (as they are when they renew their certificates)";
+                    let why =
+                        "have not been told of the next authority (as they are when they renew their certificates)";
                     return Err(AuthorityError::Waiting { devices, why });
                 }
                 self.authorities.switch(now_ms)?;

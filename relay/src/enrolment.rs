@@ -111,10 +111,12 @@ impl Enrolment {
                 let now_ms = enrolment.now_ms;
                 let label = enrolment.label.clone();
                 central::enrol(connection, &enrolment, |tenant, device| {
-                    let issued =
-                        csr.issue(&signs.current, tenant.as_str(), device.as_str(), serial, (now_ms, lifetime)).map_err(
-                            |error| StoreError::Failed { operation: "sign a certificate", why: error.to_string() },
-                        )?;
+                    let issued = csr
+                        .issue(&signs.current, tenant.as_str(), device.as_str(), serial, (now_ms, lifetime))
+                        .map_err(|error| StoreError::Failed {
+                            operation: "sign a certificate",
+                            why: error.to_string(),
+                        })?;
                     let deed = Deed::of(format!("device:{device}"), "device.enrol", Some(tenant)).on(device.as_str());
                     note(connection, &deed.with(&label), now_ms)?;
                     Ok((issued.certificate.to_vec(), issued.expires_ms))

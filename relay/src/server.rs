@@ -263,7 +263,12 @@ impl Relay {
         }
         let (sync, stop) = (shared.sync.clone(), shared.stop.clone());
         background.spawn(async move { sync.forget_daily(stop).await });
-        let admin = Arc::new(AdminService::new((local, http), Arc::clone(&escalator), (enrolment, registry), (reloader, keeper)));
+        let admin = Arc::new(AdminService::new(
+            (local, http),
+            Arc::clone(&escalator),
+            (enrolment, registry),
+            (reloader, keeper),
+        ));
         info!(%local, tcp, "belayd is listening");
         Ok(Self { local, http, admin, escalator, shared, connections, background, store, _lock: lock })
     }

@@ -4,8 +4,8 @@
 
 use anyhow::{Context, ensure};
 use belay_certs::ca::Authority;
-use belay_certs::rollover::Authorities;
 use belay_certs::issue::{self, DeviceKey, DeviceRequest};
+use belay_certs::rollover::Authorities;
 use belay_certs::shown::Shown;
 use belay_certs::tls;
 use belay_protocol::{ALPN, RELAY_SERVER_NAME};

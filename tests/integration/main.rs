@@ -36,6 +36,7 @@ mod limits;
 mod metrics;
 mod money;
 mod node_unit;
+mod package;
 mod page;
 mod paths;
 mod pipes;

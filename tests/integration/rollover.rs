@@ -64,7 +64,8 @@ async fn another_authority_takes_over_and_nobody_who_is_there_or_comes_back_noti
     let admin = relay.relay().admin();
     let asks = async |computer: &Computer| computer.asks(PATIENCE).await.unwrap();
     // One that stands through all of it, with a stream in it; one that is away, and stays so.
-    let (stands, away, late) = (Computer::join(&relay).await, Computer::join(&relay).await, Computer::join(&relay).await);
+    let (stands, away, late) =
+        (Computer::join(&relay).await, Computer::join(&relay).await, Computer::join(&relay).await);
     let told = Device::enrol(&relay).await;
     let client = stands.start();
     let body = serde_json::to_vec(&Prompt::new("a long answer")).unwrap();
@@ -162,7 +163,8 @@ fn refused(ran: &Ran, code: i32, words: &str) {
     assert!(ran.stderr.contains(words), "{}", ran.stderr);
 }
 
-const CONFIG: &str = "[providers.demo]\nkind = \"demo\"\n[providers.own]\nkind = \"openai\"\nurl = \"http://127.0.0.1:1\"\n";
+const CONFIG: &str =
+    "[providers.demo]\nkind = \"demo\"\n[providers.own]\nkind = \"openai\"\nurl = \"http://127.0.0.1:1\"\n";
 
 #[test]
 fn all_books_come_under_another_master_key_and_a_relay_with_the_old_one_does_not_start() {

@@ -6,9 +6,9 @@ use crate::raw::{
     hello, knock, nobody, now, prompt, raw_frame, request, soon, took,
 };
 use belay_certs::ca::Authority;
-use belay_certs::rollover::Authorities;
 use belay_certs::issue::{self, DeviceKey};
 use belay_certs::pin::PinnedAuthority;
+use belay_certs::rollover::Authorities;
 use belay_certs::shown::Shown;
 use belay_certs::tls::{self, system_time};
 use belay_protocol::codec::Message;

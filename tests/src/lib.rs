@@ -14,6 +14,7 @@ pub mod link;
 pub mod node;
 pub mod nspawn;
 pub mod old_deployment;
+pub mod packages;
 pub mod procs;
 pub mod python;
 pub mod relay;

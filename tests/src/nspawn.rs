@@ -40,6 +40,13 @@ impl Bind {
 /// The user of a machine, number 1000, with a home that lasts as long as the test.
 pub const USER: &str = "desk";
 
+/// What a machine has of this computer's disk.
+#[derive(Debug, Clone, Copy)]
+enum Root {
+    OnlyUsr,
+    Whole,
+}
+
 /// A machine that runs. Ended when dropped.
 #[derive(Debug)]
 pub struct Machine {
@@ -52,15 +59,25 @@ impl Machine {
     /// Boots one, with the network of this computer. `None`, loudly, if that cannot be and need not be.
     #[must_use]
     pub fn boot(binds: &[Bind]) -> Option<Self> {
+        Self::boot_from(Root::OnlyUsr, binds)
+    }
+
+    /// Boots one that has all of this computer's disk, to install packages on; what it writes goes with it.
+    #[must_use]
+    pub fn boot_whole(binds: &[Bind]) -> Option<Self> {
+        Self::boot_from(Root::Whole, binds)
+    }
+
+    fn boot_from(root: Root, binds: &[Bind]) -> Option<Self> {
         if let Err(why) = can_boot() {
             assert!(!require_all(), "no machine: {why}");
             eprintln!("SKIPPED: no machine: {why}");
             return None;
         }
-        Some(Self::start(binds).unwrap())
+        Some(Self::start(root, binds).unwrap())
     }
 
-    fn start(binds: &[Bind]) -> std::io::Result<Self> {
+    fn start(root: Root, binds: &[Bind]) -> std::io::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let files = tempfile::tempdir()?;
         let user = files.path().join("user.conf");
@@ -71,15 +88,26 @@ impl Machine {
         let lines = "[Service]\nPAMName=\nEnvironment=XDG_RUNTIME_DIR=/run/user/%i\nRuntimeDirectory=user/%i\n";
         std::fs::write(manager.join("test.conf"), format!("{lines}RuntimeDirectoryMode=0700\n"))?;
         let name = format!("belay-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let mut command = Command::new("systemd-nspawn");
-        command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").args([
-            "-D",
-            "/",
-            "--volatile=yes",
-            "--quiet",
-            "-M",
-            &name,
-        ]);
+        let mut command = match root {
+            Root::OnlyUsr => {
+                let mut command = Command::new("systemd-nspawn");
+                command.args(["-D", "/", "--volatile=yes"]);
+                command
+            }
+            // The root directory itself cannot lie below what is written. Its other name exists for this process and its
+            // children only, so that nobody who removes a directory here ever removes what it shows.
+            Root::Whole => {
+                let seen = files.path().join("root");
+                std::fs::create_dir(&seen)?;
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+                command
+                    .arg("mount --bind / \"$0\" && exec systemd-nspawn -D \"$0\" --volatile=overlay \"$@\"")
+                    .arg(seen);
+                command
+            }
+        };
+        command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").args(["--quiet", "-M", &name]);
         command.args(["--register=no", "--keep-unit", "--console=pipe", "--resolv-conf=off", "--timezone=off"]);
         let own =
             [Bind::read(user, "/etc/sysusers.d/test.conf"), Bind::read(manager, "/etc/systemd/system/user@.service.d")];

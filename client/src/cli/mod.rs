@@ -188,8 +188,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "belay", &mut std::io::stdout());
             Ok(())
         }
-        Command::Manual { dir } => clap_mangen::generate_to(Cli::command(), &dir)
-            .with_context(|| format!("cannot write to {}", dir.display())),
+        Command::Manual { dir } => {
+            clap_mangen::generate_to(Cli::command(), &dir).with_context(|| format!("cannot write to {}", dir.display()))
+        }
     }
 }
 

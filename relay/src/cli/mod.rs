@@ -198,9 +198,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "belayd", &mut std::io::stdout());
             Ok(())
         }
-        Command::Manual { dir } => {
-            Ok(clap_mangen::generate_to(Cli::command(), &dir).with_context(|| format!("cannot write to {}", dir.display()))?)
-        }
+        Command::Manual { dir } => Ok(clap_mangen::generate_to(Cli::command(), &dir)
+            .with_context(|| format!("cannot write to {}", dir.display()))?),
     }
 }
 

@@ -86,7 +86,9 @@ impl Http {
     /// Shows new connections another certificate once the operator's files have changed, and one of the relay's own once
     /// its authority has, and long before it ends. Connections that stand go on.
     pub(crate) async fn watch_certificate(&self, stop: CancellationToken) {
-        let stamps = |wanted: &HttpTls| (stamps(wanted), matches!(wanted, HttpTls::Own { .. }).then(|| self.certificates.signer()));
+        let stamps = |wanted: &HttpTls| {
+            (stamps(wanted), matches!(wanted, HttpTls::Own { .. }).then(|| self.certificates.signer()))
+        };
         let mut known = stamps(&self.config().tls);
         let mut made = Instant::now();
         while timeout(LOOK, stop.cancelled()).await.is_err() {
