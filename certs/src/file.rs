@@ -21,7 +21,9 @@ pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), CertError> {
     let mut file = options.open(&temporary).map_err(failed)?;
     file.write_all(contents).and_then(|()| file.sync_all()).map_err(failed)?;
     fs::rename(&temporary, path).map_err(failed)?;
-    sync_directory(path.parent().unwrap_or(Path::new("."))).map_err(failed)
+    // A bare name's parent is empty.
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    sync_directory(dir.unwrap_or(Path::new("."))).map_err(failed)
 }
 
 /// Makes a directory, and what is missing above it, that only its owner can enter.

@@ -12,6 +12,7 @@ pub mod billing;
 pub mod client;
 mod control;
 mod dial;
+pub mod doctor;
 pub mod enrol;
 pub mod error;
 pub mod escalation;

@@ -16,6 +16,7 @@ pub mod codec;
 pub mod cut;
 pub mod dialect;
 pub mod error;
+pub mod finding;
 pub mod frame;
 pub mod id;
 pub mod item;

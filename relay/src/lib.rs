@@ -15,6 +15,7 @@ pub mod backup;
 pub mod blobs;
 pub mod config;
 mod connection;
+pub mod doctor;
 pub mod enrolment;
 pub mod escalate;
 mod http;

@@ -106,7 +106,8 @@ fn a_node_comes_back_with_all_that_it_had() {
     loop {
         let next = relay.run(&["backup", &at]).unwrap();
         assert_eq!(next["taken"]["pieces_copied"], 0, "{next}");
-        if next["taken"]["copied"] == 0 {
+        // Central is written to by the audit log, which knows of every backup.
+        if next["taken"]["copied"] == 1 {
             break;
         }
         assert!(Instant::now() < until, "what nobody writes to is copied again and again: {next}");

@@ -13,6 +13,7 @@ mod conversation;
 mod counted;
 mod crash;
 mod dial;
+mod doctor;
 mod faults;
 mod foreign;
 mod foreign_server;

@@ -1,6 +1,6 @@
 //! `systemd/belayd.service` and its socket in a real systemd: started by nothing special, killed, stuck, stopped.
 
-use crate::programs::{DEADLINE, belay, demo_config, exits, one_json, run};
+use crate::programs::{belay, demo_config, exits, one_json, run, until};
 use belay_relay::ops::vitals::{Stuck, Vitals};
 use belay_relay::store::StoreError;
 use belay_relay::store::executor::Db;
@@ -126,14 +126,6 @@ impl Node {
             names.len()
         };
         sockets.into_iter().map(answers).sum()
-    }
-}
-
-fn until(what: &str, condition: impl Fn() -> bool) {
-    let began = Instant::now();
-    while !condition() {
-        assert!(began.elapsed() < DEADLINE, "{what} does not come");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The Debian packages, installed in machines with a real systemd: what an operator and a user do with them.
 
-use crate::programs::{DEADLINE, exits, one_json};
+use crate::programs::{exits, one_json, until};
 use belay_tests::fake_provider::{FakeProvider, Script};
 use belay_tests::nspawn::{Bind, Machine};
 use belay_tests::packages::{Packages, packages};
@@ -8,7 +8,6 @@ use belay_tests::procs::Ran;
 use serde_json::Value;
 use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
-use std::time::Instant;
 
 /// A machine with a Debian on it that nothing of ours was ever installed on.
 struct Node {
@@ -89,14 +88,6 @@ impl Node {
 
     fn tenant(&self) -> Value {
         one_json(&self.did("belayd --json tenant list"))[0].clone()
-    }
-}
-
-fn until(what: &str, condition: impl Fn() -> bool) {
-    let began = Instant::now();
-    while !condition() {
-        assert!(began.elapsed() < DEADLINE, "{what} does not come");
-        std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
 

@@ -14,6 +14,15 @@ use tempfile::TempDir;
 /// How long a program may take for anything.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Waits until a condition holds.
+pub(crate) fn until(what: &str, condition: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < DEADLINE, "{what} does not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// A relay's configuration but for where it listens and keeps its state: the demo provider with
 /// that time between two tokens, at prices that make every token count.
 pub(crate) fn demo_config(pace_ms: u32) -> String {

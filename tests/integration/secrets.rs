@@ -107,7 +107,7 @@ fn config(format: &str, url: &str) -> String {
         )
     };
     format!(
-        "[log]\nformat = \"{format}\"\nfilter = \"trace\"\n[retries]\nrounds = 0\n[timeouts]\nheartbeat_ms = 100\n\
+        "# the key is {OPENAI_KEY}\n[log]\nformat = \"{format}\"\nfilter = \"trace\"\n[retries]\nrounds = 0\n[timeouts]\nheartbeat_ms = 100\n\
          [providers.openai]\nkind = \"openai\"\nurl = \"{url}/v1\"\nkey_env = \"CANARY_OPENAI\"\n\
          [providers.anthropic]\nkind = \"anthropic\"\nurl = \"{url}\"\nkey_env = \"CANARY_ANTHROPIC\"\n\
          {}{}[aliases]\nauto = \"gpt\"\n",
@@ -208,6 +208,12 @@ impl Journey {
             &["tenant", "list", "--json"],
             &["device", "list", "--json"],
             &["ledger", "verify", "--json"],
+            &["audit", "--json"],
+            &["authority", "show"],
+            &["doctor"],
+            &["doctor", "--json"],
+            // Metrics, configuration and all else that there is of the kind.
+            &["support-bundle", "-"],
         ] {
             self.operator(args);
         }

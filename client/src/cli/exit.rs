@@ -21,6 +21,16 @@ pub(super) struct Incomplete {
     pub(super) message: String,
 }
 
+/// A look for trouble that found some; it has been shown already.
+#[derive(Debug, thiserror::Error)]
+#[error("{bad} of {all} findings are bad")]
+pub(super) struct Sick {
+    /// So many.
+    pub(super) bad: usize,
+    /// Of so many.
+    pub(super) all: usize,
+}
+
 /// What was given on the command line, or piped in, makes no sense.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -81,7 +91,7 @@ fn code(error: &anyhow::Error) -> u8 {
 pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     let code = code(error);
     let text = format!("{error:#}");
-    if json && !error.is::<Incomplete>() {
+    if json && !error.is::<Incomplete>() && !error.is::<Sick>() {
         println!("{}", object(error));
     }
     eprintln!("belay: {text}");

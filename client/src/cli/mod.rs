@@ -8,6 +8,7 @@ mod background;
 mod chat;
 #[cfg(all(feature = "dev", unix))]
 mod dev;
+mod doctor;
 mod exit;
 mod join;
 mod models;
@@ -107,6 +108,9 @@ enum Command {
     Topup(topup::TopUpArgs),
     /// Show the tunnel: path, round trip, since when, reconnects, bytes
     Status(status::StatusArgs),
+    /// Look for what may stand between this computer and its relay, and say what to do
+    #[command(after_help = "Example:\n  belay doctor --json")]
+    Doctor,
     /// Revoke this computer at the relay and forget its identity
     #[command(
         after_help = "Examples:\n  belay logout\n  belay logout --offline    (only forget, if the relay is gone for good)"
@@ -183,6 +187,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Record(args) => runtime()?.block_on(account::record(&global, args)),
         Command::Topup(args) => runtime()?.block_on(topup::top_up(&global, &args)),
         Command::Status(args) => runtime()?.block_on(status::run(&global, &args)),
+        Command::Doctor => runtime()?.block_on(doctor::doctor(&global)),
         Command::Logout(args) => runtime()?.block_on(join::logout(&global, &args)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "belay", &mut std::io::stdout());

@@ -4,12 +4,13 @@
 use crate::params::{CLIENT_SOCKET_BUFFER, RELAY_SOCKET_BUFFER};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::{TcpListener, TcpStream};
@@ -139,6 +140,21 @@ pub trait Net: Send + Sync + fmt::Debug {
     }
 }
 
+/// What the kernel gave the relay's last socket, see [`receive_buffer`].
+static RECEIVE_BUFFER: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes that the kernel keeps for this process' relay until it reads them, with its own overhead, as the socket that was
+/// opened last has them. 0: none was.
+#[must_use]
+pub fn receive_buffer() -> usize {
+    RECEIVE_BUFFER.load(Ordering::Relaxed)
+}
+
+/// Remembers what a relay's socket was given.
+pub(crate) fn note_receive_buffer(socket: SockRef<'_>) {
+    RECEIVE_BUFFER.store(socket.recv_buffer_size().unwrap_or(0), Ordering::Relaxed);
+}
+
 /// The kernel's sockets.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct KernelNet;
@@ -158,6 +174,9 @@ impl Net for KernelNet {
         let _ = socket.set_recv_buffer_size(buffer);
         let _ = socket.set_send_buffer_size(buffer);
         socket.bind(&local.into())?;
+        if side == Side::Relay {
+            note_receive_buffer(SockRef::from(&socket));
+        }
         match side {
             #[cfg(unix)]
             Side::Client => Ok(Arc::new(crate::socket::NarrowSocket::new(socket.into())?)),

@@ -1,6 +1,7 @@
 //! Sockets that whoever started the program has opened: they outlive it, and what comes while it is away waits in them.
 
-use crate::env::{Connecting, Net, Side};
+use crate::env::{Connecting, Net, Side, note_receive_buffer};
+use socket2::SockRef;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -67,7 +68,10 @@ fn take<S>(
 impl Net for InheritedNet {
     fn bind_udp(&self, local: SocketAddr, side: Side) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
         match take(&self.udp, local, UdpSocket::try_clone)? {
-            Some(socket) => quinn::Runtime::wrap_udp_socket(&crate::runtime::LazyTimers, socket),
+            Some(socket) => {
+                note_receive_buffer(SockRef::from(&socket));
+                quinn::Runtime::wrap_udp_socket(&crate::runtime::LazyTimers, socket)
+            }
             None => self.others.bind_udp(local, side),
         }
     }

@@ -45,6 +45,8 @@ impl AdminClient {
     pub fn new(state: &Path) -> Result<Self, ClientError> {
         let http = reqwest::Client::builder()
             .unix_socket(socket_path(state))
+            // There is no TLS on it, and so no need for the machine's authorities.
+            .tls_certs_only([])
             .no_proxy()
             .timeout(Duration::from_secs(60))
             .build()
@@ -55,6 +57,13 @@ impl AdminClient {
     /// Reads something.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.send(self.http.get(url(path))).await
+    }
+
+    /// Reads a text.
+    pub async fn text(&self, path: &str) -> Result<String, ClientError> {
+        let answer = self.http.get(url(path)).send().await;
+        let read = async { answer?.error_for_status()?.text().await };
+        read.await.map_err(|error| ClientError::Answer(error.to_string()))
     }
 
     /// Does something.

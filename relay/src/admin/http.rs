@@ -210,6 +210,7 @@ pub(super) fn router(service: Arc<AdminService>) -> Router {
         .merge(super::audit::routes())
         .merge(super::authority::routes())
         .merge(super::copies::routes())
+        .merge(super::doctor::routes())
         .merge(super::keys::routes())
         .merge(super::labels::routes())
         .merge(super::reconcile::routes())

@@ -6,6 +6,7 @@ pub mod authority;
 mod budgets;
 pub mod client;
 pub(crate) mod copies;
+pub mod doctor;
 mod glance;
 pub mod http;
 pub mod info;

@@ -4,7 +4,6 @@ use super::{Global, print_json, table};
 use belay_protocol::calendar::DAY_MS;
 use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::money::NanoUsd;
-use belay_protocol::vitals::Vitals;
 use belay_relay::Config;
 use belay_relay::admin::client::{AdminClient, ClientError};
 use belay_relay::admin::http::{CreateTenant, Grant, Maintenance, Money, Revoke, Suspend};
@@ -333,54 +332,4 @@ pub(super) async fn reload(global: &Global) -> anyhow::Result<()> {
     applied.iter().for_each(|key| println!("in force now:     {key}"));
     needs_restart.iter().for_each(|key| println!("needs a restart:  {key}"));
     Ok(())
-}
-
-pub(super) async fn status(global: &Global) -> anyhow::Result<()> {
-    let client = connect(global)?;
-    let status: Status = client.get("/status").await?;
-    if global.json {
-        return print_json(&status);
-    }
-    let now_ms = belay_transport::env::Clock::now_ms(&belay_transport::env::SystemClock);
-    println!(
-        "belayd {} on {}{}, {}: {} tunnels, {} tenants open, {} requests running, {} answers waiting, {} MiB in use",
-        status.version,
-        status.listen,
-        status.http.map(|http| format!(" and {http} (HTTP)")).unwrap_or_default(),
-        status.state.describe(now_ms),
-        status.tunnels.len(),
-        status.open_tenants,
-        status.running_requests,
-        status.waiting_answers,
-        status.memory_bytes >> 20
-    );
-    let rows: Vec<Vec<String>> = status
-        .tunnels
-        .iter()
-        .map(|tunnel| {
-            let trip = match tunnel.round_trip_us {
-                0 => "-".into(),
-                us => format!("{}.{:03} ms", us / 1000, us % 1000),
-            };
-            vec![
-                tunnel.device.to_string(),
-                tunnel.tenant.to_string(),
-                tunnel.path.clone(),
-                tunnel.remote.to_string(),
-                trip,
-                tunnel.vitals.map_or_else(|| "-".into(), vitals),
-                table::time(tunnel.since_ms),
-            ]
-        })
-        .collect();
-    if !rows.is_empty() {
-        table::print(&["DEVICE", "TENANT", "PATH", "FROM", "ROUND TRIP", "CPU MEM GPU", "SINCE"], &[4], &rows);
-    }
-    Ok(())
-}
-
-/// Processor, memory and GPU load in percent.
-fn vitals(vitals: Vitals) -> String {
-    let percent = |permille: Option<u32>| permille.map_or_else(|| "-".into(), |load| format!("{}%", load / 10));
-    format!("{} {} {}", percent(vitals.cpu_permille), percent(vitals.memory_permille), percent(vitals.gpu_permille))
 }

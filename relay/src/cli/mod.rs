@@ -6,6 +6,7 @@ mod audit;
 mod authority;
 mod backup;
 mod config;
+mod doctor;
 mod exit;
 mod import;
 mod keys;
@@ -15,6 +16,8 @@ mod money;
 mod prices;
 mod reconcile;
 mod serve;
+mod status;
+mod support;
 mod table;
 
 use anyhow::Context;
@@ -122,8 +125,14 @@ enum Command {
     #[command(after_help = "Example:\n  belayd reload --config /etc/belayd/belayd.toml")]
     Reload,
     /// Show the running relay
-    #[command(after_help = "Example:\n  belayd status --json")]
-    Status,
+    #[command(after_help = "Examples:\n  belayd status --json\n  belayd status --watch")]
+    Status(status::StatusArgs),
+    /// Look for what may be wrong with this node, and say what to do
+    #[command(after_help = "Example:\n  belayd doctor --json")]
+    Doctor,
+    /// Gather what somebody needs who is to help, without secrets, in one text
+    #[command(after_help = "Example:\n  belayd support-bundle support.txt")]
+    SupportBundle(support::SupportArgs),
     /// Print completions for a shell
     #[command(after_help = "Example:\n  belayd completions bash > /etc/bash_completion.d/belayd")]
     Completions {
@@ -193,7 +202,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::VerifyBackup(args) => backup::verify(&global, &args),
         Command::Restore(args) => runtime()?.block_on(backup::restore(&global, args)),
         Command::Reload => runtime()?.block_on(admin::reload(&global)),
-        Command::Status => runtime()?.block_on(admin::status(&global)),
+        Command::Status(args) => runtime()?.block_on(status::status(&global, &args)),
+        Command::SupportBundle(args) => runtime()?.block_on(support::bundle(&global, args)),
+        Command::Doctor => runtime()?.block_on(doctor::doctor(&global)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "belayd", &mut std::io::stdout());
             Ok(())

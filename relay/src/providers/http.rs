@@ -1,10 +1,11 @@
 //! Providers over HTTP: Anthropic Messages, OpenAI Chat Completions and everything compatible.
 
 use super::addresses::PublicOnly;
-use super::{Answer, AnswerBody, Call, CallFuture, Provider, ProviderError, WarmFuture};
+use super::{Answer, AnswerBody, Call, CallFuture, LookFuture, Looked, Provider, ProviderError, WarmFuture};
 use crate::config::{ProviderConfig, ProviderKind, Timeouts};
 use axum::body::HttpBody;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use belay_protocol::calendar;
 use belay_protocol::message::{Dialect, Operation};
 use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
@@ -54,7 +55,13 @@ pub fn client(
         .pool_idle_timeout(Duration::from_secs(90))
         .user_agent(concat!("belay/", env!("CARGO_PKG_VERSION")))
         .build()
-        .map_err(|error| error_chain(&error))
+        .map_err(|error| {
+            format!(
+                "no TLS to providers can be set up ({}); has this machine certificates of authorities (Debian: the package \
+                 ca-certificates)?",
+                error_chain(&error)
+            )
+        })
 }
 
 /// One provider.
@@ -145,6 +152,21 @@ impl Provider for Http {
         })
     }
 
+    fn look(&self) -> LookFuture {
+        let mut headers = HeaderMap::new();
+        if self.kind == ProviderKind::Anthropic {
+            headers.insert("anthropic-version", HeaderValue::from_static(ANTHROPIC_VERSION));
+        }
+        self.authorise(&mut headers, &self.key);
+        let request = self.client.get(format!("{}/v1/models", self.base)).headers(headers).timeout(WARM);
+        Box::pin(async move {
+            let answer = request.send().await;
+            let answer = answer.map_err(|error| ProviderError::Unreachable(error_chain(&error.without_url())))?;
+            let date = answer.headers().get(header::DATE).and_then(|date| http_date_ms(date.to_str().ok()?));
+            Ok(Looked { status: answer.status().as_u16(), date_ms: date })
+        })
+    }
+
     fn call(&self, call: Call) -> CallFuture {
         let request = self.client.post(self.url(call.operation)).headers(self.headers(&call)).body(call.body);
         Box::pin(async move {
@@ -167,6 +189,18 @@ impl Provider for Http {
             Ok(Answer { status: head.status.as_u16(), headers, body: Box::new(Body(body)) })
         })
     }
+}
+
+/// A date of HTTP (RFC 9110, 5.6.7: `Sun, 06 Nov 1994 08:49:37 GMT`), milliseconds since 1970.
+fn http_date_ms(text: &str) -> Option<u64> {
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let words: Vec<&str> = text.split(' ').collect();
+    let [_, day, month, year, time, "GMT"] = words[..] else { return None };
+    let month = MONTHS.iter().position(|name| *name == month)?;
+    let mut parts = time.split(':').map(|part| part.parse::<u64>().ok());
+    let (hours, minutes, seconds) = (parts.next()??, parts.next()??, parts.next()??);
+    let day = calendar::from_civil(year.parse().ok()?, i64::try_from(month).ok()? + 1, day.parse().ok()?);
+    Some(calendar::day_start_ms(day) + ((hours * 60 + minutes) * 60 + seconds) * 1000)
 }
 
 /// A piece that is smaller is copied: it lies in a buffer of at least 8 KiB, which it would keep from being

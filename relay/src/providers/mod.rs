@@ -81,6 +81,18 @@ impl Answer {
 /// Ready when a provider is reached, or not: true if it answered.
 pub type WarmFuture = Pin<Box<dyn Future<Output = bool> + Send>>;
 
+/// What a look at a provider comes to.
+pub type LookFuture = Pin<Box<dyn Future<Output = Result<Looked, ProviderError>> + Send>>;
+
+/// What a provider answers to whom wants to know its models, which costs nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Looked {
+    /// HTTP status; 0: it is in this process.
+    pub status: u16,
+    /// What time it has, milliseconds since 1970.
+    pub date_ms: Option<u64>,
+}
+
 /// What a call comes to.
 pub type CallFuture = Pin<Box<dyn Future<Output = Result<Answer, ProviderError>> + Send>>;
 
@@ -90,6 +102,10 @@ pub trait Provider: Send + Sync + fmt::Debug {
     fn dialect(&self) -> Dialect;
     /// Sends a request once it is polled, not before. Dropping the future gives it up.
     fn call(&self, call: Call) -> CallFuture;
+    /// Looks whether it can be reached and takes the relay's key.
+    fn look(&self) -> LookFuture {
+        Box::pin(std::future::ready(Ok(Looked::default())))
+    }
     /// Sees to it that a connection stands when a request comes. Costs nothing at the provider.
     fn warm(&self) -> WarmFuture {
         Box::pin(std::future::ready(true))
@@ -98,6 +114,11 @@ pub trait Provider: Send + Sync + fmt::Debug {
 
 /// Providers, by name.
 pub type Providers = BTreeMap<String, Arc<dyn Provider>>;
+
+/// The configured providers, for whoever only looks at them. Errors: the TLS set-up failed.
+pub fn configured(config: &Config) -> Result<Providers, String> {
+    from_config(config, None)
+}
 
 /// Makes the configured providers; those of which nothing has changed are the ones that there were `before`. Errors: the
 /// TLS set-up failed.

@@ -99,6 +99,13 @@ pub fn note_once(connection: &Connection, deed: &Deed, now_ms: u64) -> Result<()
     if known { Ok(()) } else { note(connection, deed, now_ms) }
 }
 
+/// When something was last done, milliseconds since 1970.
+pub fn last(connection: &Connection, action: &str) -> Result<Option<u64>, StoreError> {
+    let sql = "SELECT max(at_ms) FROM audit WHERE action = ?1";
+    let at_ms: Option<i64> = connection.query_row(sql, [action], |row| row.get(0))?;
+    Ok(at_ms.and_then(|at_ms| u64::try_from(at_ms).ok()))
+}
+
 /// The first [`PAGE`] entries after `after`, between two times (milliseconds since 1970), of one tenant or of all.
 pub fn page(
     connection: &Connection,
