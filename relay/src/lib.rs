@@ -18,6 +18,7 @@ mod connection;
 pub mod doctor;
 pub mod enrolment;
 pub mod escalate;
+pub mod export;
 mod http;
 pub mod import;
 mod listener;

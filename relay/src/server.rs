@@ -267,7 +267,7 @@ impl Relay {
             (local, http),
             Arc::clone(&escalator),
             (enrolment, registry),
-            (reloader, keeper),
+            (reloader, keeper, shared.sync.clone()),
         ));
         info!(%local, tcp, "belayd is listening");
         Ok(Self { local, http, admin, escalator, shared, connections, background, store, _lock: lock })

@@ -14,6 +14,7 @@ mod counted;
 mod crash;
 mod dial;
 mod doctor;
+mod erasure;
 mod faults;
 mod foreign;
 mod foreign_server;

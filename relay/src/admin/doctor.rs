@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use belay_protocol::id::TenantId;
 use belay_protocol::vitals::RelayState;
 use belay_transport::env::receive_buffer;
 use serde::{Deserialize, Serialize};
@@ -17,26 +18,47 @@ use std::sync::Arc;
 /// How a finished backup is called in the audit log.
 pub const BACKED_UP: &str = "backup.take";
 
-/// Tells of a backup that is finished.
+/// Tells of copies that the command line has made of what the relay keeps.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BackupTaken {
-    /// Where it lies.
-    pub dir: String,
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum Taken {
+    /// A backup is finished, and lies there.
+    Backup {
+        /// A directory.
+        dir: String,
+    },
+    /// All of a tenant was written there.
+    Export {
+        /// Whose.
+        tenant: TenantId,
+        /// A directory.
+        dir: String,
+    },
+}
+
+impl Taken {
+    /// For the audit log.
+    #[must_use]
+    pub fn deed(self) -> Deed {
+        match self {
+            Self::Backup { dir } => Deed::operator(BACKED_UP, None).with(dir),
+            Self::Export { tenant, dir } => Deed::operator("tenant.export", Some(&tenant)).with(dir),
+        }
+    }
 }
 
 pub(super) fn routes() -> Router<Arc<AdminService>> {
-    Router::new().route("/doctor", get(look)).route("/backups", post(backed_up))
+    Router::new().route("/doctor", get(look)).route("/taken", post(taken))
 }
 
 async fn look(State(service): Service) -> Result<Response, AdminError> {
     Ok(Json(service.doctor().await?).into_response())
 }
 
-async fn backed_up(State(service): Service, body: Body<BackupTaken>) -> Result<Response, AdminError> {
+async fn taken(State(service): Service, body: Body<Taken>) -> Result<Response, AdminError> {
     match body {
         Ok(Json(body)) => {
-            service.asked(Deed::operator(BACKED_UP, None).with(body.dir)).await?;
+            service.asked(body.deed()).await?;
             Ok(Json(()).into_response())
         }
         Err(error) => Ok(bad_request(&error)),

@@ -211,6 +211,7 @@ pub(super) fn router(service: Arc<AdminService>) -> Router {
         .merge(super::authority::routes())
         .merge(super::copies::routes())
         .merge(super::doctor::routes())
+        .merge(super::erase::routes())
         .merge(super::keys::routes())
         .merge(super::labels::routes())
         .merge(super::reconcile::routes())

@@ -7,6 +7,7 @@ mod budgets;
 pub mod client;
 pub(crate) mod copies;
 pub mod doctor;
+mod erase;
 mod glance;
 pub mod http;
 pub mod info;

@@ -21,6 +21,7 @@ use crate::store::ledger::outbox::Pending;
 use crate::store::ledger::standing::{Terms, Tier};
 use crate::store::ledger::statement::Line;
 use crate::store::ledger::usage::{Group, Grouping};
+use crate::sync::Sync;
 use crate::tenants::Tenants;
 use belay_certs::invite::Invite;
 use belay_protocol::id::{DeviceId, TenantId};
@@ -107,6 +108,7 @@ pub struct AdminService {
     pub(super) registry: Arc<Registry>,
     pub(super) reloader: Arc<Reloader>,
     pub(super) keeper: Keeper,
+    pub(super) sync: Sync,
     api_keys: ApiKeys,
     pub(super) env: Env,
 }
@@ -116,7 +118,7 @@ impl AdminService {
         (local, http): (SocketAddr, Option<SocketAddr>),
         escalator: Arc<Escalator>,
         (enrolment, registry): (Arc<Enrolment>, Arc<Registry>),
-        (reloader, keeper): (Arc<Reloader>, Keeper),
+        (reloader, keeper, sync): (Arc<Reloader>, Keeper, Sync),
     ) -> Self {
         Self {
             local,
@@ -130,6 +132,7 @@ impl AdminService {
             registry,
             reloader,
             keeper,
+            sync,
         }
     }
 
@@ -328,6 +331,7 @@ impl AdminService {
 
     /// Suspends a tenant, or lets it go on. Its tunnels close and its requests end at once.
     pub async fn suspend(&self, id: &TenantId, suspended: bool) -> Result<TenantInfo, AdminError> {
+        self.not_erased(id).await?;
         let action = if suspended { "tenant.suspend" } else { "tenant.resume" };
         self.asked(Deed::operator(action, Some(id))).await?;
         if !self.escalator.suspend(id, suspended).await? {

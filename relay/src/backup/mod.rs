@@ -75,7 +75,7 @@ pub enum BackupError {
 }
 
 impl BackupError {
-    fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File { operation, path: path.to_owned(), source }
     }
 }

@@ -184,6 +184,18 @@ impl Blobs {
         .await
     }
 
+    /// Removes all files.
+    pub async fn remove_all(&self, tenant_dir: &Path) -> Result<(), BlobError> {
+        let dir = tenant_dir.join(DIR);
+        self.run(move |disk| {
+            for file in disk.list(&dir)? {
+                disk.remove(&dir.join(&file.name))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Names of files that are older than a day; temporary ones and beginnings that are, are removed.
     pub async fn old(&self, tenant_dir: &Path) -> Result<Vec<String>, BlobError> {
         let dir = tenant_dir.join(DIR);

@@ -1,6 +1,6 @@
 //! `belayd tenant`, `invite`, `device` and `status`: through the admin socket.
 
-use super::{Global, print_json, table};
+use super::{Global, leaving, print_json, table};
 use belay_protocol::calendar::DAY_MS;
 use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::money::NanoUsd;
@@ -13,6 +13,7 @@ use belay_relay::config::Difference;
 use belay_relay::store::ledger::money::Operation;
 use belay_relay::store::ledger::standing::Tier;
 use clap::{Args, Subcommand};
+use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TenantCommand {
@@ -82,6 +83,23 @@ pub(super) enum TenantCommand {
         /// Let it go on
         #[arg(long)]
         off: bool,
+    },
+    /// Write everything that the relay knows of a tenant into a new directory
+    #[command(after_help = "Example:\n  belayd tenant export acme acme-2026-11")]
+    Export {
+        /// Which tenant
+        id: TenantId,
+        /// A directory that is not there, or empty
+        dir: PathBuf,
+    },
+    /// Erase what a tenant has said and kept, for ever; its book stays, as the law wants
+    #[command(after_help = "Example:\n  belayd tenant erase acme --confirm acme")]
+    Erase {
+        /// Which tenant
+        id: TenantId,
+        /// Its name once more
+        #[arg(long, value_name = "NAME")]
+        confirm: TenantId,
     },
 }
 
@@ -161,6 +179,8 @@ pub(super) async fn tenant(global: &Global, command: TenantCommand) -> anyhow::R
     let client = connect(global)?;
     let info: TenantInfo = match command {
         TenantCommand::List => return list_tenants(global, &client).await,
+        TenantCommand::Export { id, dir } => return leaving::export(global, &id, &dir).await,
+        TenantCommand::Erase { id, confirm } => return leaving::erase(global, &client, &id, &confirm).await,
         TenantCommand::Label { id, label } => client.post(&format!("/tenants/{id}/label"), &Label { label }).await?,
         TenantCommand::Create { id, credit, label } => {
             // Looked at first, or the tenant would be made all the same.

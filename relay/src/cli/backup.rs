@@ -7,13 +7,13 @@ use belay_protocol::id::TenantId;
 use belay_protocol::money::NanoUsd;
 use belay_relay::Config;
 use belay_relay::admin::client::{AdminClient, ClientError};
-use belay_relay::admin::doctor::{BACKED_UP, BackupTaken};
+use belay_relay::admin::doctor::Taken;
 use belay_relay::admin::service::TenantInfo;
 use belay_relay::backup::restore::Restored;
 use belay_relay::backup::take::{Copied, CopyRequest, Source, take};
 use belay_relay::backup::{BackupError, Manifest, check, restore};
 use belay_relay::store::central;
-use belay_relay::store::central::audit::{Deed, note};
+use belay_relay::store::central::audit::note;
 use belay_relay::store::executor::{Db, Store, StoreConfig};
 use belay_relay::store::lock::StateLock;
 use belay_relay::store::schema::Durability;
@@ -38,13 +38,13 @@ pub(super) struct RestoreArgs {
 }
 
 /// Whoever copies.
-enum Copier {
+pub(super) enum Copier {
     Running(AdminClient),
     Stopped { store: Store, dir: PathBuf, _lock: StateLock },
 }
 
 impl Copier {
-    async fn of(config: &Config) -> anyhow::Result<Self> {
+    pub(super) async fn of(config: &Config) -> anyhow::Result<Self> {
         let client = AdminClient::new(&config.state_dir)?;
         match client.get::<serde_json::Value>("/status").await {
             Ok(_) => Ok(Self::Running(client)),
@@ -75,17 +75,21 @@ pub(super) fn stopped(config: &Config) -> anyhow::Result<(Store, StateLock)> {
 }
 
 impl Copier {
-    /// Has the relay remember that a backup was taken.
-    async fn tell(&self, dir: &Path) -> anyhow::Result<()> {
-        let dir = std::path::absolute(dir)?.display().to_string();
+    /// Has the audit log know of it.
+    pub(super) async fn tell(&self, taken: Taken) -> anyhow::Result<()> {
         match self {
-            Self::Running(client) => Ok(client.post("/backups", &BackupTaken { dir }).await?),
+            Self::Running(client) => Ok(client.post("/taken", &taken).await?),
             Self::Stopped { store, .. } => {
-                let (deed, now_ms) = (Deed::operator(BACKED_UP, None).with(dir), SystemClock.now_ms());
+                let (deed, now_ms) = (taken.deed(), SystemClock.now_ms());
                 Ok(store.run(Db::Central, move |connection| note(connection, &deed, now_ms)).await?)
             }
         }
     }
+}
+
+/// A directory as it is called from everywhere.
+pub(super) fn whole(dir: &Path) -> anyhow::Result<String> {
+    Ok(std::path::absolute(dir)?.display().to_string())
 }
 
 impl Source for Copier {
@@ -135,7 +139,7 @@ pub(super) async fn backup(global: &Global, args: BackupArgs) -> anyhow::Result<
     let (manifest, taken) = take(&copier, &config.state_dir, &args.dir, now_ms, told)
         .await
         .with_context(|| format!("the backup in {} stays as it was", args.dir.display()))?;
-    copier.tell(&args.dir).await?;
+    copier.tell(Taken::Backup { dir: whole(&args.dir)? }).await?;
     if global.json {
         return print_json(&serde_json::json!({ "made_ms": manifest.made_ms, "taken": taken,
             "has_master_key": manifest.has_master_key() }));

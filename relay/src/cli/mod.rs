@@ -10,6 +10,7 @@ mod doctor;
 mod exit;
 mod import;
 mod keys;
+mod leaving;
 mod ledger;
 mod master_key;
 mod money;

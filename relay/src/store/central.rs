@@ -1,6 +1,7 @@
 //! The relay-wide database: tenants, invites, devices, price lists.
 
 pub mod audit;
+pub mod erase;
 pub mod import;
 pub mod keys;
 pub mod rollover;

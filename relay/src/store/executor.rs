@@ -12,10 +12,10 @@
 //! are never more commands in it than running operations.
 
 use super::StoreError;
-use super::copy;
 use super::readers::{self, Readers};
 use super::schema::{self, Durability, Kind};
 use super::watch::Watchers;
+use super::{copy, erase};
 use crate::ops::metrics::StoreMetrics;
 use belay_protocol::id::TenantId;
 use rusqlite::Connection;
@@ -270,6 +270,18 @@ impl Store {
         readers.run(Box::new(move || {
             // Whoever asked may have gone.
             let _ = sender.send(copy::copy(&from, &to));
+        }));
+        receiver.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Writes a database anew, so that nothing of what was deleted is left in its file. What else is asked of it waits.
+    pub async fn compact(&self, db: &Db) -> Result<(), StoreError> {
+        let path = self.path(db);
+        let Mode::Threads { readers, .. } = &self.inner.mode else { return erase::compact(&path) };
+        let (sender, receiver) = oneshot::channel();
+        readers.run(Box::new(move || {
+            // Whoever asked may have gone.
+            let _ = sender.send(erase::compact(&path));
         }));
         receiver.await.unwrap_or(Err(StoreError::Closed))
     }

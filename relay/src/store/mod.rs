@@ -11,6 +11,7 @@ pub mod books;
 pub mod central;
 pub mod copy;
 pub(crate) mod daily;
+pub mod erase;
 pub mod executor;
 pub mod journal;
 pub mod ledger;

@@ -29,6 +29,7 @@ const CENTRAL: &[M<'static>] = &[
     M::up(include_str!("schema/stripe.sql")),
     M::up(include_str!("schema/import_central.sql")),
     M::up(include_str!("schema/audit.sql")),
+    M::up(include_str!("schema/erased.sql")),
 ];
 
 const TENANT: &[M<'static>] = &[

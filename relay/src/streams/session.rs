@@ -180,9 +180,15 @@ async fn get(
     Ok(())
 }
 
-fn queue_message(writer: &mut FrameWriter, message: Said) -> Result<(), ProtocolError> {
-    let Said { number, added } = message;
-    writer.queue(&SessionMessage {
+fn queue_message(writer: &mut FrameWriter, said: Said) -> Result<(), ProtocolError> {
+    let (message, text) = message(said);
+    writer.queue(&message)?;
+    writer.queue_chunks(Bytes::from(text))
+}
+
+/// A message as the protocol says it, and its text.
+pub(crate) fn message(Said { number, added }: Said) -> (SessionMessage, String) {
+    let message = SessionMessage {
         number,
         message_id: added.message_id,
         role: added.role,
@@ -193,8 +199,8 @@ fn queue_message(writer: &mut FrameWriter, message: Said) -> Result<(), Protocol
         model: added.model,
         cost: added.cost,
         text_len: u32::try_from(added.text.len()).unwrap_or(u32::MAX),
-    })?;
-    writer.queue_chunks(Bytes::from(added.text))
+    };
+    (message, added.text)
 }
 
 /// Reads a message's text and adds it.
@@ -299,7 +305,7 @@ fn row(stored: &Stored) -> SessionRow {
     }
 }
 
-fn shown((stored, context): (Stored, Context)) -> Session {
+pub(crate) fn shown((stored, context): (Stored, Context)) -> Session {
     let knowledge = context.knowledge.into_iter();
     Session {
         row: row(&stored),

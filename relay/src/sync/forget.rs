@@ -2,6 +2,8 @@
 
 use super::{Sync, SyncError};
 use crate::store::daily::daily;
+use crate::store::erase::{Erased, erase};
+use crate::store::executor::Db;
 use crate::store::sync::forget::{forget, orphans};
 use belay_protocol::id::TenantId;
 use std::time::Duration;
@@ -29,7 +31,15 @@ impl Sync {
         Ok(())
     }
 
-    /// The same for all tenants, soon and then every day, until `stop`.
+    /// Erases all that a tenant has said and kept, in sessions too: rows first, then files.
+    pub(crate) async fn erase(&self, tenant: &TenantId) -> Result<Erased, SyncError> {
+        let erased = self.store.run(Db::Tenant(tenant.clone()), |connection| erase(connection)).await?;
+        self.store.compact(&Db::Tenant(tenant.clone())).await?;
+        self.blobs.remove_all(&self.store.tenant_dir(tenant)).await?;
+        Ok(erased)
+    }
+
+    /// Forgets what is over of all tenants, soon and then every day, until `stop`.
     pub async fn forget_daily(&self, stop: CancellationToken) {
         let each = |tenant: TenantId| async move { self.forget(&tenant).await };
         daily(&self.store, FIRST_ROUND, &stop, ("forget old revisions and pieces", each)).await;

@@ -1,0 +1,72 @@
+//! Erasing what a tenant has said and kept. Its book stays, as the law wants: what was charged and paid, when, for which
+//! device, key and model; no words.
+
+use super::StoreError;
+use rusqlite::{Connection, OpenFlags};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::time::Duration;
+
+/// What was erased.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erased {
+    /// Sessions.
+    pub sessions: u64,
+    /// Their messages.
+    pub messages: u64,
+    /// Synced items, with all that they were.
+    pub items: u64,
+    /// Keys for providers.
+    pub provider_keys: u64,
+}
+
+/// In this order nothing names what is gone already. The indexes of the search follow their tables, and are emptied at
+/// the end, since they keep words of what was said by themselves.
+const ERASE: &str = "
+    DELETE FROM turn;
+    DELETE FROM cleared;
+    UPDATE request SET session = NULL WHERE session IS NOT NULL;
+    DELETE FROM message;
+    DELETE FROM session;
+    INSERT INTO message_fts (message_fts) VALUES ('delete-all');
+    INSERT INTO session_fts (session_fts) VALUES ('delete-all');
+    UPDATE session_size SET bytes = 0;
+    DELETE FROM sync_lock;
+    DELETE FROM blob_upload;
+    UPDATE sync_item SET head = NULL;
+    DELETE FROM sync_revision;
+    DELETE FROM sync_item;
+    DELETE FROM blob_chunk;
+    UPDATE sync_size SET bytes = 0;
+    DELETE FROM imported_item;
+    DELETE FROM provider_key;
+";
+
+/// Erases a tenant's words from its file. Of what is deleted, and of what was long ago, something stays between the rows
+/// until the file is written anew ([`compact`]). The files of its content are the caller's to remove, once this is
+/// durable.
+pub fn erase(connection: &Connection) -> Result<Erased, StoreError> {
+    let count = |table: &str| -> Result<u64, StoreError> {
+        let count: i64 = connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))?;
+        Ok(u64::try_from(count).unwrap_or(0))
+    };
+    let erased = Erased {
+        sessions: count("session")?,
+        messages: count("message")?,
+        items: count("sync_item")?,
+        provider_keys: count("provider_key")?,
+    };
+    connection.execute_batch(ERASE)?;
+    Ok(erased)
+}
+
+/// Writes a database anew, without what lies between its rows. Errors: somebody uses it for too long; there is no room.
+pub(super) fn compact(path: &Path) -> Result<(), StoreError> {
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    // What is moved out of the log is overwritten there.
+    connection.execute_batch("PRAGMA secure_delete = ON; VACUUM;")?;
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    Ok(())
+}
