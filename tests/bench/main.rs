@@ -25,6 +25,7 @@ mod report;
 mod roles;
 mod scene;
 mod sessions;
+mod start;
 mod sync;
 mod travel;
 
@@ -40,7 +41,7 @@ use std::time::Duration;
 #[derive(Debug, Parser)]
 #[command(name = "bench")]
 struct Args {
-    /// Fewer samples: two minutes instead of ten
+    /// Fewer samples: five minutes instead of half an hour
     #[arg(long)]
     quick: bool,
     /// Show only figures whose name contains this; what they are held against is measured anyway
@@ -74,7 +75,7 @@ fn run(args: Args) -> anyhow::Result<Verdict> {
             return roles::play(role).await.map(|()| Verdict::Holds);
         }
         let (only, json) = (args.only.clone(), args.json);
-        let most = Duration::from_secs(if args.quick { 240 } else { 1500 });
+        let most = Duration::from_secs(if args.quick { 600 } else { 2400 });
         // On a worker thread, like everything that is measured.
         let measured = tokio::spawn(async move {
             let mut report = Report::default();
@@ -114,8 +115,16 @@ async fn measure(args: &Args, report: &mut Report) -> anyhow::Result<()> {
         };
         sync::measure(size, report).await?;
     }
-    // The books need no relay and no provider, and sync has its own.
-    let of_the_store = || ledger::NAMES.iter().chain(&sessions::NAMES).chain(&sync::NAMES);
+    if wanted(&start::NAMES) {
+        let size = if args.quick {
+            start::Size { starts: 11, idle: Duration::from_secs(5) }
+        } else {
+            start::Size { starts: 51, idle: Duration::from_secs(30) }
+        };
+        start::measure(&size, report).await?;
+    }
+    // The books need no relay and no provider, and sync and the starts have their own.
+    let of_the_store = || ledger::NAMES.iter().chain(&sessions::NAMES).chain(&sync::NAMES).chain(&start::NAMES);
     if args.only.as_ref().is_some_and(|only| of_the_store().any(|name| only.starts_with(name))) {
         return Ok(());
     }
