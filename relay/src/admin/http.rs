@@ -184,7 +184,7 @@ pub fn bind(path: &FilePath) -> io::Result<UnixListener> {
 
 /// Serves until `stop`.
 pub async fn run(listener: UnixListener, service: Arc<AdminService>, stop: CancellationToken) -> io::Result<()> {
-    serve(listener, router(service)).with_graceful_shutdown(stop.cancelled_owned()).await
+    serve(listener, router(service).merge(super::page::files())).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 pub(super) fn router(service: Arc<AdminService>) -> Router {
@@ -214,6 +214,7 @@ pub(super) fn router(service: Arc<AdminService>) -> Router {
         .merge(super::erase::routes())
         .merge(super::keys::routes())
         .merge(super::labels::routes())
+        .merge(super::page::routes())
         .merge(super::reconcile::routes())
         .with_state(service)
 }

@@ -5,7 +5,7 @@ use super::http::{ErrorBody, router};
 use super::service::AdminService;
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::serve;
 use belay_certs::{CertError, file};
@@ -50,24 +50,35 @@ pub async fn run(
     stop: CancellationToken,
 ) -> io::Result<()> {
     let guarded = router(service).layer(from_fn_with_state(Arc::new(token), guard));
-    serve(listener, guarded).with_graceful_shutdown(stop.cancelled_owned()).await
+    // The page asks for the token, and so comes without one; but not under another name.
+    let page = super::page::files().layer(from_fn(by_its_name));
+    serve(listener, guarded.merge(page)).with_graceful_shutdown(stop.cancelled_owned()).await
 }
+
+/// Lets nobody through whose browser was led here by another name.
+async fn by_its_name(request: Request, next: Next) -> Response {
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if is_this_machine(host) { next.run(request).await } else { refused(StatusCode::FORBIDDEN, OTHER_NAME) }
+}
+
+fn refused(status: StatusCode, error: &str) -> Response {
+    (status, [(WWW_AUTHENTICATE, "Bearer")], Json(ErrorBody { error: error.to_owned() })).into_response()
+}
+
+const OTHER_NAME: &str = "this is asked for by 127.0.0.1 or localhost";
 
 /// Lets nobody through who does not show the token, or whose browser was led here by another name.
 async fn guard(State(token): State<Arc<SecretString>>, request: Request, next: Next) -> Response {
     match refusal(&token, request.headers()) {
         None => next.run(request).await,
-        Some((status, error)) => {
-            let body = Json(ErrorBody { error: error.to_owned() });
-            (status, [(WWW_AUTHENTICATE, "Bearer")], body).into_response()
-        }
+        Some((status, error)) => refused(status, error),
     }
 }
 
 fn refusal(token: &SecretString, headers: &HeaderMap) -> Option<(StatusCode, &'static str)> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if !is_this_machine(header(HOST)) {
-        return Some((StatusCode::FORBIDDEN, "this is asked for by 127.0.0.1 or localhost"));
+        return Some((StatusCode::FORBIDDEN, OTHER_NAME));
     }
     let shown = header(AUTHORIZATION).strip_prefix("Bearer ").unwrap_or_default();
     let expected = token.expose_secret();

@@ -14,6 +14,7 @@ pub mod info;
 pub mod keys;
 pub mod labels;
 pub mod loopback;
+mod page;
 pub mod reconcile;
 mod reload;
 pub mod service;

@@ -75,6 +75,7 @@ async fn run(config: Config, json: bool) -> anyhow::Result<()> {
         }
         if let Some(address) = admin_address {
             println!("metrics: http://{address}/metrics (bearer token: admin.token in the state directory)");
+            println!("the operator's page: http://{address}/");
         }
     }
     service::ready(&line(&relay));

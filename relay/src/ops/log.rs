@@ -3,10 +3,19 @@
 //! No key, token or prompt text is ever a field or a message, at any level: secrets are
 //! `SecretString`s, bodies are never logged, and a test greps for planted canaries.
 
+mod journal;
+mod lines;
+
+pub use lines::{Line, recent};
+
+use journal::Journal;
+use lines::Lines;
 use serde::Deserialize;
 use std::sync::OnceLock;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt, reload};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -34,27 +43,26 @@ fn parse(filter: &str) -> Result<EnvFilter, String> {
     EnvFilter::try_new(filter).map_err(|error| format!("log filter {filter:?}: {error}"))
 }
 
-/// Starts logging to stderr. `filter` is in the form of `RUST_LOG`, which wins if it is set.
-/// Errors: the filter does not parse. A second call changes nothing.
+/// Starts logging: to systemd's journal, with fields, where stderr leads there and nothing else is wanted; else to stderr.
+/// `filter` is in the form of `RUST_LOG`, which wins if it is set. Errors: the filter does not parse. A second call changes
+/// nothing.
 pub fn start(format: LogFormat, filter: &str) -> Result<(), String> {
-    let filter = parse(&own().unwrap_or_else(|| filter.to_owned()))?;
-    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_span_events(FmtSpan::NONE);
-    let (started, change): (_, Change) = match format {
+    let (filter, handle) = reload::Layer::new(parse(&own().unwrap_or_else(|| filter.to_owned()))?);
+    let journal = if format == LogFormat::Human { Journal::behind_stderr() } else { None };
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let shown = match format {
+        LogFormat::Human if journal.is_some() => None,
         LogFormat::Human => {
-            let builder = builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-            let builder = builder.with_env_filter(filter).with_filter_reloading();
-            let handle = builder.reload_handle();
-            (builder.try_init(), Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string())))
+            Some(fmt::layer().with_writer(std::io::stderr).with_span_events(FmtSpan::NONE).with_ansi(ansi).boxed())
         }
         LogFormat::Json => {
-            let builder = builder.json().with_env_filter(filter).with_filter_reloading();
-            let handle = builder.reload_handle();
-            (builder.try_init(), Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string())))
+            Some(fmt::layer().json().with_writer(std::io::stderr).with_span_events(FmtSpan::NONE).boxed())
         }
     };
+    let started = tracing_subscriber::registry().with(filter).with(Lines { journal }).with(shown).try_init();
     // Only a second call fails, and the first one's logger stays.
     if started.is_ok() {
-        let _ = CHANGE.set(change);
+        let _ = CHANGE.set(Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string())));
     }
     Ok(())
 }
