@@ -70,7 +70,7 @@ impl AdminService {
     pub async fn doctor(&self) -> Result<Vec<Finding>, AdminError> {
         let (now_ms, status) = (self.now_ms(), self.status());
         let mut findings = vec![];
-        let serves = format!("belayd {} on {}, {} tunnels", status.version, status.listen, status.tunnels.len());
+        let serves = format!("belayd {} on {}, tunnels: {}", status.version, status.listen, status.tunnels.len());
         findings.push(match &status.state {
             RelayState::Healthy => Finding::good("relay", serves),
             RelayState::Degraded { reason } => Finding::warn("relay", format!("{serves}; {reason}"), "see its log"),

@@ -107,7 +107,8 @@ function drawUsage(days, models, today) {
   });
   $("days").replaceChildren(line, ...bars);
   const sum = costs.reduce((a, b) => a + b, 0);
-  $("days-text").textContent = `${money(sum)} in all, at most ${money(most > 1 ? most : 0)} a day; what tenants have handed over by now`;
+  const first = new Date(all[0] * DAY).toISOString().slice(0, 10);
+  $("days-text").textContent = `from ${first} to today ${money(sum)} in all, at most ${money(most > 1 ? most : 0)} a day; what tenants have handed over by now`;
   const now = of(today);
   $("today").textContent = money(now?.cost_nano || 0);
   $("today-requests").textContent = some(now?.requests || 0, "request");
