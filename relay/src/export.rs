@@ -134,8 +134,8 @@ fn conversations(to: &Target<'_>, book: &Connection) -> Result<u64, BackupError>
     let mut count = 0;
     for deleted in [false, true] {
         let mut cursor = String::new();
-        loop {
-            let Ok(page) = find::list(book, deleted, &cursor, 0)? else { break };
+        // A cursor that a page has given is none that could be wrong.
+        while let Ok(page) = find::list(book, deleted, &cursor, 0)? {
             for stored in page.rows {
                 count += 1;
                 let row = stored.row;

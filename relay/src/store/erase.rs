@@ -43,7 +43,7 @@ const ERASE: &str = "
 ";
 
 /// Erases a tenant's words from its file. Of what is deleted, and of what was long ago, something stays between the rows
-/// until the file is written anew ([`compact`]). The files of its content are the caller's to remove, once this is
+/// until the file is written anew (`compact`). The files of its content are the caller's to remove, once this is
 /// durable.
 pub fn erase(connection: &Connection) -> Result<Erased, StoreError> {
     let count = |table: &str| -> Result<u64, StoreError> {

@@ -33,7 +33,7 @@ impl Sync {
 
     /// Erases all that a tenant has said and kept, in sessions too: rows first, then files.
     pub(crate) async fn erase(&self, tenant: &TenantId) -> Result<Erased, SyncError> {
-        let erased = self.store.run(Db::Tenant(tenant.clone()), |connection| erase(connection)).await?;
+        let erased = self.store.run(Db::Tenant(tenant.clone()), erase).await?;
         self.store.compact(&Db::Tenant(tenant.clone())).await?;
         self.blobs.remove_all(&self.store.tenant_dir(tenant)).await?;
         Ok(erased)
