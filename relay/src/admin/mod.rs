@@ -6,6 +6,7 @@ pub mod authority;
 mod budgets;
 pub mod client;
 pub(crate) mod copies;
+mod devices;
 pub mod doctor;
 mod erase;
 mod glance;
