@@ -26,6 +26,19 @@ pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), CertError> {
     sync_directory(dir.unwrap_or(Path::new("."))).map_err(failed)
 }
 
+/// Lets a file take the place of another, whose owner it has then, as far as that may be given; durable when this returns.
+pub fn take_place(from: &Path, to: &Path) -> Result<(), CertError> {
+    let failed = |source| CertError::File { operation: "write", path: to.display().to_string(), source };
+    #[cfg(unix)]
+    if let Ok(old) = fs::metadata(to) {
+        use std::os::unix::fs::MetadataExt;
+        // Only root can, and only root has to.
+        let _ = std::os::unix::fs::chown(from, Some(old.uid()), Some(old.gid()));
+    }
+    fs::rename(from, to).map_err(failed)?;
+    sync_directory(to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))).map_err(failed)
+}
+
 /// Makes a directory, and what is missing above it, that only its owner can enter.
 pub fn create_private_dir(path: &Path) -> Result<(), CertError> {
     let failed = |source| CertError::File { operation: "create directory", path: path.display().to_string(), source };

@@ -132,7 +132,10 @@ impl Authorities {
             }
             let former = pem("CERTIFICATE", standing.current.certificate());
             file::write_private(&self.dir.join(FORMER), format!("{REPLACED}{now_ms}\n{former}").as_bytes())?;
-            rename(&self.dir, NEXT_KEY, KEY_FILE)?;
+            // It is not there if this was broken off before: from its move on there is no way back.
+            if self.dir.join(NEXT_KEY).exists() {
+                rename(&self.dir, NEXT_KEY, KEY_FILE)?;
+            }
             finish_switch(&self.dir)
         })
     }
@@ -151,9 +154,10 @@ impl Authorities {
     /// Changes what lies on disk, and takes it over. Nothing else changes it meanwhile.
     fn change(&self, deed: impl FnOnce(&Standing) -> Result<(), CertError>) -> Result<(), CertError> {
         let mut standing = self.standing.write().unwrap_or_else(PoisonError::into_inner);
-        deed(&standing)?;
+        let done = deed(&standing);
+        // Also what was broken off may have changed something.
         *standing = Arc::new(read(&self.dir)?);
-        Ok(())
+        done
     }
 }
 
@@ -170,6 +174,7 @@ fn finish_switch(dir: &Path) -> Result<(), CertError> {
 
 fn read(dir: &Path) -> Result<Standing, CertError> {
     let path = |name: &str| dir.join(name);
+    finish_switch(dir)?;
     let current = Authority::read(&path(CERTIFICATE_FILE), &path(KEY_FILE))?;
     // Without its key it was never finished; one that is finished is read to be sure that it will do.
     let is_prepared = path(NEXT).exists();
@@ -260,6 +265,20 @@ mod tests {
             assert_eq!(found.current.fingerprint(), if switched { next } else { first }, "{steps}");
             assert_eq!((found.next.is_none(), found.former.is_some()), (switched, switched), "{steps}");
         }
+    }
+
+    #[test]
+    fn a_switch_that_fails_halfway_is_done_again() {
+        let (dir, authorities) = loaded();
+        authorities.prepare(NOW).expect("prepared");
+        let next = sha256(authorities.standing().next.as_ref().expect("there"));
+        fs::create_dir(dir.path().join(CROSS)).expect("made");
+        authorities.switch(NOW).expect_err("something stands in the way");
+        fs::remove_dir(dir.path().join(CROSS)).expect("removed");
+        authorities.switch(NOW).expect("switched");
+        let again = Authorities::load_or_create(dir.path(), NOW).expect("read");
+        assert_eq!((authorities.fingerprint(), again.fingerprint()), (next, next));
+        assert!(authorities.standing().former.is_some());
     }
 
     #[test]

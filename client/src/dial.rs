@@ -14,7 +14,6 @@ use belay_protocol::{ALPN, RELAY_SERVER_NAME};
 use belay_transport::connection::{Connection, Path};
 use belay_transport::env::{Env, Side};
 use belay_transport::params;
-use belay_transport::quic;
 use belay_transport::runtime::LazyTimers;
 use belay_transport::tcp::TcpConnection;
 use quinn::Endpoint;
@@ -188,7 +187,7 @@ impl Dialer {
     /// answer wins and the others are given up. Names wait for the resolver, beside the attempts. The
     /// same runs over both transports, as late as `way` says.
     ///
-    /// Errors: `Closed` if a relay refuses, `Unreachable` with what happened last.
+    /// Errors: `Unreachable` with what happened last.
     pub(crate) async fn dial(
         &self,
         names: &[String],
@@ -272,11 +271,10 @@ impl Dialer {
         let unreachable = |why: String| ClientError::Unreachable { addresses: address.to_string(), why };
         match timeout(HANDSHAKE, handshake).await {
             Ok(Ok(dialed)) => Ok(dialed),
-            Ok(Err(Failure::Closed(code))) => Err(ClientError::Closed(code)),
             // Without what the layers between have put around it.
-            Ok(Err(Failure::Other(why))) if why.contains(NOT_NAMED) => Err(unreachable(NOT_NAMED.into())),
-            Ok(Err(Failure::Other(why))) if why.contains("UnknownIssuer") => Err(unreachable(ANOTHER.into())),
-            Ok(Err(Failure::Other(why))) => Err(unreachable(why)),
+            Ok(Err(Failure(why))) if why.contains(NOT_NAMED) => Err(unreachable(NOT_NAMED.into())),
+            Ok(Err(Failure(why))) if why.contains("UnknownIssuer") => Err(unreachable(ANOTHER.into())),
+            Ok(Err(Failure(why))) => Err(unreachable(why)),
             Err(_) => {
                 let open = if path == Path::Quic { "; is UDP open on the way?" } else { "" };
                 Err(unreachable(format!("no answer within {} s{open}", HANDSHAKE.as_secs())))
@@ -290,13 +288,12 @@ impl Dialer {
         let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(LazyTimers))?;
         let connecting = endpoint
             .connect_with(self.shown().quic, address, RELAY_SERVER_NAME)
-            .map_err(|error| Failure::Other(error.to_string()))?;
+            .map_err(|error| Failure(error.to_string()))?;
         match connecting.await {
             Ok(connection) => Ok(Dialed { endpoint: Some(endpoint), connection: Connection::Quic(connection) }),
-            Err(error) => Err(match quic::close_code(&error) {
-                Some(code) => Failure::Closed(code),
-                None => Failure::Other(error.to_string()),
-            }),
+            // Whatever closes a handshake that is not finished may be anybody's word: only a relay that has proved who it
+            // is can send a client away for good.
+            Err(error) => Err(Failure(error.to_string())),
         }
     }
 
@@ -312,15 +309,11 @@ const ANOTHER: &str = "it is not the relay that this computer has joined, or its
     while this computer was away; to join again: belay logout --offline, then belay join with a new invite";
 
 /// Why an address could not be dialled.
-enum Failure {
-    /// The relay said so.
-    Closed(CloseCode),
-    Other(String),
-}
+struct Failure(String);
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Self::Other(error.to_string())
+        Self(error.to_string())
     }
 }
 

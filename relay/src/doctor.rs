@@ -90,8 +90,9 @@ pub fn sync_time(state: &Path) -> Finding {
 }
 
 fn tried(state: &Path, times: &mut [Duration]) -> std::io::Result<()> {
-    let path = state.join("doctor.tmp");
-    let mut file = File::create(&path)?;
+    // Made anew, never what somebody has put there.
+    let path = state.join(format!("doctor-{}.tmp", std::process::id()));
+    let mut file = File::options().write(true).create_new(true).open(&path)?;
     let measured = times.iter_mut().try_for_each(|time| {
         let began = Instant::now();
         file.write_all(&[7; 4096])?;

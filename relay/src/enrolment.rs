@@ -109,7 +109,6 @@ impl Enrolment {
             .store
             .run(Db::Central, move |connection| {
                 let now_ms = enrolment.now_ms;
-                let label = enrolment.label.clone();
                 central::enrol(connection, &enrolment, |tenant, device| {
                     let issued = csr
                         .issue(&signs.current, tenant.as_str(), device.as_str(), serial, (now_ms, lifetime))
@@ -118,7 +117,8 @@ impl Enrolment {
                             why: error.to_string(),
                         })?;
                     let deed = Deed::of(format!("device:{device}"), "device.enrol", Some(tenant)).on(device.as_str());
-                    note(connection, &deed.with(&label), now_ms)?;
+                    // Not its label: the log stays when the tenant is erased.
+                    note(connection, &deed, now_ms)?;
                     Ok((issued.certificate.to_vec(), issued.expires_ms))
                 })
             })

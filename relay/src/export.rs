@@ -18,6 +18,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::fs::{self, File};
+use std::io::ErrorKind::{AlreadyExists, IsADirectory, NotADirectory};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -80,10 +81,16 @@ impl Target<'_> {
     /// A file below it, whose name leads nowhere else.
     fn file(&self, name: &str) -> Result<(PathBuf, BufWriter<File>), BackupError> {
         let path = self.dir.join(name);
-        if let Some(above) = path.parent() {
-            belay_certs::file::create_private_dir(above)?;
-        }
-        let file = File::create(&path).map_err(BackupError::file("write", &path))?;
+        let made = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| File::create(&path));
+        let file = match made {
+            Ok(file) => file,
+            // One document is called as the folder of another: it lies beside, with its whole name.
+            Err(error) if matches!(error.kind(), IsADirectory | NotADirectory | AlreadyExists) => {
+                let path = self.dir.join(format!("{}.beside", name.replace('/', "%2F")));
+                File::create(&path).map_err(BackupError::file("write", &path))?
+            }
+            Err(error) => return Err(BackupError::file("write", &path)(error)),
+        };
         Ok((path, BufWriter::new(file)))
     }
 
@@ -227,4 +234,22 @@ fn meta(to: &Target<'_>, change: &SyncChange) -> Result<(), BackupError> {
     }
     let name = format!("adapters/{}/adapter_config.json", change.key);
     to.bytes(&name, [Ok(Bytes::from(change.meta.clone()))])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_that_is_called_as_the_folder_of_another_lies_beside() {
+        let dir = tempfile::tempdir().expect("made");
+        let to = Target { dir: dir.path() };
+        let write = |name: &str| to.bytes(name, [Ok(Bytes::copy_from_slice(name.as_bytes()))]).expect("written");
+        ["documents/a/b", "documents/a", "documents/c", "documents/c/d"].into_iter().for_each(write);
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).expect("there");
+        assert_eq!(read("documents/a/b"), "documents/a/b");
+        assert_eq!(read("documents%2Fa.beside"), "documents/a");
+        assert_eq!(read("documents/c"), "documents/c");
+        assert_eq!(read("documents%2Fc%2Fd.beside"), "documents/c/d");
+    }
 }

@@ -8,7 +8,7 @@
 use crate::secrets::{KeySealer, MasterKey};
 use crate::store::books::SEAL;
 use crate::store::executor::{Db, Store};
-use crate::store::ledger::rekey::{Rekeyed, rekey};
+use crate::store::ledger::rekey::{Rekeyed, rekey, stands};
 use crate::store::ledger::seal::SealKey;
 use crate::store::{StoreError, central};
 use belay_certs::{CertError, file};
@@ -55,7 +55,7 @@ pub enum MasterKeyError {
         path: PathBuf,
     },
     /// A tenant's book could not be brought over.
-    #[error("the book of {tenant} stays under the key that it was under")]
+    #[error("the book of {tenant} is not under this master key")]
     Book {
         /// Whose.
         tenant: TenantId,
@@ -91,16 +91,54 @@ fn named(state: &Path) -> Result<Named, CertError> {
     })
 }
 
+/// The name of the key that a directory is under, a state directory or a backup. `None`: it names none, or two.
+#[must_use]
+pub fn name_in(dir: &Path) -> Option<String> {
+    match named(dir) {
+        Ok(Named::One(name)) => Some(name),
+        _ => None,
+    }
+}
+
+/// True if a rotation was broken off in that directory, or is under way.
+#[must_use]
+pub fn is_rotating(dir: &Path) -> bool {
+    matches!(named(dir), Ok(Named::Both { .. }))
+}
+
 /// Sees to it that `master`, read from `path`, is the key that the books are under. A state directory that names none is
-/// under this one from now on. Errors: `Other`, `BrokenOff`, `File`.
-pub fn claim(state: &Path, master: &MasterKey, path: &Path) -> Result<(), MasterKeyError> {
+/// under this one from now on, if its books, which are in `store`, say nothing else. Errors: `Other`, `BrokenOff`, `Book`.
+pub async fn claim(state: &Path, master: &MasterKey, path: &Path, store: Option<&Store>) -> Result<(), MasterKeyError> {
     let found = master.id();
     match named(state)? {
-        Named::One(wanted) if wanted == found => Ok(()),
-        Named::One(wanted) => Err(MasterKeyError::Other { path: path.to_owned(), found, wanted }),
-        Named::Both { .. } => Err(MasterKeyError::BrokenOff),
-        Named::Nothing => Ok(file::write_private(&state.join(ID), found.as_bytes())?),
+        Named::One(wanted) if wanted == found => return Ok(()),
+        Named::One(wanted) => return Err(MasterKeyError::Other { path: path.to_owned(), found, wanted }),
+        Named::Both { .. } => return Err(MasterKeyError::BrokenOff),
+        Named::Nothing => {}
     }
+    if let Some(store) = store {
+        all_stand(store, &[master]).await?;
+    }
+    Ok(file::write_private(&state.join(ID), found.as_bytes())?)
+}
+
+/// Sees to it that every book is under one of these keys.
+async fn all_stand(store: &Store, masters: &[&MasterKey]) -> Result<Vec<TenantId>, MasterKeyError> {
+    let tenants = store.run(Db::Central, central::tenants).await?;
+    let mut names = vec![];
+    for tenant in tenants {
+        let (id, of) = (tenant.id.clone(), tenant.id.clone());
+        let seals: Vec<SealKey> = masters.iter().map(|master| SealKey::new(&master.derive(SEAL))).collect();
+        let sealers = masters.iter().map(|master| KeySealer::new(master)).collect::<Result<Vec<_>, _>>()?;
+        let looked = store.run(Db::Tenant(id.clone()), move |connection| {
+            stands(connection, &of, &seals, |provider, key| {
+                sealers.iter().any(|sealer| sealer.open(&of, provider, key).is_some())
+            })
+        });
+        looked.await.map_err(|source| MasterKeyError::Book { tenant: id.clone(), source })?;
+        names.push(id);
+    }
+    Ok(names)
 }
 
 /// What a rotation did.
@@ -127,27 +165,31 @@ pub async fn rotate(
     let beside = at.with_extension("key.next");
     let path = to.unwrap_or(&beside);
     let old = MasterKey::load(at, None)?;
+    let known = named(state)?;
     // One that was broken off after the new key had come to its place: books are looked at, and that is all.
-    let is_placed = matches!(named(state)?, Named::Both { new, .. } if new == old.id());
+    let is_placed = matches!(&known, Named::Both { new, .. } if *new == old.id());
+    if let Named::One(wanted) | Named::Both { old: wanted, .. } = &known
+        && !is_placed
+        && *wanted != old.id()
+    {
+        return Err(MasterKeyError::Other { path: at.to_owned(), found: old.id(), wanted: wanted.clone() });
+    }
     let new = if is_placed { old.clone() } else { MasterKey::load(path, Some(random))? };
-    match named(state)? {
+    match known {
         _ if is_placed => {}
-        Named::One(wanted) | Named::Both { old: wanted, .. } if wanted != old.id() => {
-            return Err(MasterKeyError::Other { path: at.to_owned(), found: old.id(), wanted });
-        }
         Named::Both { new: aim, .. } if aim != new.id() => {
             return Err(MasterKeyError::AnotherAim { path: path.to_owned() });
         }
         _ if old.id() == new.id() => return Err(MasterKeyError::Same { path: path.to_owned() }),
         _ => {}
     }
+    // One that stands in the way is found before anything has changed.
+    let tenants = all_stand(store, &[&old, &new]).await?;
     if !is_placed {
         file::write_private(&state.join(ID), format!("{ROTATING}{} {}", old.id(), new.id()).as_bytes())?;
     }
-    let tenants = store.run(Db::Central, central::tenants).await?;
     let (mut rotated, all) = (Rotated::default(), tenants.len());
     for tenant in tenants {
-        let tenant = tenant.id;
         let book = over(store, &tenant, (&old, &new), random).await;
         let book = book.map_err(|source| MasterKeyError::Book { tenant, source })?;
         rotated.tenants += 1;
@@ -158,11 +200,7 @@ pub async fn rotate(
     if to.is_some() && !is_placed {
         rotated.to_place = Some(path.to_owned());
     } else if !is_placed {
-        std::fs::rename(&beside, at).map_err(|source| CertError::File {
-            operation: "write",
-            path: at.display().to_string(),
-            source,
-        })?;
+        file::take_place(&beside, at)?;
     }
     file::write_private(&state.join(ID), new.id().as_bytes())?;
     Ok(rotated)

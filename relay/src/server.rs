@@ -160,12 +160,13 @@ impl Relay {
             return Err(StartError::NoMasterKey { path: config.master_key.clone() });
         }
         let authorities = Authorities::load_or_create(&config.state_dir.join("ca"), now_ms)?;
+        // Before the first database: one without its key would never be opened again.
+        let master = MasterKey::load(&config.master_key, is_new.then_some(&env.random))?;
         let metrics = Arc::new(Metrics::default());
         let store = Store::start_with(&store_config(&config, overrides.inline_store), metrics.store.clone());
         let price_version = record_prices(&store, &config, now_ms).await?;
         let boot = Boot::current(env.random.bytes());
-        let master = MasterKey::load(&config.master_key, is_new.then_some(&env.random))?;
-        master_key::claim(&config.state_dir, &master, &config.master_key)?;
+        master_key::claim(&config.state_dir, &master, &config.master_key, (!is_new).then_some(&store)).await?;
         let clock = || Arc::clone(&env.clock);
         let books = Books::new(store.clone(), clock(), &master, config.billing.free_allowance);
         let name = lasting_name(&config.state_dir, &authorities)?;

@@ -66,7 +66,7 @@ fn whoever_changes_access_or_money_is_named() {
         "operator budget.set acme tenant".into(),
         "operator device.invite acme".into(),
         format!("{by_device} device.enrol acme {device}"),
-        "operator key.create acme ci read admin".into(),
+        "operator key.create acme  read admin".into(),
         format!("key:{id} money.credit acme http gift $2.00"),
         format!("{by_device} device.leave acme {device}"),
         format!("operator key.revoke  {id}"),

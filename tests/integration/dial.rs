@@ -7,6 +7,9 @@ use belay_client::{Client, Options, Phase, enrol};
 use belay_protocol::error::CloseCode;
 use belay_tests::relay::TestRelay;
 use belay_transport::env::Env;
+use rustls::Side;
+use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
+use rustls::quic::Version;
 use std::net::UdpSocket;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -92,4 +95,63 @@ async fn every_client_of_a_killed_relay_learns_of_it_with_its_next_packet() {
         }
     };
     timeout(Duration::from_secs(10), all_back).await.expect("within one heartbeat and some");
+}
+
+/// What anybody who sees a client's first packet can send back: an Initial packet under keys that follow from it, with an
+/// application's close in it (RFC 9001, 5.2).
+fn forged(first: &[u8], code: u8) -> Vec<u8> {
+    let to_relay = &first[6..6 + usize::from(first[5])];
+    let at = 6 + to_relay.len();
+    let to_client = &first[at + 1..at + 1 + usize::from(first[at])];
+    let suite = TLS13_AES_128_GCM_SHA256.tls13().unwrap().quic_suite().unwrap();
+    let keys = suite.keys(to_relay, Side::Server, Version::V1).local;
+    // The frame, no words, and padding; a packet number of two bytes.
+    let mut payload = vec![0x1d, code, 0];
+    payload.resize(64, 0);
+    let length = 2 + payload.len() + keys.packet.tag_len();
+    let mut packet = vec![0xc1, 0, 0, 0, 1, u8::try_from(to_client.len()).unwrap()];
+    packet.extend_from_slice(to_client);
+    packet.extend_from_slice(&[4, 1, 2, 3, 4, 0]);
+    packet.extend_from_slice(&(0x4000 | u16::try_from(length).unwrap()).to_be_bytes());
+    let number_at = packet.len();
+    packet.extend_from_slice(&[0, 0]);
+    let tag = keys.packet.encrypt_in_place(0, &packet, &mut payload).unwrap();
+    packet.extend_from_slice(&payload);
+    packet.extend_from_slice(tag.as_ref());
+    let sample: Vec<u8> = packet[number_at + 4..number_at + 4 + keys.header.sample_len()].to_vec();
+    let (head, rest) = packet.split_at_mut(number_at);
+    keys.header.encrypt_in_place(&sample, &mut head[0], &mut rest[..2]).unwrap();
+    packet
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_packet_that_anybody_could_have_sent_sends_no_client_away() {
+    let relay = TestRelay::start("").await;
+    let home = tempfile::tempdir().unwrap();
+    let state = StateDir::at(home.path());
+    enrol::join(&Env::system(), &state, &relay.invite("acme").await, "laptop").await.unwrap();
+    let liar = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let at = liar.local_addr().unwrap().to_string();
+    let answered = std::thread::spawn(move || {
+        let mut packet = [0; 2000];
+        for code in [CloseCode::REVOKED, CloseCode::EXPIRED, CloseCode::UNKNOWN_DEVICE] {
+            let (len, from) = liar.recv_from(&mut packet).unwrap();
+            liar.send_to(&forged(&packet[..len], u8::try_from(code.0).unwrap()), from).unwrap();
+        }
+    });
+    let (mut identity, key) = state.load().unwrap();
+    identity.addresses = vec![at];
+    let client = Client::start(Env::system(), identity, &key, Options::default()).unwrap();
+    let mut status = client.status();
+    let mut waits = 0;
+    // It hears each of them, and tries on.
+    while waits < 3 {
+        timeout(DEADLINE, status.changed()).await.expect("it tries on").unwrap();
+        let now = status.borrow_and_update().phase.clone();
+        assert!(!matches!(now, Phase::Refused { .. }), "{now:?}");
+        waits += u32::from(matches!(now, Phase::Waiting { .. }));
+    }
+    answered.join().unwrap();
+    client.close().await;
+    relay.stop().await;
 }

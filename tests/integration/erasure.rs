@@ -88,6 +88,20 @@ fn everything_of_a_tenant_is_handed_over_and_then_its_words_are_gone() {
     let off = relay.command(&["tenant", "suspend", "acme", "--off"]).unwrap();
     exits(&off, 77);
     assert!(off.stderr.contains("was erased"), "{}", off.stderr);
+    for again in [
+        &["tenant", "label", "acme", "Back"][..],
+        &["tenant", "credit", "acme", "5"],
+        &["tenant", "grant", "acme", "5"],
+        &["tenant", "terms", "acme", "--tier", "free"],
+        &["invite", "acme"],
+        &["key", "create", "acme"],
+        &["budget", "set", "acme", "--month", "5"],
+    ] {
+        let ran = relay.command(again).unwrap();
+        exits(&ran, 77);
+        assert!(ran.stderr.contains("was erased"), "{again:?}: {}", ran.stderr);
+    }
+    relay.run(&["tenant", "suspend", "acme"]).unwrap();
     let ran = run(&mut belay(&home("acme"), &["ask", "hello"]));
     exits(&ran, 77);
     let devices = relay.run(&["device", "list", "--tenant", "acme"]).unwrap();
@@ -100,10 +114,14 @@ fn everything_of_a_tenant_is_handed_over_and_then_its_words_are_gone() {
     assert!(did(&home("globex"), &["sessions", "export", "birds"]).contains(WORD));
     did(&home("globex"), &["ask", "--session", "birds", "--max-tokens", "5", "And then?"]);
     assert!(relay.run(&["audit"]).is_err() || relay.command(&["audit"]).unwrap().stdout.contains("tenant.erase"));
+    assert!(!relay.command(&["audit"]).unwrap().stdout.contains(&format!("{WORD} Inc")), "the log has no labels");
     relay.terminate().unwrap();
     // In no file of it is a word left; what a computer is called stands in its number, as the book has it.
     let left = with(&relay.state().join("tenants/acme"), WORD);
     assert_eq!(left, Vec::<String>::new());
+    let central = std::fs::read(relay.state().join("central.db")).unwrap();
+    let label = format!("{WORD} Inc");
+    assert!(!central.windows(label.len()).any(|bytes| bytes == label.as_bytes()), "central still has its label");
     assert!(!with(&relay.state().join("tenants/globex"), WORD).is_empty(), "what is searched for can be found");
     // Also while the relay does not run.
     let other = homes.path().join("other");

@@ -17,6 +17,7 @@ use belay_protocol::error::StreamCode;
 use belay_protocol::frame::FrameType;
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::{BalanceRequest, Dialect, EnrolRequest, EscalateRequest, FailureCode};
+use belay_tests::fault::Fault;
 use belay_tests::procs::Belayd;
 use belay_transport::env::{Clock, Env, SystemClock};
 use rand::rngs::StdRng;
@@ -279,6 +280,7 @@ async fn ten_thousand_hostile_streams_cost_nobody_but_themselves() {
         assert!(verdicts.contains_key(all_of_them), "none was {all_of_them}");
     }
     target.must_be_well().await;
+    Fault::kept("hostile-streams", STREAMS as u64, "each costs its sender only").tell();
 }
 
 /// Hostile streams on one tunnel, which must outlive them.

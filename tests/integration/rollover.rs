@@ -197,9 +197,21 @@ fn all_books_come_under_another_master_key_and_a_relay_with_the_old_one_does_not
         refused(&relay.command(&["serve"]).unwrap(), 1, words);
         refused(&relay.command(&rotate).unwrap(), 1, "bring the right file back");
     }
+    // Nor where nothing says which one is right but the books themselves.
+    let name = relay.state().join("master.id");
+    let named = std::fs::read(&name).unwrap();
+    std::fs::remove_file(&name).unwrap();
+    for command in [&["serve"][..], &rotate] {
+        refused(&relay.command(command).unwrap(), 1, "the book of acme is not under this master key");
+        assert!(!name.exists(), "a wrong key claims nothing");
+    }
     std::fs::write(&key, &second).unwrap();
     relay.restart().unwrap();
+    assert_eq!(std::fs::read(&name).unwrap(), named);
     relay.run(&["provider-key", "list", "acme"]).unwrap();
+    let backup = relay.dir().join("backup");
+    let at = backup.to_str().unwrap();
+    relay.run(&["backup", at]).unwrap();
 
     // To a place of the operator's own; broken off at any book, and done again.
     assert!(relay.terminate().unwrap().success());
@@ -208,17 +220,32 @@ fn all_books_come_under_another_master_key_and_a_relay_with_the_old_one_does_not
     let book = relay.state().join("tenants/globex");
     std::fs::rename(&book, relay.dir().join("away")).unwrap();
     std::fs::write(&book, "no directory").unwrap();
-    refused(&relay.command(&to).unwrap(), 1, "the book of globex stays under the key");
-    refused(&relay.command(&["serve"]).unwrap(), 1, "a change of the master key was broken off");
-    refused(&relay.command(&rotate).unwrap(), 1, "is not the key that the rotation which was broken off was to");
+    // A book that stands in the way is found before anything has changed.
+    refused(&relay.command(&to).unwrap(), 1, "the book of globex is not under this master key");
+    assert_eq!(std::fs::read(&name).unwrap(), named);
     std::fs::remove_file(&book).unwrap();
     std::fs::rename(relay.dir().join("away"), &book).unwrap();
     let did = relay.run(&to).unwrap();
-    // What was brought over the first time is not done again.
-    assert_eq!((did["tenants"].as_u64(), did["anew"]["provider_keys"].as_u64()), (Some(2), Some(0)));
+    assert_eq!((did["tenants"].as_u64(), did["anew"]["provider_keys"].as_u64()), (Some(2), Some(1)));
     assert_eq!(did["to_place"].as_str().map(Path::new), Some(elsewhere.as_path()));
     refused(&relay.command(&["serve"]).unwrap(), 1, "bring the right file back");
     std::fs::copy(&elsewhere, &key).unwrap();
+    // As one that was broken off at its very end has left it, and in its middle: done again, it is through.
+    let done = String::from_utf8(std::fs::read(&name).unwrap()).unwrap();
+    let broken_off = format!("rotating {} {done}", String::from_utf8(named).unwrap());
+    std::fs::write(&name, &broken_off).unwrap();
+    refused(&relay.command(&["serve"]).unwrap(), 1, "a change of the master key was broken off");
+    refused(&relay.command(&["backup", at]).unwrap(), 77, "finish it first");
+    std::fs::write(&key, &second).unwrap();
+    refused(&relay.command(&rotate).unwrap(), 1, "is not the key that the rotation which was broken off was to");
+    let did = relay.run(&to).unwrap();
+    // What was brought over the first time is not done again.
+    assert_eq!((did["tenants"].as_u64(), did["anew"]["provider_keys"].as_u64()), (Some(2), Some(0)));
+    std::fs::copy(&elsewhere, &key).unwrap();
+    std::fs::write(&name, &broken_off).unwrap();
+    relay.run(&rotate).unwrap();
+    // A book of before cannot be brought back beside those of after.
+    std::fs::remove_dir_all(&book).unwrap();
+    refused(&relay.command(&["restore", at, "--tenant", "globex"]).unwrap(), 77, "under another master key");
     relay.restart().unwrap();
-    clean(&relay);
 }

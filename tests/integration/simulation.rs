@@ -1,6 +1,7 @@
 //! Whole histories under virtual time.
 
 use belay_tests::counting::Counting;
+use belay_tests::fault::{Fault, scaled, seed};
 use belay_tests::sim::faults;
 use belay_tests::sim::net::Path;
 use belay_tests::sim::world::{Outcome, Plan, run};
@@ -45,7 +46,8 @@ fn check(plan: Plan, outcome: &Outcome) {
 
 #[test]
 fn a_hundred_hours_of_twenty_devices_leave_the_books_clean() {
-    let plan = plan(20_261_123, 100);
+    let hours = scaled(100, 1000);
+    let plan = plan(seed(20_261_123), hours);
     let outcome = run(plan);
     check(plan, &outcome);
     // The history has to have something to tell.
@@ -53,10 +55,13 @@ fn a_hundred_hours_of_twenty_devices_leave_the_books_clean() {
         outcome.history.ends.len() > 5_000
             && outcome.history.interrupted > 50
             && outcome.history.resumed > 0
-            && outcome.history.lost < 10
+            && outcome.history.lost < hours / 10
             && outcome.history.path_losses > 1_000
     );
     assert!(outcome.history.cancelled > 100);
+    Fault::kept("hours-simulated", hours, "books clean, every charge seen is in them")
+        .worst(format!("{} requests, {} path losses", outcome.history.asked, outcome.history.path_losses))
+        .tell();
 }
 
 #[test]
@@ -72,7 +77,7 @@ fn a_seed_repeats_its_history() {
 #[test]
 fn paths_that_are_lost_a_thousand_times_cost_no_event_and_no_cent() {
     let plan = faults::Plan {
-        seed: 20_261_124,
+        seed: seed(20_261_124),
         devices: 10,
         streams: 2,
         rounds: 110,
@@ -85,12 +90,13 @@ fn paths_that_are_lost_a_thousand_times_cost_no_event_and_no_cent() {
     let left = faults::run(&plan);
     check_faults(&plan, &left);
     assert!(left.interrupted > 800, "{left:?}");
+    Fault::kept("paths-lost-simulated", 1000, "every token once, every cent once").tell();
 }
 
 #[test]
 fn a_million_tokens_over_a_bad_line_arrive_once_and_in_order() {
     let plan = faults::Plan {
-        seed: 20_261_125,
+        seed: seed(20_261_125),
         devices: 4,
         streams: 50,
         rounds: 1,
@@ -110,6 +116,7 @@ fn a_million_tokens_over_a_bad_line_arrive_once_and_in_order() {
     let left = faults::run(&plan);
     check_faults(&plan, &left);
     assert_eq!((left.events, left.reconnects), (1_000_000, 0), "{left:?}");
+    Fault::kept("bad-line-simulated", 1_000_000, "every token once and in order").tell();
 }
 
 fn check_faults(plan: &faults::Plan, left: &faults::Left) {

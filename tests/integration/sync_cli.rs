@@ -1,6 +1,7 @@
 //! `belay sync` as its users have it.
 
 use crate::programs::{DEADLINE, Running, Site, belay, exits, one_json, run};
+use belay_tests::fault::{Fault, scaled};
 use belay_tests::python::require_all;
 use belay_tests::synced::{adapter, files, leftovers, noise, write_settled};
 use rustix::process::Signal;
@@ -206,7 +207,8 @@ fn followers_see_each_others_changes_and_a_pause_is_one() {
 /// A computer is killed in the middle of its work, again and again; a relay, too.
 #[test]
 fn what_was_acknowledged_survives_kills_of_either_side() {
-    let uploads: usize = std::env::var("BELAY_UPLOADS").map_or(24, |text| text.parse().unwrap());
+    let usual = usize::try_from(scaled(24, 200)).unwrap();
+    let uploads: usize = std::env::var("BELAY_UPLOADS").map_or(usual, |text| text.parse().unwrap());
     // A killed client has a tunnel still, for a while.
     let config = crate::programs::demo_config(1).replace("[limits]", "[limits]\ninstances_per_device = 64");
     let mut site = Site::with(&config, &[]);
@@ -249,6 +251,7 @@ fn what_was_acknowledged_survives_kills_of_either_side() {
     assert_eq!(leftovers(&c.at("notes")), Vec::<String>::new());
     a.text(&["--once"]);
     assert_eq!(files(&a.at("notes")).len(), uploads);
+    Fault::kept("sync-killed", uploads as u64, "what was acknowledged is there, once").tell();
 }
 
 /// A computer whose disk is full says so, loses nothing, and goes on when there is room. The small disk is a memory file

@@ -445,7 +445,7 @@ async fn alert_of(relay: &TestRelay, tls: ClientConfig) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_needs_our_protocol_and_a_valid_certificate_of_our_authority() {
     // All authorities have one name, so a stranger's signature is looked at, and does not hold.
-    const DECRYPT_ERROR: u64 = 51;
+    const UNKNOWN_CA: u64 = 48;
     const CERTIFICATE_EXPIRED: u64 = 45;
     const NO_APPLICATION_PROTOCOL: u64 = 120;
     let relay = TestRelay::start("").await;
@@ -456,7 +456,7 @@ async fn a_handshake_needs_our_protocol_and_a_valid_certificate_of_our_authority
     assert_eq!(alert_of(&relay, device.tls_with(b"belay/2")).await, NO_APPLICATION_PROTOCOL);
     assert_eq!(alert_of(&relay, device.tls_with(b"h3")).await, NO_APPLICATION_PROTOCOL);
     let stranger = certified(&Authority::create(now_ms).unwrap(), now_ms);
-    assert_eq!(alert_of(&relay, stranger.tls()).await, DECRYPT_ERROR);
+    assert_eq!(alert_of(&relay, stranger.tls()).await, UNKNOWN_CA);
     // Issued 31 days ago for 30 days.
     assert_eq!(alert_of(&relay, certified(&ours, now_ms - 61 * DAY_MS).tls()).await, CERTIFICATE_EXPIRED);
     // The same made well gets in.

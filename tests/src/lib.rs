@@ -8,6 +8,7 @@
 pub mod clock;
 pub mod counting;
 pub mod fake_provider;
+pub mod fault;
 pub mod gateway;
 pub mod http;
 pub mod link;

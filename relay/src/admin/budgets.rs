@@ -18,6 +18,7 @@ impl AdminService {
             return Err(AdminError::Invalid("a budget must not be below zero".into()));
         }
         self.tenant(id).await?;
+        self.not_erased(id).await?;
         // One that binds nobody would be a misspelt one. What is gone can still lose its budget.
         if amount.is_some() && !self.is_of(id, &scope).await? {
             let why = format!("tenant {id} has no {scope}; see belayd device list and belayd key list");

@@ -12,6 +12,7 @@ use belay_protocol::id::{DeviceId, TenantId};
 impl AdminService {
     /// Makes an invite.
     pub async fn invite(&self, id: &TenantId) -> Result<InviteInfo, AdminError> {
+        self.not_erased(id).await?;
         self.asked(Deed::operator("device.invite", Some(id))).await?;
         let Some(secret) = self.enrolment.invite(id).await? else {
             return Err(AdminError::NoTenant(id.clone()));

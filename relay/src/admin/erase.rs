@@ -7,6 +7,7 @@ use crate::store::central;
 use crate::store::central::audit::Deed;
 use crate::store::erase::Erased;
 use crate::store::executor::Db;
+use crate::sync::SyncError;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -47,10 +48,18 @@ impl AdminService {
             sleep(LOOK).await;
         }
         self.flush(id).await?;
-        self.sync
-            .erase(id)
-            .await
-            .map_err(|error| StoreError::Failed { operation: "erase a tenant", why: format!("{error:?}") }.into())
+        let erased = self.sync.erase(id).await.map_err(|error| {
+            let why = match error {
+                SyncError::Invalid(why, _) => why,
+                SyncError::Refused(refusal) => refusal.to_string(),
+                SyncError::Blob(error) => error.to_string(),
+                SyncError::Store(error) => error.to_string(),
+            };
+            StoreError::Failed { operation: "erase all of a tenant; do it again", why }
+        })?;
+        // What its devices and keys were called stands between the rows there.
+        self.store.compact(&Db::Central).await?;
+        Ok(erased)
     }
 
     /// Errors: the tenant was erased, so nothing may be done for it.

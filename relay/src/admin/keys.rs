@@ -78,7 +78,9 @@ impl AdminService {
         scopes.sort_unstable();
         scopes.dedup();
         let names: Vec<String> = scopes.iter().map(ToString::to_string).collect();
-        let deed = Deed::operator("key.create", Some(&tenant)).on(&wanted.label).with(names.join(" "));
+        self.not_erased(&tenant).await?;
+        // Not its label: the log stays when the tenant is erased.
+        let deed = Deed::operator("key.create", Some(&tenant)).with(names.join(" "));
         self.asked(deed).await?;
         let made = self.api_keys().create(wanted.tenant, wanted.label, scopes, wanted.expires_ms).await?;
         let made = made.ok_or(AdminError::NoTenant(tenant))?;
@@ -116,6 +118,7 @@ impl AdminService {
         key: Option<SecretString>,
     ) -> Result<Vec<KeyInfo>, AdminError> {
         self.tenant(tenant).await?;
+        self.not_erased(tenant).await?;
         let config = self.config();
         let known = config.providers.contains_key(&provider);
         if key.is_some() && !known {

@@ -42,7 +42,9 @@ impl AdminService {
             return Err(AdminError::Invalid(format!("a label is a line of at most {LONGEST} bytes")));
         }
         self.tenant(id).await?;
-        self.asked(Deed::operator("tenant.label", Some(id)).with(&label)).await?;
+        self.not_erased(id).await?;
+        // Not the label itself: the log stays when the tenant is erased.
+        self.asked(Deed::operator("tenant.label", Some(id))).await?;
         let tenant = id.clone();
         self.store.run(Db::Central, move |connection| set_label(connection, &tenant, &label)).await?;
         self.tenant(id).await

@@ -235,6 +235,10 @@ impl AdminService {
     ) -> Result<TenantInfo, AdminError> {
         Self::check_entry(amount, [operation.as_ref(), note.as_ref()])?;
         self.tenant(id).await?;
+        // What was paid is given back all the same.
+        if matches!(what, Operation::Credit) {
+            self.not_erased(id).await?;
+        }
         let operation = self.operation(operation);
         let (action, words) = match what {
             Operation::Credit => ("money.credit", amount.to_string()),
@@ -260,6 +264,7 @@ impl AdminService {
             return Err(AdminError::Invalid("credits must not have expired already".into()));
         }
         self.tenant(id).await?;
+        self.not_erased(id).await?;
         let operation = self.operation(operation);
         self.asked(Deed::operator("money.grant", Some(id)).on(&operation).with(amount.to_string())).await?;
         moved(self.tenants.books().grant(id, amount, expires_ms, (operation, note)).await)?;
@@ -289,6 +294,7 @@ impl AdminService {
         if change.ceiling.is_some_and(|ceiling| ceiling.is_negative()) {
             return Err(AdminError::Invalid("a ceiling must not be below zero".into()));
         }
+        self.not_erased(id).await?;
         self.asked(Deed::operator("tenant.terms", Some(id)).with(change.words())).await?;
         let changed = self.tenants.books().change_terms(id, move |terms| change.apply(terms)).await?;
         if changed.is_none() {
@@ -330,7 +336,9 @@ impl AdminService {
 
     /// Suspends a tenant, or lets it go on. Its tunnels close and its requests end at once.
     pub async fn suspend(&self, id: &TenantId, suspended: bool) -> Result<TenantInfo, AdminError> {
-        self.not_erased(id).await?;
+        if !suspended {
+            self.not_erased(id).await?;
+        }
         let action = if suspended { "tenant.suspend" } else { "tenant.resume" };
         self.asked(Deed::operator(action, Some(id))).await?;
         if !self.escalator.suspend(id, suspended).await? {

@@ -31,13 +31,13 @@ pub fn check(dir: &Path, master: Option<&Path>) -> Result<(Manifest, Checked), B
     let manifest = Manifest::read(dir)?;
     let mut checked = Checked::default();
     for (name, sha256) in &manifest.files {
-        match hash(&dir.join(name)) {
+        match hash(&manifest.small(dir, name)) {
             Ok(found) if found == *sha256 => {}
             Ok(_) => checked.problems.push(format!("{name}: it is not what it was")),
             Err(error) => checked.problems.push(format!("{name}: {error}")),
         }
     }
-    let own = dir.join("master.key");
+    let own = manifest.small(dir, "master.key");
     let master = if manifest.has_master_key() { Some(own.as_path()) } else { master };
     let seal = match master.map(|path| MasterKey::load(path, None)).transpose() {
         Ok(master) => master.map(|master| SealKey::new(&master.derive(SEAL))),

@@ -9,6 +9,7 @@ pub mod check;
 pub mod restore;
 pub mod take;
 
+use crate::master_key::name_in;
 use aws_lc_rs::digest::{Context, SHA256};
 use belay_certs::CertError;
 use belay_protocol::id::TenantId;
@@ -37,6 +38,9 @@ const SMALL: [&str; 11] = [
     "master.id",
     "relay.name",
 ];
+
+/// Directories of these, one for each backup: the next one does not touch those of the one before.
+const SMALL_DIRS: &str = "small-";
 
 /// Why a backup was not taken, proven or brought back.
 #[derive(Debug, Error)]
@@ -94,6 +98,9 @@ pub struct Manifest {
     pub tenants: BTreeMap<TenantId, Book>,
     /// Small files of the state directory, with their SHA-256.
     pub files: BTreeMap<String, String>,
+    /// The directory that they are in; empty: the backup's own.
+    #[serde(default)]
+    small: String,
 }
 
 /// A copied database.
@@ -143,7 +150,20 @@ impl Manifest {
             let piece = book.pieces.iter().map(String::as_str).find(|piece| !is_plain(piece));
             if own { piece } else { Some(file) }
         });
-        small.or(central).or(in_books)
+        let is_small = |dir: &str| dir.is_empty() || is_plain(dir) && dir.starts_with(SMALL_DIRS);
+        let dir = Some(self.small.as_str()).filter(|dir| !is_small(dir));
+        small.or(central).or(in_books).or(dir)
+    }
+
+    /// Where a small file lies.
+    fn small(&self, dir: &Path, name: &str) -> PathBuf {
+        dir.join(&self.small).join(name)
+    }
+
+    /// The name of the master key that it is under, if it says one.
+    #[must_use]
+    pub fn master_key_name(&self, dir: &Path) -> Option<String> {
+        self.files.contains_key("master.id").then(|| name_in(&dir.join(&self.small))).flatten()
     }
 
     /// True if the key that seals books and providers' keys is in it.

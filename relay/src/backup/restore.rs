@@ -6,6 +6,8 @@
 
 use super::{BackupError, Book, Manifest, copy_file, tenant_dir};
 use crate::blobs::DIR;
+use crate::master_key::name_in;
+use crate::secrets::MasterKey;
 use crate::store::copy::{begin_anew, extent, open, sound_extent};
 use crate::store::executor::{BOOK, CENTRAL};
 use crate::store::ledger::usage::Totals;
@@ -40,12 +42,20 @@ pub fn node(
             master_key.display()
         )));
     }
+    let theirs = manifest.master_key_name(dir).filter(|_| !manifest.has_master_key());
+    if let Some(wanted) = theirs.filter(|wanted| MasterKey::load(master_key, None).is_ok_and(|own| own.id() != *wanted))
+    {
+        return Err(BackupError::Refused(format!(
+            "{} is not the master key that the backup is under ({wanted}); bring that one back first",
+            master_key.display()
+        )));
+    }
     write_private(&mark, format!("{}\n", manifest.made_ms).as_bytes())?;
     for name in manifest.files.keys() {
         // The configured place of the master key is where it is looked for.
         let to = if name == "master.key" { master_key.to_owned() } else { state.join(name) };
         if !to.exists() {
-            copy_file(&dir.join(name), &to)?;
+            copy_file(&manifest.small(dir, name), &to)?;
         }
     }
     let central = dir.join(&manifest.central.file);
@@ -76,6 +86,14 @@ pub fn tenant(
     let Some(book) = manifest.tenants.get(tenant) else {
         return Err(BackupError::Refused(format!("the backup has no tenant {tenant}")));
     };
+    if let (Some(theirs), Some(own)) = (manifest.master_key_name(dir), name_in(state))
+        && theirs != own
+    {
+        return Err(BackupError::Refused(format!(
+            "the backup is under another master key ({theirs}) than this relay ({own}): a book of it could not be proven \
+             here, nor its keys opened; bring back a backup from after the change"
+        )));
+    }
     let path = tenant_dir(state, tenant).join(BOOK);
     // One that has come less far than its copy is no continuation of it: it was made where the right one was lost.
     let copied = extent(&open(&dir.join(&book.database.file))?)?;

@@ -1,7 +1,10 @@
 //! Taking a backup, over the one that is there.
 
-use super::{BackupError, Book, Database, MANIFEST, Manifest, SMALL, VERSION, copy_file, hash, move_file, tenant_dir};
+use super::{
+    BackupError, Book, Database, MANIFEST, Manifest, SMALL, SMALL_DIRS, VERSION, copy_file, hash, move_file, tenant_dir,
+};
 use crate::blobs::DIR;
+use crate::master_key::is_rotating;
 use crate::store::copy;
 use crate::store::lock::{LockError, StateLock};
 use belay_certs::file::{create_private_dir, write_private};
@@ -62,7 +65,7 @@ pub async fn take(
     create_private_dir(dir)?;
     apart(state, dir)?;
     // Two at once would sweep away what the other is about to name.
-    let _alone = StateLock::acquire(dir).map_err(|error| match error {
+    let _alone = StateLock::of(dir).map_err(|error| match error {
         LockError::InUse(_) => BackupError::Refused(format!("another backup into {} is being taken", dir.display())),
         LockError::Io { path, source } => BackupError::File { operation: "lock", path: path.into(), source },
     })?;
@@ -95,9 +98,16 @@ pub async fn take(
             break central;
         }
     };
-    let files = small(state, dir)?;
+    if is_rotating(state) {
+        return Err(BackupError::Refused(
+            "a change of the master key was broken off; finish it first: belayd master-key rotate".into(),
+        ));
+    }
+    let small_dir = format!("{SMALL_DIRS}{now_ms}");
+    let files = small(state, &dir.join(&small_dir))?;
     let belayd = env!("CARGO_PKG_VERSION").to_owned();
-    let manifest = Manifest { version: VERSION, belayd, made_ms: now_ms, central, tenants: books, files };
+    let manifest =
+        Manifest { version: VERSION, belayd, made_ms: now_ms, central, tenants: books, files, small: small_dir };
     let text = serde_json::to_vec_pretty(&manifest)
         .map_err(|error| BackupError::Refused(format!("cannot write {MANIFEST}: {error}")))?;
     write_private(&dir.join(MANIFEST), &text)?;
@@ -202,6 +212,7 @@ fn holds_others(dir: &Path) -> Result<bool, BackupError> {
         let first = |path: &str| path.split('/').next().map(str::to_owned);
         ["lock", "tenants", "backup.tmp"].contains(&name)
             || name.starts_with("central-") && name.ends_with(".db")
+            || name.starts_with(SMALL_DIRS)
             || SMALL.iter().any(|small| first(small).as_deref() == Some(name))
     };
     let entries = std::fs::read_dir(dir).map_err(BackupError::file("read", dir))?;
@@ -231,6 +242,19 @@ fn pieces(book: &Path, from: &Path, to: &Path, taken: &mut Taken) -> Result<Vec<
 
 /// Removes what earlier backups have left and the manifest does not name. What somebody else has put there stays.
 fn sweep(dir: &Path, manifest: &Manifest) -> Result<(), BackupError> {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let is_small = name.to_str().is_some_and(|name| name.starts_with(SMALL_DIRS) && name != manifest.small);
+        if is_small && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            std::fs::remove_dir_all(entry.path()).map_err(BackupError::file("remove", &entry.path()))?;
+        }
+    }
+    // Where backups of before had them.
+    if !manifest.small.is_empty() {
+        for name in SMALL.iter().map(|name| dir.join(name)).filter(|path| path.exists()) {
+            std::fs::remove_file(&name).map_err(BackupError::file("remove", &name))?;
+        }
+    }
     let is_copy = |name: &str, kind: &str| name.starts_with(kind) && name.ends_with(".db");
     remove(dir, |name| is_copy(name, "central-") && *name != manifest.central.file)?;
     let tenants = dir.join("tenants");

@@ -237,6 +237,11 @@ async fn bring(
             if !known.iter().any(|known| known.id == *tenant) {
                 return Err(BackupError::Refused(format!("this relay has no tenant {tenant}")).into());
             }
+            let of = tenant.clone();
+            let erased = move |connection: &_| central::erase::erased_ms(connection, &of);
+            if store.run(Db::Central, erased).await?.is_some() {
+                return Err(BackupError::Refused(format!("the tenant {tenant} was erased")).into());
+            }
             let restored = restore::tenant(dir, manifest, state, tenant, SystemClock.now_ms())?;
             let (of, sealed) = (tenant.clone(), restored.sealed);
             store.run(Db::Central, move |connection| central::usage::sealed_again(connection, &of, sealed)).await?;

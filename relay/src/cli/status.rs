@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::pin::pin;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How often it is looked at.
 const EVERY: Duration = Duration::from_secs(1);
@@ -63,15 +64,26 @@ async fn watch(global: &Global) -> anyhow::Result<()> {
     let screen = (std::io::stdout().is_terminal() && !global.json).then(Screen::enter);
     // One listener for all the time: a signal that comes while nobody listens is lost.
     let mut interrupt = pin!(tokio::signal::ctrl_c());
+    let mut terminate = signal(SignalKind::terminate())?;
     let mut ticks = tokio::time::interval(EVERY);
     loop {
         tokio::select! {
             // First, so that it listens from the beginning.
             biased;
             _ = &mut interrupt => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
             _ = ticks.tick() => {}
         }
-        let status: Status = client.get("/status").await?;
+        let status: Status = match client.get("/status").await {
+            Ok(status) => status,
+            // It may be back in a moment, as after an upgrade.
+            Err(error) if screen.is_some() => {
+                print!("{HOME}{error}{REST_OF_LINE}{REST}");
+                std::io::stdout().flush()?;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         if global.json {
             print_json_line(&status)?;
         } else {

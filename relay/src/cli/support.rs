@@ -20,6 +20,8 @@ use toml::Value;
 const SECRET: [&str; 5] = ["key", "secret", "token", "password", "credential"];
 /// Ends of keys that say where a secret lies.
 const PLACES: [&str; 2] = ["_file", "_env"];
+/// Settings of a unit that may hold a secret.
+const TELLING: [&str; 4] = ["Environment", "SetCredential", "Exec", "PassEnvironment"];
 /// Lines of the log.
 const LOG_LINES: &str = "2000";
 
@@ -75,9 +77,22 @@ async fn text(global: &Global) -> String {
         }
         Err(error) => section("status", &format!("{error:#}")),
     }
-    section("unit", &said("systemctl", &["cat", "--no-pager", "belayd.service", "belayd.socket"]));
+    section("unit", &without_values(&said("systemctl", &["cat", "--no-pager", "belayd.service", "belayd.socket"])));
     section("log", &said("journalctl", &["-u", "belayd", "--no-pager", "-n", LOG_LINES, "-o", "short-iso"]));
     bundle
+}
+
+/// A unit without what its drop-ins may say of secrets.
+fn without_values(unit: &str) -> String {
+    let masked = |line: &str| match line.trim_start().split_once('=') {
+        Some((name, _)) if TELLING.iter().any(|telling| name.trim_end().starts_with(telling)) => {
+            format!("{name}=****")
+        }
+        _ => line.to_owned(),
+    };
+    // A line that goes on belongs to the one before.
+    let whole = unit.replace("\\\n", " ");
+    whole.lines().map(masked).collect::<Vec<_>>().join("\n")
 }
 
 /// What a program says; what kept it from saying anything.
@@ -132,6 +147,16 @@ fn without_secrets(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_drop_in_sets_is_masked() {
+        let unit = "[Service]\nEnvironment=KEY=sk-1 \\\n  OTHER=sk-2\nSetCredential=key:sk-3\nUser=belayd\nExecStartPre=x sk-4\n";
+        let shown = without_values(unit);
+        assert!(
+            !shown.contains("sk-") && shown.contains("User=belayd") && shown.contains("Environment=****"),
+            "{shown}"
+        );
+    }
 
     #[test]
     fn secrets_of_a_configuration_are_masked_and_where_they_lie_is_not() {

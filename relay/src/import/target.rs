@@ -4,6 +4,7 @@ use super::ImportError;
 use crate::blobs::Blobs;
 use crate::blobs::disk::SystemDisk;
 use crate::config::Config;
+use crate::master_key::{is_rotating, name_in};
 use crate::ops::metrics::SyncMetrics;
 use crate::secrets::MasterKey;
 use crate::store::books::Books;
@@ -88,6 +89,14 @@ impl Target {
         });
         let master = MasterKey::load(&config.master_key, is_new.then_some(&env.random))
             .map_err(|error| failed("the master key cannot be used", &error))?;
+        // Its own name only: an import makes no claim on a state that names none.
+        if let Some(wanted) = name_in(&config.state_dir).filter(|wanted| *wanted != master.id()) {
+            let why = format!("it is not the key that the books are under ({wanted})");
+            return Err(failed("the master key cannot be used", &why));
+        }
+        if is_rotating(&config.state_dir) {
+            return Err(failed("the master key cannot be used", &crate::master_key::MasterKeyError::BrokenOff));
+        }
         let books = Books::new(store.clone(), Arc::clone(&env.clock), &master, config.billing.free_allowance);
         let blobs = Blobs::new(Arc::new(SystemDisk), env.random.clone(), false);
         let sync = Sync::new(store.clone(), blobs, Arc::clone(&env.clock), config.limits.sync, SyncMetrics::default());

@@ -1,5 +1,5 @@
 //! Erasing what a tenant has said and kept. Its book stays, as the law wants: what was charged and paid, when, for which
-//! device, key and model; no words.
+//! device, key and model, with the operator's notes of payments.
 
 use super::StoreError;
 use rusqlite::{Connection, OpenFlags};
@@ -67,6 +67,17 @@ pub(super) fn compact(path: &Path) -> Result<(), StoreError> {
     connection.busy_timeout(Duration::from_secs(5))?;
     // What is moved out of the log is overwritten there.
     connection.execute_batch("PRAGMA secure_delete = ON; VACUUM;")?;
-    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    let is_busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    if is_busy {
+        let why = "somebody reads it still, so what was erased is in its log; do it again".into();
+        return Err(StoreError::Failed { operation: "write a database anew", why });
+    }
+    // What a restore has moved aside is as much the tenant's.
+    for entry in path.parent().and_then(|dir| std::fs::read_dir(dir).ok()).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().contains(".damaged-") {
+            std::fs::remove_file(entry.path())
+                .map_err(|error| StoreError::Failed { operation: "remove a damaged book", why: error.to_string() })?;
+        }
+    }
     Ok(())
 }

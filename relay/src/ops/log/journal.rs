@@ -3,7 +3,7 @@
 //! shows nothing else unless asked; that is why this is no library's work.
 
 use super::lines::Line;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 
@@ -29,13 +29,16 @@ impl Journal {
     fn at(path: &str) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.connect(path)?;
-        // A journal that stands still must not hold up a relay: what has no room is lost.
+        // A journal that stands still must not hold up a relay.
         socket.set_nonblocking(true)?;
         Ok(Self(socket))
     }
 
     pub(super) fn tell(&self, line: &Line) {
-        let _ = self.0.send(&entry(line));
+        if self.0.send(&entry(line)).is_err() {
+            // A full queue, a journal that was started anew, an entry that is too long: stderr leads there as well.
+            let _ = writeln!(io::stderr(), "{} {}: {line}", line.level, line.target);
+        }
     }
 }
 

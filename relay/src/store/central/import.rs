@@ -1,5 +1,6 @@
 //! Who came over from the deployment before: tenants under the ids of its users, and the keys that they go on using.
 
+use super::erase::erased_ms;
 use super::keys::{self, ApiKey};
 use super::{create_tenant, tenant_exists};
 use crate::store::StoreError;
@@ -49,6 +50,10 @@ pub fn arrive(connection: &Connection, user: &ImportedUser, now_ms: u64) -> Resu
         .prepare_cached("SELECT tenant, tier, suspended FROM imported_user WHERE user = ?1")?
         .query_row([&user.user], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .optional()?;
+    // Whoever was erased does not come back.
+    if erased_ms(connection, &user.tenant)?.is_some() {
+        return Ok(Arrival::Taken);
+    }
     let (tier, suspended) = (user.terms.tier, user.terms.suspended);
     if let Some((known, tier_before, suspended_before)) = known {
         if known != user.tenant.as_str() {
