@@ -117,13 +117,26 @@ pub async fn claim(state: &Path, master: &MasterKey, path: &Path, store: Option<
         Named::Nothing => {}
     }
     if let Some(store) = store {
-        all_stand(store, &[master]).await?;
+        all_stand(store, &[master], Unreadable::Passed).await?;
     }
     Ok(file::write_private(&state.join(ID), found.as_bytes())?)
 }
 
+/// What becomes of a book that cannot be read, and so says nothing of its key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unreadable {
+    /// Its tenant is told so, and all others are served.
+    Passed,
+    /// Nothing is done.
+    Told,
+}
+
 /// Sees to it that every book is under one of these keys.
-async fn all_stand(store: &Store, masters: &[&MasterKey]) -> Result<Vec<TenantId>, MasterKeyError> {
+async fn all_stand(
+    store: &Store,
+    masters: &[&MasterKey],
+    unreadable: Unreadable,
+) -> Result<Vec<TenantId>, MasterKeyError> {
     let tenants = store.run(Db::Central, central::tenants).await?;
     let mut names = vec![];
     for tenant in tenants {
@@ -135,7 +148,12 @@ async fn all_stand(store: &Store, masters: &[&MasterKey]) -> Result<Vec<TenantId
                 sealers.iter().any(|sealer| sealer.open(&of, provider, key).is_some())
             })
         });
-        looked.await.map_err(|source| MasterKeyError::Book { tenant: id.clone(), source })?;
+        match looked.await {
+            Err(source) if unreadable == Unreadable::Told || matches!(source, StoreError::Corrupt { .. }) => {
+                return Err(MasterKeyError::Book { tenant: id, source });
+            }
+            _ => {}
+        }
         names.push(id);
     }
     Ok(names)
@@ -184,7 +202,7 @@ pub async fn rotate(
         _ => {}
     }
     // One that stands in the way is found before anything has changed.
-    let tenants = all_stand(store, &[&old, &new]).await?;
+    let tenants = all_stand(store, &[&old, &new], Unreadable::Told).await?;
     if !is_placed {
         file::write_private(&state.join(ID), format!("{ROTATING}{} {}", old.id(), new.id()).as_bytes())?;
     }
