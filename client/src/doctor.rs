@@ -58,7 +58,7 @@ pub async fn look(env: &Env, state: &StateDir) -> Vec<Finding> {
         Ok(path) => findings.push(reached("UDP (QUIC)", path)),
         // The relay was reached and said no: the same over TCP would say nothing more.
         Err(error @ ClientError::Closed(_)) => {
-            findings.push(Finding::bad("UDP (QUIC)", error.to_string(), "see above"))
+            findings.push(Finding::bad("UDP (QUIC)", error.to_string(), "if that is wrong, ask the relay's operator"))
         }
         Err(error) if tcp.is_ok() => {
             let remedy = "tunnels go over TCP meanwhile; have the network let UDP through to that address and port";
@@ -76,7 +76,7 @@ pub async fn look(env: &Env, state: &StateDir) -> Vec<Finding> {
             let remedy = "it is wanted only where UDP is blocked; the relay may have turned it off (listen.tcp)";
             findings.push(Finding::warn("TCP", error.to_string(), remedy));
         }
-        Err(error) => findings.push(Finding::bad("TCP", error.to_string(), "see above")),
+        Err(error) => findings.push(Finding::bad("TCP", error.to_string(), "the same as over UDP")),
     }
     if let Some(path) = quic.as_ref().ok().or(tcp.as_ref().ok()) {
         findings.extend(quality(path));

@@ -113,7 +113,8 @@ fn everything_of_a_tenant_is_handed_over_and_then_its_words_are_gone() {
     }
     assert!(did(&home("globex"), &["sessions", "export", "birds"]).contains(WORD));
     did(&home("globex"), &["ask", "--session", "birds", "--max-tokens", "5", "And then?"]);
-    assert!(relay.run(&["audit"]).is_err() || relay.command(&["audit"]).unwrap().stdout.contains("tenant.erase"));
+    let audit = relay.command(&["audit"]).unwrap().stdout;
+    assert!(audit.contains("tenant.erase") && audit.contains("tenant.export"), "{audit}");
     assert!(!relay.command(&["audit"]).unwrap().stdout.contains(&format!("{WORD} Inc")), "the log has no labels");
     relay.terminate().unwrap();
     // In no file of it is a word left; what a computer is called stands in its number, as the book has it.

@@ -70,7 +70,9 @@ async fn at_rest(global: &Global, config: &Config) -> Vec<Finding> {
     match Config::load(&global.config) {
         Ok(config) => match belay_relay::providers::configured(&config) {
             Ok(providers) => findings.extend(doctor::providers(&providers, &SystemClock).await),
-            Err(error) => findings.push(Finding::bad("providers", error, "see above")),
+            Err(error) => {
+                findings.push(Finding::bad("providers", error, "install certificates of authorities, or name ca_file"))
+            }
         },
         Err(error) => {
             let remedy = "keys that only the service has are looked at once it runs";
