@@ -2,7 +2,7 @@
 
 use crate::dial::Dialer;
 use crate::error::ClientError;
-use crate::escalation::{Escalation, EscalationRequest, Reading};
+use crate::escalation::{Escalation, EscalationRequest, Reading, Traced};
 use crate::pending::Pending;
 use crate::reconnect::Keeper;
 use crate::renew::Renewal;
@@ -16,12 +16,14 @@ use belay_protocol::codec::Message;
 use belay_protocol::id::RequestId;
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::{LeaveAnswer, LeaveRequest};
+use belay_traces::Traces;
 use belay_transport::env::Env;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 /// How long a request waits for its connection to come back, by default as long as the relay does.
@@ -45,6 +47,8 @@ pub struct Options {
     pub loaded_model: Option<String>,
     /// The model that this computer will ask the relay for when its own GPU is busy. Empty: `auto`.
     pub prewarm_model: String,
+    /// Where spans of requests go. `None`: there are none.
+    pub traces: Option<belay_traces::Settings>,
 }
 
 /// A client with a tunnel that is kept alive by its own task.
@@ -60,6 +64,10 @@ pub struct Client {
     resume_window: Duration,
     network: Arc<Notify>,
     task: Mutex<Option<JoinHandle<()>>>,
+    traces: Option<Traces>,
+    /// Hands spans over until it is told to stop.
+    exporting: Mutex<Option<JoinHandle<()>>>,
+    stop_exporting: CancellationToken,
 }
 
 impl Client {
@@ -79,7 +87,13 @@ impl Client {
         let renewal = Arc::new(Renewal::new(&env, &identity, key, options.state.clone())?);
         dialer.renewal = Some(Arc::clone(&renewal));
         let resume_window = options.resume_window.unwrap_or(RESUME_WINDOW);
-        let client = Self::run(env, identity, dialer, addresses, options.state, resume_window, signs);
+        let traces = options.traces.map(|settings| Traces::new(&settings, env.clone())).transpose()?;
+        let mut client = Self::run(env, identity, dialer, addresses, options.state, resume_window, signs);
+        if let Some((traces, exporter)) = traces {
+            client.traces = Some(traces);
+            let exporting = tokio::spawn(exporter.run(client.stop_exporting.clone()));
+            client.exporting = Mutex::new(Some(exporting));
+        }
         // It ends with the client.
         let (stop, dialer, tunnels) = (client.tunnels.stop.clone(), client.dialer.clone(), Arc::clone(&client.tunnels));
         tokio::spawn(async move { stop.run_until_cancelled(renewal.run(dialer, tunnels)).await });
@@ -92,7 +106,10 @@ impl Client {
     pub fn another(&self) -> Self {
         let (env, identity, dialer) = (self.env.clone(), self.identity.clone(), self.dialer.clone());
         let (addresses, state) = (self.addresses.clone(), self.state.clone());
-        Self::run(env, identity, dialer, addresses, state, self.resume_window, Signs::default())
+        let mut another = Self::run(env, identity, dialer, addresses, state, self.resume_window, Signs::default());
+        // Their exporter is this one's.
+        another.traces.clone_from(&self.traces);
+        another
     }
 
     fn run(
@@ -116,7 +133,21 @@ impl Client {
         );
         let task = Mutex::new(Some(tokio::spawn(keeper.run())));
         let pending = state.as_ref().map(StateDir::pending);
-        Self { env, identity, dialer, addresses, state, tunnels, pending, resume_window, network, task }
+        Self {
+            env,
+            identity,
+            dialer,
+            addresses,
+            state,
+            tunnels,
+            pending,
+            resume_window,
+            network,
+            task,
+            traces: None,
+            exporting: Mutex::default(),
+            stop_exporting: CancellationToken::new(),
+        }
     }
 
     /// The tunnel's state, to follow.
@@ -163,8 +194,9 @@ impl Client {
 
     /// Sends an LLM request; answers come from the returned stream, over another tunnel if this one
     /// is lost.
-    pub async fn escalate(&self, request: EscalationRequest, within: Duration) -> Result<Escalation, ClientError> {
-        let tunnel = self.tunnel(within).await?;
+    pub async fn escalate(&self, mut request: EscalationRequest, within: Duration) -> Result<Escalation, ClientError> {
+        let mut traced = Traced::begin(self.traces.as_ref(), &mut request, &self.addresses);
+        let tunnel = self.tunnel(within).await.inspect_err(|error| traced.broke(error))?;
         let begin = |pending: &Pending| pending.begin(request.request_id, &request.model, self.env.clock.now_ms());
         let pending = self.pending.as_ref().filter(|_| request.reading == Reading::Noted);
         let record = match pending.map(begin) {
@@ -175,7 +207,7 @@ impl Client {
             }
             other => other.transpose()?,
         };
-        Escalation::begin(Arc::clone(&self.tunnels), tunnel, request, self.resume_window, record).await
+        Escalation::begin(Arc::clone(&self.tunnels), tunnel, request, self.resume_window, (record, traced)).await
     }
 
     /// Goes on with a request that was sent before, by this client or one that is gone. The answer
@@ -230,11 +262,17 @@ impl Client {
             // It can only fail by a panic, which has been reported where it happened.
             let _ = task.await;
         }
+        self.stop_exporting.cancel();
+        let exporting = self.exporting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(exporting) = exporting {
+            let _ = exporting.await;
+        }
     }
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
         self.tunnels.stop.cancel();
+        self.stop_exporting.cancel();
     }
 }

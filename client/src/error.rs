@@ -4,6 +4,7 @@ use belay_certs::CertError;
 use belay_protocol::error::{CloseCode, ProtocolError};
 use belay_protocol::message::Failed;
 use belay_protocol::stream::StreamError;
+use belay_traces::TracesError;
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -55,12 +56,34 @@ pub enum ClientError {
     /// The relay sent what makes no sense.
     #[error("the relay broke the protocol")]
     Protocol(#[from] ProtocolError),
+    /// Spans cannot be collected as it is asked for.
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// The client has been closed.
     #[error("the client is closed")]
     Stopped,
 }
 
 impl ClientError {
+    /// A stable name, for programs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NotJoined(_) => "not_joined",
+            Self::AlreadyJoined { .. } => "already_joined",
+            Self::State { .. } => "state",
+            Self::Cert(_) => "certificate",
+            Self::Unreachable { .. } => "relay_unreachable",
+            Self::Closed(_) => "refused",
+            Self::Failed(failed) => failed.code.name(),
+            Self::Lost(_) => "lost",
+            Self::Superseded => "superseded",
+            Self::Protocol(_) => "protocol",
+            Self::Traces(_) => "traces",
+            Self::Stopped => "stopped",
+        }
+    }
+
     /// The tunnel is gone, and another one may do: nothing that the relay would say again.
     pub(crate) fn is_passing(&self) -> bool {
         match self {

@@ -9,10 +9,12 @@ mod leave;
 mod line;
 mod reading;
 mod request;
+mod traced;
 mod watched;
 
 pub use answer::{Answer, Collected, raw_frame};
 pub use request::{EscalationRequest, Reading};
+pub(crate) use traced::Traced;
 
 use crate::error::ClientError;
 use crate::pending::Record;
@@ -66,6 +68,7 @@ pub struct Escalation {
     /// Another may read the answer from its beginning, as long as it is not longer than what is kept.
     keeps: bool,
     watched: Watched,
+    traced: Traced,
 }
 
 impl Escalation {
@@ -75,10 +78,12 @@ impl Escalation {
         tunnel: Arc<Tunnel>,
         request: EscalationRequest,
         resume_window: Duration,
-        record: Option<Record>,
+        (record, traced): (Option<Record>, Traced),
     ) -> Result<Self, ClientError> {
         let (id, dialect) = (request.request_id, request.dialect);
-        Self::new(tunnels, id, Some(request), dialect, resume_window, record).start(tunnel).await
+        let mut begun = Self::new(tunnels, id, Some(request), dialect, resume_window, record);
+        begun.traced = traced;
+        begun.start(tunnel).await
     }
 
     /// Asks for the rest of an answer.
@@ -116,6 +121,7 @@ impl Escalation {
             cancelled: None,
             record,
             watched: Watched::soon(),
+            traced: Traced::default(),
         }
     }
 
@@ -126,7 +132,10 @@ impl Escalation {
             Ok(()) => {}
             // It was up a moment ago: the next one will do.
             Err(error) if error.is_passing() => self.break_off(error.to_string(), resuming, Duration::ZERO),
-            Err(error) => return Err(error),
+            Err(error) => {
+                self.traced.broke(&error);
+                return Err(error);
+            }
         }
         let Line::Open(open) = &mut self.line else { return Ok(self) };
         match open.writer.flush().await {
@@ -173,6 +182,7 @@ impl Escalation {
     pub async fn next(&mut self) -> Result<Option<Answer>, ClientError> {
         self.acknowledge()?;
         let answer = self.advance().await;
+        self.traced.saw(&answer);
         if answer.is_err() {
             self.over();
         }

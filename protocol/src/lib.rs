@@ -27,6 +27,7 @@ pub mod packing;
 pub mod pipe;
 pub mod stream;
 pub mod table;
+pub mod trace;
 pub mod transcript;
 pub mod vitals;
 

@@ -14,6 +14,7 @@ mod reload;
 mod routes;
 mod stripe;
 mod template;
+mod traces;
 mod upstream;
 
 pub use billing::Billing;

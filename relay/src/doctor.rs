@@ -6,6 +6,7 @@
 use crate::providers::{Looked, ProviderError, Providers};
 use belay_protocol::calendar::{DAY_MS, day, day_text};
 pub use belay_protocol::finding::{Finding, Health};
+use belay_traces::Counts;
 use belay_transport::env::Clock;
 use std::fs::File;
 use std::io::Write;
@@ -34,6 +35,17 @@ pub fn receive_buffer(bytes: usize) -> Finding {
     let remedy =
         "datagrams are lost when many come at once: start it by belayd.socket, or sysctl -w net.core.rmem_max=16777216";
     Finding::warn("UDP buffer", found, remedy)
+}
+
+/// What became of spans.
+#[must_use]
+pub fn traces(counts: &Counts) -> Finding {
+    let (told, lost) = (counts.exported_so_far(), counts.dropped_so_far());
+    if lost == 0 {
+        return Finding::good("traces", format!("{told} spans were told"));
+    }
+    let found = format!("{told} spans were told; {lost} a collector did not take, or not fast enough");
+    Finding::warn("traces", found, "is one at traces.endpoint, and does it take the key in traces.headers_file?")
 }
 
 /// How many files and sockets the process may have open.

@@ -5,7 +5,7 @@ pub(crate) mod setup;
 
 pub(crate) use self::setup::record_prices;
 
-use self::setup::{endpoint_keys, keep_shown, lasting_name, quic_config, shown, store_config, strangers, tls_config};
+use self::setup::{endpoint_keys, keep_shown, lasting_name, quic_config, shown, store_config, strangers, tls_config, traces_of};
 use crate::admin::copies::copies_dir;
 use crate::admin::service::AdminService;
 use crate::authority::Keeper;
@@ -183,6 +183,7 @@ impl Relay {
         let memory = Memory::new(config.limits.memory);
         let flights = Flights::new(config.limits.event_logs, Arc::clone(&memory));
         let registry = Arc::new(Registry::default());
+        let (traces, exporter) = traces_of(&config, &env)?;
         let escalator = Arc::new(Escalator {
             settings: InForce::new(Settings { config: Arc::clone(&config), providers, price_version }),
             env: env.clone(),
@@ -197,6 +198,7 @@ impl Relay {
             running: AtomicUsize::new(0),
             maintenance: Mutex::new(None),
             metrics: Arc::clone(&metrics),
+            traces,
             memory: Arc::clone(&memory),
             flights: Arc::clone(&flights),
             registry: Arc::clone(&registry),
@@ -255,6 +257,9 @@ impl Relay {
             grace: config.timeouts.expired_grace,
         };
         background.spawn(keep_shown(shown, authorities, env, shared.stop.clone()));
+        if let Some(exporter) = exporter {
+            background.spawn(exporter.run(shared.stop.clone()));
+        }
         let (sweeper, stop) = (Arc::clone(&escalator), shared.stop.clone());
         background.spawn(async move { sweeper.sweep(stop).await });
         let (sessions, stop) = (shared.sessions.clone(), shared.stop.clone());

@@ -15,7 +15,8 @@ const LONG_FILES: [(&str, &str); 5] = [
 ];
 const LONGEST_FILE: usize = 400;
 /// The library and program crates; the harness (`tests`) may do anything.
-const CRATES: [&str; 6] = ["protocol", "protocol/transport", "protocol/http", "certs", "relay", "client"];
+const CRATES: [&str; 7] =
+    ["protocol", "protocol/transport", "protocol/http", "protocol/traces", "certs", "relay", "client"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -125,7 +126,7 @@ fn depends(name: &str, on: &str) -> bool {
 
 #[test]
 fn crates_depend_on_what_they_may_know() {
-    let forbidden: [(&str, &[&str]); 6] = [
+    let forbidden: [(&str, &[&str]); 7] = [
         (
             "protocol",
             &[
@@ -173,6 +174,10 @@ fn crates_depend_on_what_they_may_know() {
                 "quinn",
                 "anyhow",
             ],
+        ),
+        (
+            "protocol/traces",
+            &["belay-certs", "belay-relay", "belay-client", "rusqlite", "quinn", "axum", "bincode", "anyhow"],
         ),
         (
             "certs",

@@ -69,6 +69,7 @@ mod sync_model;
 mod sync_wire;
 mod tcp;
 mod through;
+mod traces;
 mod unread;
 mod user_unit;
 mod vitals;

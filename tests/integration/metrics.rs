@@ -62,7 +62,7 @@ async fn every_metric_is_explained_and_moves() {
         )
     };
     let config = format!(
-        "[http]\nlisten = \"127.0.0.1:0\"\ntls = \"own\"\n[timeouts]\nheartbeat_ms = 100\nfirst_event_ms = 5000\n\
+        "[http]\nlisten = \"127.0.0.1:0\"\ntls = \"own\"\n[traces]\nendpoint = \"http://127.0.0.1:1\"\n[timeouts]\nheartbeat_ms = 100\nfirst_event_ms = 5000\n\
          [providers.p]\nkind = \"openai\"\nurl = \"{}/v1\"\nprivate = true\n{}\
          [providers.huge]\nkind = \"demo\"\n{}",
         provider.url(),

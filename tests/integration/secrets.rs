@@ -6,6 +6,7 @@
 
 use crate::programs::{Running, Site, belay, exits, run, run_with};
 use belay_certs::invite::Invite;
+use belay_tests::collector::Collector;
 use belay_tests::fake_provider::{FakeProvider, Script};
 use belay_tests::procs::Ran;
 use std::fmt::Write as _;
@@ -135,6 +136,7 @@ struct Journey {
     provider: FakeProvider,
     site: Site,
     canaries: Vec<Canary>,
+    collector: Collector,
     /// What the client wrote, less the answers on its stdout.
     client_logs: String,
     printed: String,
@@ -144,7 +146,9 @@ impl Journey {
     /// Runs `belay` with everything logged.
     fn user(&mut self, args: &[&str], input: &str) -> Ran {
         let home = self.site.home("laptop");
-        let ran = run_with(belay(&home, args).env("BELAY_LOG", "trace"), input);
+        let mut command = belay(&home, args);
+        command.env("BELAY_LOG", "trace").env("BELAY_TRACES", self.collector.url());
+        let ran = run_with(&mut command, input);
         self.client_logs += &ran.stderr;
         ran
     }
@@ -265,10 +269,11 @@ impl Journey {
 async fn journey(format: &'static str) -> Journey {
     let provider = FakeProvider::start().await.unwrap();
     provider.set_script(Script { text: Some(ANSWER.into()), ..Script::tokens(20) });
-    let url = provider.url();
+    let (url, collector) = (provider.url(), Collector::start().await);
     tokio::task::block_in_place(|| {
         let keys = [("CANARY_OPENAI", OPENAI_KEY), ("CANARY_ANTHROPIC", ANTHROPIC_KEY)];
-        let site = Site::with(&config(format, &url), &keys);
+        let traces = format!("[traces]\nendpoint = \"{}\"\n", collector.url());
+        let site = Site::with(&format!("{}{traces}", config(format, &url)), &keys);
         let canaries = [
             ("the OpenAI key", OPENAI_KEY),
             ("the Anthropic key", ANTHROPIC_KEY),
@@ -282,7 +287,7 @@ async fn journey(format: &'static str) -> Journey {
             ("the provider's words", PROVIDERS_WORDS),
         ];
         let canaries = canaries.map(|(name, text)| Canary::text(name, text)).into();
-        let mut journey = Journey { provider, site, canaries, client_logs: String::new(), printed: String::new() };
+        let mut journey = Journey { provider, site, canaries, collector, client_logs: String::new(), printed: String::new() };
         journey.go();
         assert!(journey.site.relay.terminate().unwrap().success());
         // What the providers got: the canaries were there to be leaked.
@@ -310,6 +315,11 @@ async fn nothing_secret_is_logged_for_people() {
     assert!(!log.contains('\u{1b}') && !journey.client_logs.contains('\u{1b}'), "colours in a file");
     search("belay's log", &journey.client_logs, &journey.canaries);
     search("what belayd prints", &journey.printed, &journey.canaries);
+    for (service, name) in [("belay", "escalate"), ("belayd", "request"), ("belayd", "chat gpt"), ("belayd", "hold")] {
+        assert!(!journey.collector.of(service, name).is_empty(), "no {name} of {service} was told");
+    }
+    assert!(journey.collector.spans().iter().any(|span| span.failed));
+    search("what a collector is told", &String::from_utf8_lossy(&journey.collector.bytes()), &journey.canaries);
 }
 
 #[tokio::test(flavor = "multi_thread")]

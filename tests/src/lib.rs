@@ -1,11 +1,12 @@
 //! The harness of belay's tests: relays and clients in this process ([`relay`]) or in their own
 //! ([`procs`]), a scriptable provider ([`fake_provider`]), a bad network ([`link`], [`tcp_link`]), whole histories
-//! in one thread under virtual time ([`sim`]), local gateways ([`gateway`]), and peers in Python ([`python`])
+//! in one thread under virtual time ([`sim`]), local gateways ([`gateway`]), a collector of spans ([`collector`]), and peers in Python ([`python`])
 //! and Node ([`node`]).
 #![warn(missing_docs)]
 #![expect(clippy::unwrap_used, reason = "a test harness fails by panicking")]
 
 pub mod clock;
+pub mod collector;
 pub mod counting;
 pub mod fake_provider;
 pub mod fault;

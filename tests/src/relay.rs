@@ -119,10 +119,19 @@ impl TestRelay {
 
     /// Enrols a new device of a tenant and brings its tunnel up.
     pub async fn client_of(&self, id: &str) -> TestClient {
+        self.enrolled(id, Options::default()).await
+    }
+
+    /// Enrols a new device of `acme` and brings its tunnel up with options.
+    pub async fn client_with(&self, options: Options) -> TestClient {
+        self.enrolled("acme", options).await
+    }
+
+    async fn enrolled(&self, id: &str, options: Options) -> TestClient {
         let home = tempfile::tempdir().unwrap();
         let state = StateDir::at(home.path());
         enrol::join(&Env::system(), &state, &self.invite(id).await, "test").await.unwrap();
-        TestClient::start(state, home, Options::default()).await
+        TestClient::start(state, home, options).await
     }
 
     /// Fails unless every request ends in time, every book is clean and no hold is open.

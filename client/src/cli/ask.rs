@@ -10,6 +10,7 @@ use belay_protocol::dialect::prompt::{Knowledge, Preferences, Prompt, Role, Turn
 use belay_protocol::id::{RequestId, SessionId};
 use belay_protocol::message::Dialect;
 use belay_protocol::money::NanoUsd;
+use belay_protocol::trace::TraceContext;
 use belay_transport::env::Env;
 use clap::Args;
 use std::io::{IsTerminal, Read};
@@ -90,8 +91,14 @@ impl RequestArgs {
         request.may_reduce_output = self.may_reduce;
         request.cost_cap = self.cost_cap;
         request.deadline_ms = self.deadline.map(|seconds| seconds.saturating_mul(1000));
+        request.trace = callers_trace();
         request
     }
+}
+
+/// The trace of whoever started this command, where that says so in the environment.
+pub(super) fn callers_trace() -> Option<TraceContext> {
+    std::env::var("TRACEPARENT").ok()?.parse().ok()
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,6 @@
 //! Exit codes, and how an error is shown.
 
+use super::ask::callers_trace;
 use belay_client::ClientError;
 use belay_protocol::message::FailureCode;
 use std::process::{ExitCode, ExitStatus};
@@ -90,7 +91,11 @@ fn code(error: &anyhow::Error) -> u8 {
 #[expect(clippy::print_stderr, reason = "a command line prints")]
 pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     let code = code(error);
-    let text = format!("{error:#}");
+    let mut text = format!("{error:#}");
+    if let Some((request, trace)) = names(error) {
+        text += &format!(" (request {request}");
+        text += &if trace == request { ")".to_owned() } else { format!(", trace {trace})") };
+    }
     if json && !error.is::<Incomplete>() && !error.is::<Sick>() {
         println!("{}", object(error));
     }
@@ -103,8 +108,19 @@ pub(super) fn object(error: &anyhow::Error) -> serde_json::Value {
     let mut object = serde_json::json!({ "error": format!("{error:#}"), "exit_code": code(error) });
     if let Some(ClientError::Failed(failed)) = error.downcast_ref::<ClientError>() {
         object["code"] = failed.code.name().into();
+        let (request, trace) = names(error).unzip();
+        object["request_id"] = request.into();
+        object["trace_id"] = trace.into();
         object["retry_after_ms"] = failed.retry_after_ms.into();
         object["missing_nano_usd"] = failed.missing.map(|missing| missing.0).into();
     }
     object
+}
+
+/// What the relay's log and those who collect spans find a request by.
+fn names(error: &anyhow::Error) -> Option<(String, String)> {
+    let Some(ClientError::Failed(failed)) = error.downcast_ref::<ClientError>() else { return None };
+    let id = failed.request_id?;
+    let trace = callers_trace().map_or(id, |trace| trace.trace_id());
+    Some((id.to_string(), trace.to_string()))
 }

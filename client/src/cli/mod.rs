@@ -62,6 +62,10 @@ struct Global {
     /// How long to wait for the relay, in seconds
     #[arg(long, global = true, default_value_t = 15, value_name = "SECONDS")]
     wait: u64,
+    /// Send spans of requests to a collector of OpenTelemetry there (OTLP over HTTP), such as http://127.0.0.1:4318;
+    /// headers for it: OTEL_EXPORTER_OTLP_HEADERS
+    #[arg(long, global = true, env = "BELAY_TRACES", value_name = "URL")]
+    traces: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -216,7 +220,17 @@ impl Global {
     }
 
     fn options(&self) -> anyhow::Result<Options> {
-        Ok(Options { state: Some(self.state()?), through_running: true, ..Options::default() })
+        let traces = self.traces.clone().map(|endpoint| belay_traces::Settings {
+            endpoint,
+            headers: vec![],
+            service: "belay",
+            version: env!("CARGO_PKG_VERSION"),
+            ratio: 1.0,
+        });
+        if let Some(traces) = &traces {
+            traces.check().map_err(|error| exit::Usage(format!("--traces: {error}")))?;
+        }
+        Ok(Options { state: Some(self.state()?), through_running: true, traces, ..Options::default() })
     }
 
     fn client_with(&self, options: Options) -> anyhow::Result<Client> {

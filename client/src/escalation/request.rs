@@ -6,6 +6,7 @@ use belay_protocol::message::escalate::HISTORY_TOKENS;
 use belay_protocol::message::{Dialect, EscalateRequest, Extension, Operation};
 use belay_protocol::money::NanoUsd;
 use belay_protocol::stream::FrameWriter;
+use belay_protocol::trace::TraceContext;
 use bytes::Bytes;
 
 /// Who can read an answer, and from where.
@@ -49,6 +50,8 @@ pub struct EscalationRequest {
     pub reading: Reading,
     /// Headers for the provider.
     pub headers: Vec<(String, String)>,
+    /// Where it stands in its caller's trace.
+    pub trace: Option<TraceContext>,
     /// The body.
     pub body: Bytes,
 }
@@ -75,6 +78,7 @@ impl EscalationRequest {
             deadline_ms: None,
             reading: Reading::Noted,
             headers: vec![],
+            trace: None,
             body: body.into(),
         }
     }
@@ -91,7 +95,7 @@ impl EscalationRequest {
             may_reduce_output: self.may_reduce_output,
             cost_cap: self.cost_cap,
             deadline_ms: self.deadline_ms,
-            headers: self.headers.clone(),
+            headers: self.headers.iter().cloned().chain(self.trace.map(|trace| trace.header())).collect(),
             body_len: u32::try_from(self.body.len()).unwrap_or(u32::MAX),
             extensions: self
                 .history_tokens

@@ -46,6 +46,7 @@ pub(super) async fn forward(
         caller: header_text(&head.headers, &USER_AGENT),
         prompt: shared.settings.show_prompts.then(|| shown(&body)),
         at_ms: shared.client.now_ms(),
+        trace: wishes.trace.map_or(id, |trace| trace.trace_id()),
     };
     let mut running = shared.recent.begin(asked, again);
     let request = EscalationRequest {
@@ -56,6 +57,7 @@ pub(super) async fn forward(
         deadline_ms: wishes.deadline_ms,
         reading: if again { Reading::Again } else { Reading::Once },
         headers: passed_on(&head.headers),
+        trace: wishes.trace,
         ..EscalationRequest::new(id, forward.dialect, model, body)
     };
     let place = shared.lanes.place(shared.settings.wait).await.map_err(|refusal| failed(&running, &refusal))?;
@@ -73,7 +75,8 @@ pub(super) async fn forward(
 
 fn failed(running: &Running, refusal: &Refusal) -> Refusal {
     running.failed(refusal.status.as_u16(), &refusal.words());
-    refusal.clone().with_request(running.live.asked.id)
+    let asked = &running.live.asked;
+    refusal.clone().with_request(asked.id).with_trace(asked.trace)
 }
 
 fn header_text(headers: &HeaderMap, name: &HeaderName) -> String {

@@ -40,6 +40,8 @@ pub(super) struct Asked {
     /// The body's beginning, where that is wanted.
     pub(super) prompt: Option<String>,
     pub(super) at_ms: u64,
+    /// What those who collect spans know it by.
+    pub(super) trace: RequestId,
 }
 
 /// One request.

@@ -78,6 +78,10 @@ impl Source for Relayed {
         self.running.live.asked.id
     }
 
+    fn trace_id(&self) -> RequestId {
+        self.running.live.asked.trace
+    }
+
     fn refused(&mut self, status: u16, why: &str) {
         self.running.failed(status, why);
     }

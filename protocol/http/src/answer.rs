@@ -40,6 +40,8 @@ pub trait Source: Send + 'static {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Piece>, Refusal>>;
     /// The request.
     fn id(&self) -> RequestId;
+    /// What those who collect spans know it by.
+    fn trace_id(&self) -> RequestId;
     /// The caller was refused, with that status and in those words, for whoever keeps an account.
     fn refused(&mut self, status: u16, why: &str);
 }
@@ -122,7 +124,7 @@ pub async fn respond<S: Source>(
             // Of an answer that began as a stream: its head has gone out above.
             Some(Piece::Event(_)) => {}
             Some(Piece::Gone) => whole.is_gone = true,
-            Some(Piece::End(end)) => return whole.settled(&end),
+            Some(Piece::End(end)) => return whole.settled(&end).map_err(|refusal| refusal.with_trace(source.trace_id())),
             Some(Piece::Failed(failure)) => {
                 let refusal = Refusal::from(&failure);
                 return match whole.head {
@@ -162,7 +164,7 @@ impl Whole {
 
 fn told<S: Source>(source: &mut S, refusal: Refusal) -> Refusal {
     source.refused(refusal.status.as_u16(), &refusal.words());
-    refusal.with_request(source.id())
+    refusal.with_request(source.id()).with_trace(source.trace_id())
 }
 
 /// The provider's status and headers, and what the relay says of the request.

@@ -22,6 +22,7 @@ pub struct Events<S> {
     /// taken its last bytes.
     source: Option<S>,
     id: RequestId,
+    trace: RequestId,
     forward: Forward,
     /// Sends a sign of life if nothing has come for so long.
     keep_alive: Duration,
@@ -57,6 +58,7 @@ impl<S: Source> Events<S> {
         let first = if head.is_some() { terms.keep_alive } else { Duration::ZERO };
         let mut events = Self {
             id: source.id(),
+            trace: source.trace_id(),
             source: Some(source),
             forward,
             keep_alive: terms.keep_alive,
@@ -196,7 +198,7 @@ impl<S: Source> Events<S> {
     }
 
     fn error(&self, refusal: &Refusal) -> Bytes {
-        refusal.clone().with_request(self.id).event(self.forward.dialect, self.next).into()
+        refusal.clone().with_request(self.id).with_trace(self.trace).event(self.forward.dialect, self.next).into()
     }
 
     /// What the provider said in place of a stream, as an event of one.

@@ -1,6 +1,7 @@
 //! Belay's own errors, in the words and with the status that a caller's SDK expects.
 
 use crate::api::Api;
+use belay_protocol::id::RequestId;
 use belay_protocol::message::{Dialect, Failed, FailureCode, Outcome};
 use belay_protocol::money::NanoUsd;
 use bytes::Bytes;
@@ -25,6 +26,8 @@ pub struct Refusal {
     pub missing: Option<NanoUsd>,
     /// The request, as the relay knows it.
     pub request_id: Option<Box<str>>,
+    /// What those who collect spans know the request by.
+    pub trace_id: Option<RequestId>,
 }
 
 impl Refusal {
@@ -38,6 +41,7 @@ impl Refusal {
             retry_after_ms: None,
             missing: None,
             request_id: None,
+            trace_id: None,
         }
     }
 
@@ -85,6 +89,13 @@ impl Refusal {
         self
     }
 
+    /// Names the trace, unless it is named already.
+    #[must_use]
+    pub fn with_trace(mut self, trace: RequestId) -> Self {
+        self.trace_id.get_or_insert(trace);
+        self
+    }
+
     /// The kind of error that a caller's SDK knows.
     fn kind(&self, api: Api) -> &'static str {
         match (api, self.status) {
@@ -120,6 +131,7 @@ impl Refusal {
             "message": self.message,
             "remedy": self.remedy,
             "request_id": self.request_id,
+            "trace_id": self.trace(),
             "retry_after_ms": self.retry_after_ms,
             "missing_nano_usd": self.missing.map(|missing| missing.0),
         }})
@@ -132,9 +144,14 @@ impl Refusal {
         self
     }
 
+    fn trace(&self) -> Option<String> {
+        self.trace_id.map(|trace| trace.to_string())
+    }
+
     fn json(&self, api: Api) -> Value {
         let belay = json!({
             "code": self.code,
+            "trace_id": self.trace(),
             "missing_nano_usd": self.missing.map(|missing| missing.0),
             "retry_after_ms": self.retry_after_ms,
         });
@@ -239,6 +256,7 @@ impl From<&Failed> for Refusal {
             retry_after_ms: failed.retry_after_ms,
             missing: failed.missing,
             request_id: failed.request_id.map(|id| id.to_string().into()),
+            trace_id: None,
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::refusal::Refusal;
 use belay_certs::sha256;
 use belay_protocol::id::RequestId;
 use belay_protocol::money::NanoUsd;
+use belay_protocol::trace::{TRACEPARENT, TraceContext};
 use http::StatusCode;
 use http::header::{CONTENT_ENCODING, HeaderMap, HeaderValue};
 use serde::Deserialize;
@@ -27,6 +28,8 @@ pub struct Wishes {
     pub may_reduce: bool,
     /// The request ends after so long.
     pub deadline_ms: Option<u32>,
+    /// Where it stands in its caller's trace; a header that says nothing of the kind is as none.
+    pub trace: Option<TraceContext>,
 }
 
 impl Wishes {
@@ -69,6 +72,7 @@ impl Wishes {
             let parsed = ms.parse().ok().filter(|ms| *ms > 0);
             wishes.deadline_ms = Some(parsed.ok_or_else(|| wrong("belay-deadline-ms", ms, "a whole number above 0"))?);
         }
+        wishes.trace = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()?.parse().ok());
         plain(headers)?;
         Ok(wishes)
     }
@@ -142,8 +146,12 @@ mod tests {
             cost_cap: Some(NanoUsd(50_000_000)),
             may_reduce: true,
             deadline_ms: Some(900),
+            trace: None,
         };
         assert_eq!(read(&all), Ok(wishes));
+        let place = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let with = |place| read(&[("traceparent", place)]).map(|wishes| wishes.trace.map(|trace| trace.to_string()));
+        assert_eq!((with(place), with("00-xyz-01")), (Ok(Some(place.to_owned())), Ok(None)));
         assert_eq!(read(&[("idempotency-key", ""), ("content-encoding", "Identity")]), Ok(Wishes::default()));
         for (headers, part) in [
             (&[("last-event-id", "7")][..], "needs the idempotency-key"),

@@ -8,6 +8,7 @@ use super::models::{Model, Prices, model};
 use super::raw::{Raw, nearest};
 use super::routes::{Route, route};
 use super::stripe::{Stripe, stripe};
+use super::traces::traces;
 use super::upstream::{ProviderConfig, provider};
 use crate::ops::log::LogFormat;
 use crate::pricing::Catalogue;
@@ -87,6 +88,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// What is logged, in the form of `RUST_LOG`.
     pub log_filter: String,
+    /// Where spans of requests go, if they go anywhere.
+    pub traces: Option<belay_traces::Settings>,
     /// What is charged.
     pub billing: Billing,
     /// Sizes and counts.
@@ -205,6 +208,7 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
         idle_close: Duration::from_secs(raw.state.idle_close_s.unwrap_or(60)),
         log_format: raw.log.format,
         log_filter: raw.log.filter.unwrap_or_else(|| "info".into()),
+        traces: traces(&raw.traces, keys).map_err(|(key, why)| wrong(key, why))?,
         billing,
         limits,
         timeouts,

@@ -55,8 +55,11 @@ pub(super) fn files(raw: &Raw) -> Vec<(String, PathBuf)> {
         .providers
         .iter()
         .filter_map(|(name, provider)| Some((format!("providers.{name}.key_file"), provider.key_file.clone()?)));
-    let own =
-        [("state.master_key_file", raw.state.master_key_file.as_ref()), ("http.key_file", raw.http.key_file.as_ref())];
+    let own = [
+        ("state.master_key_file", raw.state.master_key_file.as_ref()),
+        ("http.key_file", raw.http.key_file.as_ref()),
+        ("traces.headers_file", raw.traces.headers_file.as_ref()),
+    ];
     let own = own.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path?.clone())));
     own.chain(providers).collect()
 }
@@ -112,6 +115,11 @@ pub(super) fn check(config: &Config, secrets: &[(String, PathBuf)], keys: Keys) 
         if TEST_KEYS.iter().any(|test| secret.starts_with(test)) {
             return wrong("stripe.key_file".into(), "the key is one for tests".into());
         }
+    }
+    if let Some(traces) = config.traces.as_ref().filter(|traces| traces.endpoint.starts_with("http://"))
+        && !is_near(&traces.endpoint)
+    {
+        return wrong("traces.endpoint".into(), format!("{} would be told in the clear who asks what of whom", traces.endpoint));
     }
     match &config.http {
         Some(http) if http.tls == HttpTls::Off && !http.listen.ip().is_loopback() => {

@@ -18,6 +18,7 @@ pub(super) struct Raw {
     pub(super) stripe: RawStripe,
     pub(super) state: State,
     pub(super) log: Log,
+    pub(super) traces: RawTraces,
     pub(super) billing: RawBilling,
     pub(super) limits: RawLimits,
     pub(super) timeouts: RawTimeouts,
@@ -121,6 +122,14 @@ pub(super) struct Log {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct RawTraces {
+    pub(super) endpoint: Option<String>,
+    pub(super) headers_file: Option<PathBuf>,
+    pub(super) ratio: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct RawBilling {
     pub(super) multiplier_free: Option<u32>,
     pub(super) multiplier_managed: Option<u32>,
@@ -205,6 +214,8 @@ pub(super) struct RawProvider {
     pub(super) private: bool,
     #[serde(default)]
     pub(super) any_model: bool,
+    #[serde(default)]
+    pub(super) trace_context: bool,
 }
 
 #[derive(Debug, Deserialize)]

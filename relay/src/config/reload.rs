@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 /// Keys, or the beginnings of keys, that are read at the start and never again: sockets, threads, files that are open, and
 /// what counts connections.
-const AT_START: [&str; 18] = [
+const AT_START: [&str; 19] = [
     "admin.listen",
     "environment",
     "http.connections",
@@ -27,6 +27,7 @@ const AT_START: [&str; 18] = [
     "stripe.",
     "timeouts.device_certificate_ms",
     "timeouts.expired_grace_ms",
+    "traces.",
 ];
 
 /// The keys in which two configurations differ.
@@ -119,6 +120,7 @@ impl Config {
             store_threads: self.store_threads,
             idle_close: self.idle_close,
             log_format: self.log_format,
+            traces: self.traces.clone(),
             limits,
             ..new
         };

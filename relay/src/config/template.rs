@@ -91,6 +91,14 @@ format = "human"
 # In the form of RUST_LOG, which wins where it is set. No level ever shows keys or prompts.
 filter = "info"
 
+# Spans of requests (client, relay, provider; OpenTelemetry) for a collector that speaks OTLP over HTTP. Off unless its
+# address is named, without the path. Headers for it, such as a key, are a line each in a file: name: value. Of requests
+# whose caller says nothing of it, this part is kept, from 0 to 1.
+[traces]
+# endpoint = "http://127.0.0.1:4318"
+# headers_file = "/etc/belayd/traces.headers"
+# ratio = 1.0
+
 [billing]
 # Applied to every price line of a request, in basis points (10000 charges the provider's price itself),
 # by what the tenant pays with: an allowance every month and nothing beyond it ("free"), its balance
@@ -187,7 +195,8 @@ expired_grace_ms = 2592000000
 # provider whose certificate no public authority has signed names those that may in a PEM file (ca_file).
 # Its prices are found by its address; for another address name its place in the list (prices). With
 # any_model, callers may name any of its models, as "provider/model", and not only those below. A name that leads
-# to an address that is not public is not asked, unless private = true; an address that is written here is meant.
+# to an address that is not public is not asked, unless private = true; an address that is written here is meant. With
+# trace_context = true it is told where a request stands in a trace (the header traceparent).
 [providers.demo]
 kind = "demo"
 

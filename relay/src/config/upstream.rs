@@ -28,6 +28,8 @@ pub struct ProviderConfig {
     pub any_model: bool,
     /// Its name may lead to an address that is not public.
     pub private: bool,
+    /// It is told where a request stands in a trace (`traceparent`).
+    pub trace_context: bool,
 }
 
 /// Which API a provider speaks.
@@ -111,6 +113,7 @@ pub(super) fn provider(raw: &RawProvider, keys: Keys, catalogue: &Catalogue) -> 
         prices: listed(raw, &url, kind, catalogue)?,
         any_model: raw.any_model,
         private: raw.private,
+        trace_context: raw.trace_context,
         url,
     })
 }

@@ -95,10 +95,15 @@ impl Flight<'_> {
             answer: self.said.take().map(Arc::from).unwrap_or_default(),
             now_ms: self.escalator.env.clock.now_ms(),
         };
+        self.traced.used(outcome, &settlement.usage);
+        let part = self.traced.part("settle");
         // Should the store fail for long, the sweeper settles so.
         self.held.guard.settling(&settlement);
-        match self.escalator.settle(&self.held.tenant.id, settlement).await {
+        let settled = self.escalator.settle(&self.held.tenant.id, settlement).await;
+        drop(part);
+        match settled {
             Ok(settled) => {
+                self.traced.settled(&settled.end);
                 self.held.guard.disarm();
                 self.held.tenant.journal.end(settled.end.request_id);
                 let end = &settled.end;
@@ -157,6 +162,7 @@ impl Flight<'_> {
 
     /// A reader that is away asks again and is told then.
     async fn fail(mut self, failure: &Failed) {
+        self.traced.failed(failure.code);
         if let Some(reader) = &mut self.reader {
             send_failed(&mut reader.stream, failure).await;
         }

@@ -9,6 +9,7 @@ use super::candidates::Candidate;
 use super::finish::Ending;
 use super::plan::Plan;
 use super::runner::Flight;
+use super::traced::Traced;
 use crate::config::Retries;
 use crate::providers::{Answer, Call, CallFuture};
 use crate::settings::Settings;
@@ -16,6 +17,7 @@ use crate::store::ledger::hold::Usable;
 use belay_protocol::id::TenantId;
 use belay_protocol::message::{FailureCode, Outcome};
 use bytes::Bytes;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -146,12 +148,11 @@ impl Escalator {
     /// A call to a candidate's provider, which is sent once it is polled. Errors: why it cannot be made.
     pub(super) fn prepare(
         &self,
-        settings: &Settings,
-        tenant: &TenantId,
-        plan: &Plan,
+        (settings, tenant, plan): (&Settings, &TenantId, &Plan),
         usable: &Usable,
         sent: &Sent,
         output_cap: u32,
+        traced: &mut Traced,
     ) -> Result<CallFuture, String> {
         let candidate = &plan.candidates[usable.place];
         let name = &candidate.model.provider;
@@ -162,7 +163,8 @@ impl Escalator {
         });
         let body = plan.outgoing(candidate, &sent.body, output_cap);
         let (operation, headers) = (plan.operation, sent.headers.clone());
-        Ok(provider.call(Call { operation, body, headers, key: opened.transpose()? }))
+        let trace = traced.call(candidate, &settings.config.providers[name], (operation, plan.stream, output_cap));
+        Ok(provider.call(Call { operation, body, headers, key: opened.transpose()?, trace }))
     }
 }
 
@@ -201,9 +203,10 @@ impl Flight<'_> {
     ) -> Option<(Result<CallFuture, String>, Instant)> {
         let (now, now_ms) = (Instant::now(), self.escalator.env.clock.now_ms());
         self.count_call(answer, now);
-        let asked = &self.candidate().model;
+        let asked = Arc::clone(&self.candidate().model);
         let health = &self.escalator.health;
         let Some(failure) = why_not(answer) else {
+            self.traced.answered(answer, true);
             if answer.is_ok() && health.answered(&asked.provider, &asked.name) {
                 self.span.in_scope(|| info!(provider = %asked.provider, model = %asked.name, "it answers again"));
             }
@@ -216,21 +219,16 @@ impl Flight<'_> {
             self.span.in_scope(|| warn!(%provider, %model, %why, "others are asked before it for a while"));
         }
         let failed = format!("{} ({})", asked.provider, failure.why);
-        let sent = self.offers.sent.clone()?;
-        let when = self.offers.turn(&failure, now, self.deadline)?;
+        let turned = self.offers.sent.clone().zip(self.offers.turn(&failure, now, self.deadline));
+        self.traced.answered(answer, turned.is_none());
+        let (sent, when) = turned?;
         self.span.in_scope(|| warn!(%failed, wait_ms = (when - now).as_millis(), "asking another, or again"));
         self.offers.failed.push(failed);
         self.meter = self.plan.meter(self.candidate());
         self.answers = self.plan.answers(self.candidate(), now_ms);
         let usable = &self.offers.usable[self.offers.at];
-        let call = self.escalator.prepare(
-            &self.settings,
-            &self.held.tenant.id,
-            &self.plan,
-            usable,
-            &sent,
-            self.held.output_cap,
-        );
+        let of = (&*self.settings, &self.held.tenant.id, &self.plan);
+        let call = self.escalator.prepare(of, usable, &sent, self.held.output_cap, &mut self.traced);
         Some((call, when))
     }
 }

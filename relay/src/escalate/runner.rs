@@ -11,6 +11,7 @@ use super::patience::Patience;
 use super::plan::Plan;
 use super::reader::{Heard, Reader};
 use super::sweeper::RENEW;
+use super::traced::Traced;
 use super::watch::Watch;
 use super::{Begun, ClientStream, Escalator, Held};
 use crate::ops::memory::BodyPermit;
@@ -72,6 +73,7 @@ pub(super) struct Flight<'a> {
     pub(super) whole: BytesMut,
     /// What it says, where a session is to have it.
     pub(super) said: Option<String>,
+    pub(super) traced: Traced,
 }
 
 impl Escalator {
@@ -80,7 +82,7 @@ impl Escalator {
         request: &EscalateRequest,
         begun: Begun,
         body_permit: BodyPermit,
-        stream: ClientStream,
+        (stream, traced): (ClientStream, Traced),
         span: &Span,
     ) {
         let Begun { settings, plan, held, offers, call, registration } = begun;
@@ -111,6 +113,7 @@ impl Escalator {
             away: None,
             head: None,
             span,
+            traced,
         };
         flight.fly(call).await;
     }
@@ -168,6 +171,7 @@ impl Flight<'_> {
     /// Waits for the provider's status and headers.
     async fn call(&mut self, mut answer: CallFuture) -> Result<Answer, Ending> {
         self.asked_at = Instant::now();
+        self.traced.dispatched();
         let first_event = self.asked_at + self.settings.config.timeouts.first_event;
         let mut timer = pin!(sleep_until(first_event.min(self.deadline)));
         let mut is_sent = false;
@@ -290,6 +294,7 @@ impl Flight<'_> {
             return Poll::Ready(Ending::After(Outcome::CANCELLED, error.to_string()));
         }
         self.span.in_scope(|| info!(why = %error, events = self.log.next(), "the reader is away"));
+        self.traced.event("the reader is away");
         self.reader = None;
         self.away = Some(Box::pin(sleep(self.settings.config.timeouts.resume_window)));
         Poll::Pending
@@ -301,6 +306,7 @@ impl Flight<'_> {
             old.supersede();
         }
         self.span.in_scope(|| info!(next = attach.next, events = self.log.next(), "a reader is back"));
+        self.traced.event("a reader is back");
         self.away = None;
         self.log.acknowledge(attach.next);
         let mut reader = Reader::new(attach.stream);
@@ -343,6 +349,7 @@ impl Flight<'_> {
                 if self.first_event.is_none() {
                     self.first_event = Some(heard);
                     self.escalator.metrics.first_token(heard.duration_since(self.held.at));
+                    self.traced.first_event(heard.duration_since(self.asked_at));
                 }
             }
             if let Err(ending) = taken {

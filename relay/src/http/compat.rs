@@ -12,7 +12,7 @@ use belay_http::api::{Api, Forward, Llm};
 use belay_http::models;
 use belay_http::refusal::Refusal;
 use belay_http::wishes::{Wishes, passed_on, peek};
-use belay_protocol::message::{Dialect, EscalateRequest, Operation};
+use belay_protocol::message::{Dialect, Operation};
 use http::StatusCode;
 use std::sync::Arc;
 
@@ -30,10 +30,8 @@ async fn forwarded(http: &Http, forward: Forward, asked: &mut Asked) -> Result<R
     let (model, stream) = peek(&body)?;
     let id = http.request_id(&admitted.caller, wishes.idempotency_key.as_deref().map(|key| ("llm", key)));
     let kind = (forward.operation, forward.dialect);
-    let request = EscalateRequest {
-        headers: passed_on(&asked.head.headers),
-        ..request(id, kind, (model, stream), &wishes, &body)
-    };
+    let mut request = request(id, kind, (model, stream), &wishes, &body);
+    request.headers.extend(passed_on(&asked.head.headers));
     let piped = http.run(&admitted, request, (body, permit), wishes.idempotency_key.is_some())?;
     let response = respond(piped, forward, stream, http.terms(&wishes)).await?.map(Body::new);
     if stream { Ok(response) } else { counted(http, response) }

@@ -30,7 +30,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 /// What browsers may ask with, and see of an answer.
 const METHODS: &str = "GET, POST, PUT";
 const HEADERS: &str = "authorization, x-api-key, content-type, idempotency-key, last-event-id, anthropic-version, \
-     anthropic-beta, openai-beta, belay-cost-cap, belay-may-reduce, belay-deadline-ms";
+     anthropic-beta, openai-beta, traceparent, belay-cost-cap, belay-may-reduce, belay-deadline-ms";
 /// A page that somebody makes of an answer loads nothing; the relay's own says what it loads.
 const POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 

@@ -163,6 +163,7 @@ pub(super) fn broken(error: &StreamError) -> Refusal {
 pub(super) struct Piped {
     side: Side,
     id: RequestId,
+    trace: RequestId,
     /// The number of the next event.
     next: u64,
     /// Its caller may come back.
@@ -177,11 +178,11 @@ const KEPT: usize = 4 << 20;
 
 impl Piped {
     /// `keeps`: what is read is kept for whoever asks again; otherwise its caller says nothing more.
-    pub(super) fn new(mut side: Side, id: RequestId, keeps: bool) -> Self {
+    pub(super) fn new(mut side: Side, (id, trace): (RequestId, RequestId), keeps: bool) -> Self {
         if !keeps {
             side.writer.finish();
         }
-        Self { side, id, next: 0, keeps, read: 0, over: false }
+        Self { side, id, trace, next: 0, keeps, read: 0, over: false }
     }
 
     fn take(&mut self, frame: Frame) -> Result<Piece, ProtocolError> {
@@ -239,6 +240,10 @@ impl Source for Piped {
 
     fn id(&self) -> RequestId {
         self.id
+    }
+
+    fn trace_id(&self) -> RequestId {
+        self.trace
     }
 
     fn refused(&mut self, status: u16, why: &str) {

@@ -225,7 +225,8 @@ async fn answer(
     let request =
         EscalateRequest { session_id, max_output_tokens, ..request(id, kind, (model, stream), &wishes, &prompt) };
     let piped = http.run(admitted, request, (prompt, permit), name.is_some())?;
-    let refused = |refusal: Refusal| refusal.with_request(&shown);
+    let trace = wishes.trace.map_or(id, |trace| trace.trace_id());
+    let refused = |refusal: Refusal| refusal.with_request(&shown).with_trace(trace);
     if stream {
         let told = Told { piped, dialect: Dialect::PROMPT, is_refused: false, last: None };
         let forward = Forward { operation: kind.0, dialect: kind.1 };
@@ -342,6 +343,10 @@ impl Source for Told {
 
     fn id(&self) -> RequestId {
         self.piped.id()
+    }
+
+    fn trace_id(&self) -> RequestId {
+        self.piped.trace_id()
     }
 
     fn refused(&mut self, status: u16, why: &str) {

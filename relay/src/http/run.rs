@@ -10,6 +10,7 @@ use belay_http::refusal::Refusal;
 use belay_http::wishes::{Wishes, named};
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{Dialect, EscalateRequest, FailureCode, Operation};
+use belay_protocol::trace::TraceContext;
 use bytes::Bytes;
 use http::StatusCode;
 use std::future::Future;
@@ -52,6 +53,7 @@ impl Http {
             return Err(refusal.remedy("wait until one has ended"));
         };
         let id = request.request_id;
+        let trace = TraceContext::among(&request.headers).map_or(id, |trace| trace.trace_id());
         let model: String = request.model.chars().filter(|c| !c.is_control()).take(64).collect();
         let span = tracing::info_span!("http", tenant = %caller.tenant, device = %caller.device);
         let span = tracing::info_span!(parent: &span, "request", %id, model = %model);
@@ -65,7 +67,7 @@ impl Http {
         if running.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
             self.shared.streams.spawn(running);
         }
-        Ok(Piped::new(ours, id, keeps))
+        Ok(Piped::new(ours, (id, trace), keeps))
     }
 }
 
@@ -88,7 +90,7 @@ pub(super) fn request(
         may_reduce_output: wishes.may_reduce,
         cost_cap: wishes.cost_cap,
         deadline_ms: wishes.deadline_ms,
-        headers: vec![],
+        headers: wishes.trace.map(|trace| trace.header()).into_iter().collect(),
         body_len: u32::try_from(body.len()).unwrap_or(u32::MAX),
         extensions: vec![],
     }

@@ -50,7 +50,7 @@ pub(super) struct Problem {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "code": "payment_required", "message": "the balance of $0.00 does not cover this request; $0.01 is missing",
-    "remedy": "top up, ask for fewer output tokens, or allow a smaller answer", "request_id": null,
+    "remedy": "top up, ask for fewer output tokens, or allow a smaller answer", "request_id": null, "trace_id": null,
     "retry_after_ms": null, "missing_nano_usd": 10000000
 }))]
 pub(super) struct ProblemDetails {
@@ -62,6 +62,8 @@ pub(super) struct ProblemDetails {
     pub(super) remedy: String,
     /// The request, as the relay knows it.
     pub(super) request_id: Option<String>,
+    /// What those who collect spans know it by: the trace of its caller's `traceparent`, or the request's own.
+    pub(super) trace_id: Option<String>,
     /// Worth trying again after so long.
     pub(super) retry_after_ms: Option<u64>,
     /// The money that is missing, in nano-dollars.

@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// A label of which this code knows all values.
@@ -89,6 +90,7 @@ pub struct Metrics {
     tenants_open: Gauge,
     certificate_days: Family<Known, Gauge>,
     reloads: Family<Known, Counter>,
+    spans: Family<Known, Counter>,
 }
 
 impl fmt::Debug for Metrics {
@@ -110,6 +112,8 @@ pub(crate) struct View {
     pub(crate) ill: Vec<(String, String)>,
     /// Days until certificates end, by whose they are.
     pub(crate) certificates: Vec<(&'static str, i64)>,
+    /// What became of spans, where there are any.
+    pub(crate) spans: Option<[(&'static str, u64); 2]>,
 }
 
 impl Default for Metrics {
@@ -148,6 +152,7 @@ impl Default for Metrics {
             tenants_open: Gauge::default(),
             certificate_days: Family::default(),
             reloads: Family::default(),
+            spans: Family::default(),
         };
         let version: Family<Known, Gauge> = Family::default();
         version.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
@@ -211,6 +216,7 @@ impl Default for Metrics {
         registry.register_with_unit("sync", "Content of items, by direction", Unit::Bytes, sync.bytes);
         registry.register("certificate_days", "Days until certificates end", all.certificate_days.clone());
         registry.register("reloads", "Times that the configuration was read anew", all.reloads.clone());
+        registry.register("spans", "Spans of requests, by what became of them", all.spans.clone());
         Self { registry, ..all }
     }
 }
@@ -241,6 +247,9 @@ impl Metrics {
         }
         for (whose, days) in &view.certificates {
             self.certificate_days.get_or_create(&[("certificate", whose)]).set(*days);
+        }
+        for (became, count) in view.spans.into_iter().flatten() {
+            self.spans.get_or_create(&[("result", became)]).inner().store(count, Ordering::Relaxed);
         }
         let mut text = String::new();
         // A `String` takes everything.

@@ -7,6 +7,7 @@ use axum::body::HttpBody;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use belay_protocol::calendar;
 use belay_protocol::message::{Dialect, Operation};
+use belay_protocol::trace::TRACEPARENT;
 use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
 use std::pin::Pin;
@@ -72,6 +73,8 @@ pub struct Http {
     /// The address of its API, without the version.
     base: String,
     key: SecretString,
+    /// It is told where a request stands in a trace.
+    tells_trace: bool,
 }
 
 impl Http {
@@ -80,7 +83,7 @@ impl Http {
     pub fn new(client: reqwest::Client, config: &ProviderConfig) -> Self {
         // A base URL may be given with or without the version, as SDKs take it.
         let base = config.url.strip_suffix("/v1").unwrap_or(&config.url).to_owned();
-        Self { client, kind: config.kind, base, key: config.key.clone() }
+        Self { client, kind: config.kind, base, key: config.key.clone(), tells_trace: config.trace_context }
     }
 
     fn url(&self, operation: Operation) -> String {
@@ -108,6 +111,9 @@ impl Http {
             if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
                 headers.insert(name, value);
             }
+        }
+        if let Some(trace) = call.trace.filter(|_| self.tells_trace) {
+            headers.extend(HeaderValue::try_from(trace.to_string()).map(|place| (HeaderName::from_static(TRACEPARENT), place)));
         }
         self.authorise(&mut headers, call.key.as_ref().unwrap_or(&self.key));
         headers

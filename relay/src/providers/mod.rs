@@ -9,6 +9,7 @@ pub mod http;
 use crate::config::{Config, ProviderConfig, ProviderKind};
 use crate::settings::Settings;
 use belay_protocol::message::{Dialect, Operation};
+use belay_protocol::trace::TraceContext;
 use bytes::Bytes;
 use secrecy::SecretString;
 use std::collections::BTreeMap;
@@ -41,6 +42,8 @@ pub struct Call {
     pub headers: Vec<(String, String)>,
     /// The tenant's own key, in place of the relay's.
     pub key: Option<SecretString>,
+    /// Where the call stands in a trace.
+    pub trace: Option<TraceContext>,
 }
 
 /// The bytes of an answer, in the pieces in which they came.

@@ -12,6 +12,7 @@ use belay_certs::shown::Shown;
 use belay_certs::tls::Time;
 use belay_certs::{CertError, file, issue, sha256, tls};
 use belay_protocol::{ALPN, RELAY_SERVER_NAME};
+use belay_traces::{Exporter, Traces};
 use belay_transport::env::Env;
 use belay_transport::params::{self, EndpointKeys};
 use quinn::crypto::rustls::QuicServerConfig;
@@ -95,6 +96,12 @@ pub(super) fn lasting_name(state: &Path, authorities: &Authorities) -> Result<St
         }
         Err(error) => Err(error),
     }
+}
+
+/// Where spans go, and the task that hands them over.
+pub(super) fn traces_of(config: &Config, env: &Env) -> Result<(Option<Traces>, Option<Exporter>), StartError> {
+    let made = config.traces.as_ref().map(|settings| Traces::new(settings, env.clone()));
+    Ok(made.transpose().map_err(|error| StartError::Setup(error.to_string()))?.unzip())
 }
 
 /// The relay's own certificate is made anew so often, long before it ends.
