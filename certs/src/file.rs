@@ -39,14 +39,24 @@ pub fn take_place(from: &Path, to: &Path) -> Result<(), CertError> {
     sync_directory(to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))).map_err(failed)
 }
 
-/// Makes a directory, and what is missing above it, that only its owner can enter.
+/// Makes a directory, and what is missing above it, that only its owner can enter; durable when this returns: what is
+/// synced in a directory whose own name is not would be lost with it.
 pub fn create_private_dir(path: &Path) -> Result<(), CertError> {
     let failed = |source| CertError::File { operation: "create directory", path: path.display().to_string(), source };
+    let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.is_dir()).collect();
     let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path).map_err(failed)
+    for dir in missing.into_iter().rev() {
+        match builder.create(dir) {
+            // Somebody else was faster, and may not have synced it yet.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+            made => made.map_err(failed)?,
+        }
+        let above = dir.parent().filter(|above| !above.as_os_str().is_empty());
+        sync_directory(above.unwrap_or(Path::new("."))).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Reads a whole file.

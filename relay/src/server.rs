@@ -5,7 +5,9 @@ pub(crate) mod setup;
 
 pub(crate) use self::setup::record_prices;
 
-use self::setup::{endpoint_keys, keep_shown, lasting_name, quic_config, shown, store_config, strangers, tls_config, traces_of};
+use self::setup::{
+    endpoint_keys, keep_shown, lasting_name, quic_config, shown, store_config, strangers, tls_config, traces_of,
+};
 use crate::admin::copies::copies_dir;
 use crate::admin::service::AdminService;
 use crate::authority::Keeper;

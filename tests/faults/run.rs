@@ -10,9 +10,10 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// The faults, and the tests that try them.
-pub(crate) const FAULTS: [(&str, &str); 16] = [
+pub(crate) const FAULTS: [(&str, &str); 17] = [
     ("relay-killed-in-requests", "crash::kill_9_in_the_middle_of_fifty_requests_five_times"),
     ("relay-killed-and-found", "faults::a_killed_relay_is_noticed_and_found_again_fifty_times"),
+    ("power-cut", "power::a_relay_that_loses_power_keeps_what_it_has_acknowledged"),
     ("relay-drained", "faults::a_relay_is_drained_under_running_streams_twenty_times"),
     ("client-killed", "faults::a_client_is_killed_and_started_again_a_hundred_times"),
     ("address-changed", "faults::a_hundred_address_changes_cost_no_reconnect"),

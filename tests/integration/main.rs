@@ -42,6 +42,7 @@ mod package;
 mod page;
 mod paths;
 mod pipes;
+mod power;
 mod prices;
 mod programs;
 mod providers;

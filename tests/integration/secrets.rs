@@ -287,7 +287,8 @@ async fn journey(format: &'static str) -> Journey {
             ("the provider's words", PROVIDERS_WORDS),
         ];
         let canaries = canaries.map(|(name, text)| Canary::text(name, text)).into();
-        let mut journey = Journey { provider, site, canaries, collector, client_logs: String::new(), printed: String::new() };
+        let mut journey =
+            Journey { provider, site, canaries, collector, client_logs: String::new(), printed: String::new() };
         journey.go();
         assert!(journey.site.relay.terminate().unwrap().success());
         // What the providers got: the canaries were there to be leaked.

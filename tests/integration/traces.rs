@@ -2,8 +2,8 @@
 //! told; nothing where nothing is configured; and nobody who waits for a collector.
 
 use crate::programs::{Site, belay, exits, run};
-use belay_client::gateway::Settings;
 use belay_client::Options;
+use belay_client::gateway::Settings;
 use belay_protocol::trace::TraceContext;
 use belay_relay::store::central::keys::KeyScope;
 use belay_tests::collector::{Collector, Told};
@@ -167,9 +167,10 @@ async fn what_fails_is_found_by_what_its_caller_is_told() {
     let (_, text) = HttpCaller::text(asked).await;
     assert!(text.contains(&format!("\"trace_id\":\"{TRACE}\"")), "{text}");
     eventually("the request is told", async || {
-        let failed = collector.of("belayd", "request").into_iter().find(|span| {
-            span.says.get("belay.outcome").is_some_and(|outcome| outcome == "provider_failed")
-        });
+        let failed = collector
+            .of("belayd", "request")
+            .into_iter()
+            .find(|span| span.says.get("belay.outcome").is_some_and(|outcome| outcome == "provider_failed"));
         failed.is_some_and(|span| span.failed && span.trace == TRACE)
     })
     .await;
@@ -196,7 +197,8 @@ async fn where_nothing_is_configured_a_callers_place_goes_through_and_nothing_el
     relay.stop().await;
     // A provider that is not to know is not told.
     let collector = Collector::start().await;
-    let config = format!("[providers.p]\nkind = \"openai\"\nurl = \"{}/v1\"\n{}", provider.url(), traces(&collector.url()));
+    let config =
+        format!("[providers.p]\nkind = \"openai\"\nurl = \"{}/v1\"\n{}", provider.url(), traces(&collector.url()));
     let model = "[models.m]\nprovider = \"p\"\ncontext_tokens = 32000\nmax_output_tokens = 4096\n\
                  price = { input = \"3\", output = \"15\" }\n[aliases]\nauto = \"m\"\n";
     let relay = TestRelay::start(&format!("{config}{model}")).await;
@@ -239,7 +241,8 @@ async fn nobody_waits_for_a_collector_and_what_it_loses_is_counted() {
     let client = relay.client().await;
     let lost = || {
         let text = relay.relay().admin().metrics();
-        let line = text.lines().find(|line| line.starts_with("belay_spans_total{result=\"dropped\"}")).map(str::to_owned);
+        let line =
+            text.lines().find(|line| line.starts_with("belay_spans_total{result=\"dropped\"}")).map(str::to_owned);
         line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
     };
     let began = Instant::now();
@@ -268,9 +271,12 @@ async fn a_collector_is_shown_its_key_and_one_that_refuses_is_told_of() {
     collector.refuse(Some(StatusCode::FORBIDDEN));
     client.ask(&Script::tokens(1).as_message()).await;
     eventually("it is counted", async || {
-        relay.relay().admin().metrics().lines().any(|line| {
-            line.starts_with("belay_spans_total{result=\"dropped\"}") && !line.ends_with(" 0")
-        })
+        relay
+            .relay()
+            .admin()
+            .metrics()
+            .lines()
+            .any(|line| line.starts_with("belay_spans_total{result=\"dropped\"}") && !line.ends_with(" 0"))
     })
     .await;
     let findings = relay.relay().admin().doctor().await.unwrap();

@@ -1,6 +1,6 @@
 //! The harness of belay's tests: relays and clients in this process ([`relay`]) or in their own
 //! ([`procs`]), a scriptable provider ([`fake_provider`]), a bad network ([`link`], [`tcp_link`]), whole histories
-//! in one thread under virtual time ([`sim`]), local gateways ([`gateway`]), a collector of spans ([`collector`]), and peers in Python ([`python`])
+//! in one thread under virtual time ([`sim`]), local gateways ([`gateway`]), a collector of spans ([`collector`]), disks that lose power ([`power`]), and peers in Python ([`python`])
 //! and Node ([`node`]).
 #![warn(missing_docs)]
 #![expect(clippy::unwrap_used, reason = "a test harness fails by panicking")]
@@ -17,6 +17,7 @@ pub mod node;
 pub mod nspawn;
 pub mod old_deployment;
 pub mod packages;
+pub mod power;
 pub mod procs;
 pub mod python;
 pub mod relay;

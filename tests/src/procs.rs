@@ -3,6 +3,7 @@
 //! [`binary`] finds (and once builds) them, [`Belayd`] keeps one relay with its directory. Every
 //! process is killed when its owner is dropped, also by a panic.
 
+use crate::power::record::recorded;
 use anyhow::{Context, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -241,6 +242,20 @@ impl Belayd {
         let env: Vec<_> = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let process = serve(dir.path(), &env)?;
         Ok(Self { dir, process, env })
+    }
+
+    /// The same with everything recorded that it does to files. `None`: there is no `strace`.
+    pub fn start_recorded(additions: &str, log: &Path) -> anyhow::Result<Option<Self>> {
+        let dir = tempfile::Builder::new().prefix("belayd-").tempdir()?;
+        let state = dir.path().join("state").display().to_string();
+        let config = with_key(additions, "listen", "quic", "127.0.0.1:0")?;
+        fs::write(dir.path().join("belayd.toml"), with_key(&config, "state", "dir", &state)?)?;
+        let stderr = File::options().create(true).append(true).open(dir.path().join("stderr.log"))?;
+        let mut command = belayd(dir.path());
+        command.args(["serve", "--json"]);
+        let Some(mut command) = recorded(&command, log) else { return Ok(None) };
+        let process = Listening::spawn(command.stdin(Stdio::null()).stderr(stderr))?;
+        Ok(Some(Self { dir, process, env: vec![] }))
     }
 
     /// Starts the relay again, on the same state, once it was killed or has left. It listens where

@@ -186,6 +186,20 @@ pub struct TestClient {
 }
 
 impl TestClient {
+    /// Enrols with a join string, and brings the tunnel up.
+    pub async fn join(invite: &str) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let state = StateDir::at(home.path());
+        enrol::join(&Env::system(), &state, &Invite::decode(invite).unwrap(), "test").await.unwrap();
+        Self::start(state, home, Options::default()).await
+    }
+
+    /// The same device with another client.
+    #[must_use]
+    pub fn with(&self, client: Client) -> Self {
+        Self { client: Arc::new(client), state: self.state.clone(), _home: tempfile::tempdir().unwrap() }
+    }
+
     async fn start(state: StateDir, home: TempDir, options: Options) -> Self {
         let (identity, key) = state.load().unwrap();
         let client = Arc::new(Client::start(Env::system(), identity, &key, options).unwrap());

@@ -272,7 +272,7 @@ async fn far_end(shared: &Shared, kind: StreamKind) -> Result<FarEnd, NoFarEnd> 
     let wait = shared.settings.wait;
     let place = match kind {
         StreamKind::Escalate => {
-            Some(shared.lanes.place(wait).await.map_err(|refusal| NoFarEnd::Busy(refusal.message))?)
+            Some(shared.lanes.place(wait).await.map_err(|refusal| NoFarEnd::Busy(refusal.message.into()))?)
         }
         _ => None,
     };

@@ -124,7 +124,9 @@ pub async fn respond<S: Source>(
             // Of an answer that began as a stream: its head has gone out above.
             Some(Piece::Event(_)) => {}
             Some(Piece::Gone) => whole.is_gone = true,
-            Some(Piece::End(end)) => return whole.settled(&end).map_err(|refusal| refusal.with_trace(source.trace_id())),
+            Some(Piece::End(end)) => {
+                return whole.settled(&end).map_err(|refusal| refusal.with_trace(source.trace_id()));
+            }
             Some(Piece::Failed(failure)) => {
                 let refusal = Refusal::from(&failure);
                 return match whole.head {

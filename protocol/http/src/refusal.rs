@@ -17,7 +17,7 @@ pub struct Refusal {
     /// A stable name, for programs.
     pub code: &'static str,
     /// What was wrong, for people.
-    pub message: String,
+    pub message: Box<str>,
     /// What to do about it, for people; may be empty.
     pub remedy: Box<str>,
     /// Worth trying again after so long.
@@ -27,7 +27,7 @@ pub struct Refusal {
     /// The request, as the relay knows it.
     pub request_id: Option<Box<str>>,
     /// What those who collect spans know the request by.
-    pub trace_id: Option<RequestId>,
+    pub trace_id: Option<Box<RequestId>>,
 }
 
 impl Refusal {
@@ -36,7 +36,7 @@ impl Refusal {
         Self {
             status,
             code,
-            message: message.into(),
+            message: message.into().into(),
             remedy: "".into(),
             retry_after_ms: None,
             missing: None,
@@ -92,7 +92,7 @@ impl Refusal {
     /// Names the trace, unless it is named already.
     #[must_use]
     pub fn with_trace(mut self, trace: RequestId) -> Self {
-        self.trace_id.get_or_insert(trace);
+        self.trace_id.get_or_insert_with(|| trace.into());
         self
     }
 
@@ -118,7 +118,7 @@ impl Refusal {
     #[must_use]
     pub fn words(&self) -> String {
         match &*self.remedy {
-            "" => self.message.clone(),
+            "" => self.message.to_string(),
             remedy => format!("{}; {remedy}", self.message),
         }
     }
@@ -145,7 +145,7 @@ impl Refusal {
     }
 
     fn trace(&self) -> Option<String> {
-        self.trace_id.map(|trace| trace.to_string())
+        self.trace_id.as_ref().map(|trace| trace.to_string())
     }
 
     fn json(&self, api: Api) -> Value {
@@ -251,7 +251,7 @@ impl From<&Failed> for Refusal {
         Self {
             status,
             code: failed.code.name(),
-            message: failed.message.clone(),
+            message: failed.message.as_str().into(),
             remedy: failed.remedy.as_str().into(),
             retry_after_ms: failed.retry_after_ms,
             missing: failed.missing,

@@ -128,7 +128,7 @@ mod tests {
     fn read(headers: &[(&'static str, &'static str)]) -> Result<Wishes, String> {
         let headers =
             headers.iter().map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)));
-        Wishes::read(&headers.collect()).map_err(|refusal| refusal.message)
+        Wishes::read(&headers.collect()).map_err(|refusal| refusal.message.into())
     }
 
     #[test]

@@ -102,7 +102,10 @@ impl Settings {
     /// Errors: which of it makes no sense.
     pub fn check(&self) -> Result<(), TracesError> {
         let url = reqwest::Url::parse(&self.endpoint).ok().filter(|url| {
-            matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none() && url.fragment().is_none()
+            matches!(url.scheme(), "http" | "https")
+                && url.has_host()
+                && url.query().is_none()
+                && url.fragment().is_none()
         });
         if url.is_none() {
             return Err(TracesError::Endpoint(self.endpoint.clone()));

@@ -193,7 +193,8 @@ impl Drop for Span {
 
 /// A number that is as good as random even where the bytes are not.
 fn mixed(trace: [u8; 16]) -> u64 {
-    let [a, b] = [&trace[..8], &trace[8..]].map(|half| half.iter().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte)));
+    let [a, b] =
+        [&trace[..8], &trace[8..]].map(|half| half.iter().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte)));
     let mut sum = a ^ b.rotate_left(32);
     // Two rounds of the finaliser of SplitMix64.
     for _ in 0..2 {

@@ -53,11 +53,7 @@ fn create(path: &Path) -> io::Result<File> {
 
 impl Disk for SystemDisk {
     fn make_dir(&self, dir: &Path) -> io::Result<()> {
-        if dir.is_dir() {
-            return Ok(());
-        }
-        belay_certs::file::create_private_dir(dir).map_err(io::Error::other)?;
-        dir.parent().map_or(Ok(()), |above| self.sync_dir(above))
+        belay_certs::file::create_private_dir(dir).map_err(io::Error::other)
     }
 
     fn write(&self, files: &[(PathBuf, &[u8])]) -> Vec<io::Result<()>> {

@@ -119,7 +119,10 @@ pub(super) fn check(config: &Config, secrets: &[(String, PathBuf)], keys: Keys) 
     if let Some(traces) = config.traces.as_ref().filter(|traces| traces.endpoint.starts_with("http://"))
         && !is_near(&traces.endpoint)
     {
-        return wrong("traces.endpoint".into(), format!("{} would be told in the clear who asks what of whom", traces.endpoint));
+        return wrong(
+            "traces.endpoint".into(),
+            format!("{} would be told in the clear who asks what of whom", traces.endpoint),
+        );
     }
     match &config.http {
         Some(http) if http.tls == HttpTls::Off && !http.listen.ip().is_loopback() => {

@@ -184,7 +184,13 @@ mod tests {
     async fn it_streams_like_a_real_one() {
         let body = json!({ "model": "demo-1", "stream": true, "stream_options": { "include_usage": true },
             "messages": [{ "role": "user", "content": "Why is the sky blue?" }] });
-        let call = Call { operation: Operation::CHAT, body: Bytes::from(body.to_string()), headers: vec![], key: None, trace: None };
+        let call = Call {
+            operation: Operation::CHAT,
+            body: Bytes::from(body.to_string()),
+            headers: vec![],
+            key: None,
+            trace: None,
+        };
         let mut answer = Demo::new(Duration::from_millis(5)).call(call).await.expect("answers");
         let mut splitter = SseSplitter::new(1 << 16);
         let mut meter = UsageMeter::new(Dialect::OPENAI_CHAT);

@@ -113,7 +113,9 @@ impl Http {
             }
         }
         if let Some(trace) = call.trace.filter(|_| self.tells_trace) {
-            headers.extend(HeaderValue::try_from(trace.to_string()).map(|place| (HeaderName::from_static(TRACEPARENT), place)));
+            headers.extend(
+                HeaderValue::try_from(trace.to_string()).map(|place| (HeaderName::from_static(TRACEPARENT), place)),
+            );
         }
         self.authorise(&mut headers, call.key.as_ref().unwrap_or(&self.key));
         headers
