@@ -2,14 +2,15 @@
 //!
 //! `cargo run --release -p belay-tests --bin faults -- [--json] [--scale ci|release] [--seed N] [--only NAME] [--fresh]`
 //!
-//! It runs the fault tests of the integration tests one after the other, as often as the scale says, and gathers what they
-//! tell. A fault whose test fails is shown with the command that repeats it, and its output lies below `target/faults`.
+//! It runs the fault tests of the integration tests one after the other, as often as the scale says, gathers what they
+//! tell, and feeds what takes bytes from strangers with libFuzzer (20 seconds each, or 20 minutes). A fault whose test fails is shown with the command that repeats it, and its output lies below `target/faults`.
 //! What is finished is remembered there: a run that was stopped goes on where it was.
 //!
 //! Exit codes: 0 all promises are kept, 1 one is not.
 
 #![expect(clippy::print_stdout, reason = "a command line prints")]
 
+mod fuzz;
 mod run;
 
 use belay_protocol::table;
@@ -72,9 +73,9 @@ fn main() -> ExitCode {
 fn gather(args: &Args) -> anyhow::Result<bool> {
     let mut runner = Runner::open(args.scale.name(), args.seed, args.fresh)?;
     let mut all: Vec<Fault> = vec![];
-    let wanted = FAULTS.iter().filter(|(name, _)| args.only.as_ref().is_none_or(|only| name.contains(only.as_str())));
-    for (name, test) in wanted {
-        let faults = runner.run(name, test)?;
+    let is_wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+    for name in all_names().filter(|name| is_wanted(name)) {
+        let faults = runner.run(&name)?;
         for fault in &faults {
             if args.json {
                 println!("{}", serde_json::to_string(fault)?);
@@ -92,7 +93,12 @@ fn gather(args: &Args) -> anyhow::Result<bool> {
 }
 
 fn names() -> String {
-    FAULTS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+    all_names().collect::<Vec<_>>().join(", ")
+}
+
+fn all_names() -> impl Iterator<Item = String> {
+    let fuzzed = fuzz::TARGETS.iter().map(|name| format!("fuzz-{name}"));
+    FAULTS.iter().map(|(name, _)| (*name).to_owned()).chain(fuzzed)
 }
 
 fn shown(all: &[Fault]) -> String {
