@@ -5,6 +5,7 @@ use belay_protocol::dialect::body::inspect;
 use belay_protocol::dialect::edit::{Edits, apply};
 use belay_protocol::dialect::prompt::Prompt;
 use belay_protocol::dialect::translate::{self, Sending};
+use belay_protocol::message::Dialect;
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -14,7 +15,8 @@ pub(crate) fn bodies(bytes: &[u8]) {
     let from = DIALECTS[usize::from(*whose) % 4];
     let body = Bytes::copy_from_slice(body);
     if let Ok(facts) = inspect(from, &body) {
-        let edits = Edits { model: "a-model", max_output_tokens: Some(77), cap_field: "max_tokens" };
+        let cap_field = if from == Dialect::OPENAI_RESPONSES { "max_output_tokens" } else { "max_tokens" };
+        let edits = Edits { model: "a-model", max_output_tokens: Some(77), cap_field };
         let edited = apply(from, &body, &facts, &edits);
         // What was JSON is JSON, and says what was meant.
         if serde_json::from_slice::<Value>(&body).is_ok() {
