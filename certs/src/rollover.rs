@@ -71,6 +71,13 @@ impl Standing {
         Some(begins_ms + u64::try_from(BACKDATED.as_millis()).unwrap_or(0))
     }
 
+    /// Certificates of devices that were made then or before do not bring what is known of authorities now, milliseconds
+    /// since 1970.
+    #[must_use]
+    pub fn changed_ms(&self) -> Option<u64> {
+        self.prepared_ms().or_else(|| Some(self.former.as_ref()?.replaced_ms))
+    }
+
     /// When the one that stands ends, milliseconds since 1970.
     #[must_use]
     pub fn ends_ms(&self) -> u64 {

@@ -49,6 +49,8 @@ pub(crate) enum Event {
         relay_round_trip: Duration,
         /// How the relay is, if it tells.
         state: Option<RelayState>,
+        /// Certificates that were made then or before are to be renewed soon, milliseconds since 1970.
+        renew_since_ms: Option<u64>,
     },
     /// The path may be dead.
     Suspect(&'static str),
@@ -336,6 +338,7 @@ impl Control {
             round_trip: Duration::from_micros(round_trip),
             relay_round_trip: Duration::from_micros(ack.relay_round_trip_us.into()),
             state: RelayState::among(&ack.extensions),
+            renew_since_ms: vitals::renew_among(&ack.extensions),
         })
     }
 

@@ -1,5 +1,5 @@
 //! The device's certificate: renewed over the tunnel when two thirds of its time are over, and before anything else when
-//! it has ended. The key stays; only `identity.json` is written, whole or not at all.
+//! it has ended; sooner where the relay asks for it, since its authority becomes another. The key stays; only `identity.json` is written, whole or not at all.
 
 use crate::dial::Dialer;
 use crate::error::ClientError;
@@ -24,9 +24,10 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// How long it waits for a tunnel.
 const TUNNEL: Duration = Duration::from_secs(60);
 
-/// When a certificate is to be renewed, and when it ends; milliseconds since 1970.
+/// When a certificate was made, is to be renewed, and ends; milliseconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Times {
+    made_ms: u64,
     due_ms: u64,
     ends_ms: u64,
 }
@@ -38,6 +39,8 @@ pub(crate) struct Renewal {
     key: DeviceKey,
     state: Option<StateDir>,
     identity: Mutex<(Identity, Times)>,
+    /// What the relay asked for last: certificates that were made then or before, and when this one's turn is.
+    asked: Mutex<(u64, u64)>,
     /// One at a time: several tunnels may find that it is due.
     turn: tokio::sync::Mutex<()>,
 }
@@ -52,11 +55,31 @@ impl Renewal {
     ) -> Result<Self, ClientError> {
         let times = times(env, identity)?;
         let identity = Mutex::new((identity.clone(), times));
-        Ok(Self { env: env.clone(), key: key.copy()?, state, identity, turn: tokio::sync::Mutex::default() })
+        let (asked, turn) = (Mutex::default(), tokio::sync::Mutex::default());
+        Ok(Self { env: env.clone(), key: key.copy()?, state, identity, asked, turn })
     }
 
     fn now(&self) -> (Identity, Times) {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// When it is time, by its age or since the relay has asked.
+    fn due_ms(&self) -> u64 {
+        let (_, times) = self.now();
+        let (since_ms, turn_ms) = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if times.made_ms <= since_ms { times.due_ms.min(turn_ms) } else { times.due_ms }
+    }
+
+    /// The relay asks for it. Not all come at once: within ten minutes, where certificates hold for a month.
+    fn asked(&self, since_ms: u64) {
+        let (_, Times { made_ms, ends_ms, .. }) = self.now();
+        let lifetime = Duration::from_millis(ends_ms.saturating_sub(made_ms));
+        let wait = lifetime / 43_200 + self.env.random.part_of(lifetime / 4_800);
+        let turn_ms = self.env.clock.now_ms() + u64::try_from(wait.as_millis()).unwrap_or(0);
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.0 != since_ms {
+            *asked = (since_ms, turn_ms);
+        }
     }
 
     /// Whether the certificate has ended, by this clock or by the relay's, which decides.
@@ -77,10 +100,18 @@ impl Renewal {
     /// Renews whenever it is time, for as long as it is let.
     pub(crate) async fn run(self: Arc<Self>, dialer: Dialer, tunnels: Arc<Tunnels>) {
         let mut again = AGAIN;
+        let mut wishes = tunnels.renew_since_ms.subscribe();
         loop {
-            let left = Duration::from_millis(self.now().1.due_ms.saturating_sub(self.env.clock.now_ms()));
+            let since_ms = *wishes.borrow_and_update();
+            self.asked(since_ms);
+            let left = Duration::from_millis(self.due_ms().saturating_sub(self.env.clock.now_ms()));
             if !left.is_zero() {
-                sleep(left.min(LOOK)).await;
+                tokio::select! {
+                    // In order, so that a simulation repeats. The sender is `tunnels`' own.
+                    biased;
+                    _ = wishes.changed() => {}
+                    () = sleep(left.min(LOOK)) => {}
+                }
                 continue;
             }
             let renewed = match tunnels.tunnel_within(TUNNEL).await {
@@ -88,7 +119,7 @@ impl Renewal {
                 Err(error) => Err(error),
             };
             match renewed {
-                Ok(()) if self.now().1.due_ms > self.env.clock.now_ms() => again = AGAIN,
+                Ok(()) if self.due_ms() > self.env.clock.now_ms() => again = AGAIN,
                 // The relay's clock and this one are far apart.
                 Ok(()) => {
                     sleep(again).await;
@@ -108,9 +139,9 @@ impl Renewal {
     /// then on. Errors: there is none; the one before stays.
     pub(crate) async fn renew(&self, dialer: &Dialer, tunnel: &Tunnel) -> Result<(), ClientError> {
         let _turn = self.turn.lock().await;
-        let (known, Times { due_ms, .. }) = self.now();
+        let (known, _) = self.now();
         let relay_ms = tunnel.hello().relay_time_ms;
-        if due_ms > self.env.clock.now_ms().max(relay_ms) {
+        if self.due_ms() > self.env.clock.now_ms().max(relay_ms) {
             return Ok(());
         }
         // Over a tunnel that was made with one that has ended, only another one made over it helps.
@@ -163,5 +194,5 @@ fn times(env: &Env, identity: &Identity) -> Result<Times, CertError> {
     // Those that joined in one hour do not come back in one.
     let early = env.random.part_of(Duration::from_millis(lifetime / 30)).as_millis();
     let due_ms = (made_ms + lifetime / 3 * 2).saturating_sub(u64::try_from(early).unwrap_or(0));
-    Ok(Times { due_ms, ends_ms: expires_ms })
+    Ok(Times { made_ms, due_ms, ends_ms: expires_ms })
 }

@@ -32,6 +32,8 @@ pub(crate) struct Tunnels {
     queued: AtomicUsize,
     /// What heartbeats say beside being heard.
     pub(crate) signs: Signs,
+    /// Certificates that were made then or before are to be renewed soon; 0: none.
+    pub(crate) renew_since_ms: watch::Sender<u64>,
     /// Requests that nobody waits for, until the relay knows.
     pub(crate) leaving: TaskTracker,
     /// Where the relay should be, for people.
@@ -48,6 +50,7 @@ impl Tunnels {
             outstanding: watch::Sender::new(0),
             queued: AtomicUsize::new(0),
             signs,
+            renew_since_ms: watch::Sender::new(0),
             leaving: TaskTracker::new(),
             addresses,
             stop: CancellationToken::new(),
@@ -62,6 +65,11 @@ impl Tunnels {
     /// What callers are told instead of waiting for a tunnel, until there is one.
     pub(crate) fn refuse(&self, code: Option<CloseCode>) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = code;
+    }
+
+    /// The relay asks for the renewal of certificates that were made then or before.
+    pub(crate) fn asked_to_renew(&self, since_ms: u64) {
+        self.renew_since_ms.send_if_modified(|known| std::mem::replace(known, since_ms) != since_ms);
     }
 
     /// The relay's refusal, if it stands.

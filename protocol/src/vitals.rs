@@ -18,6 +18,9 @@ pub mod heartbeat {
 pub mod heartbeat_ack {
     /// [`super::RelayState`].
     pub const STATE: u16 = 1;
+    /// Certificates that were made at that time or before are to be renewed soon, whatever time they have left: the
+    /// relay's authority becomes another, or has. Milliseconds since 1970 in eight bytes, little endian.
+    pub const RENEW: u16 = 2;
 }
 
 /// The longest text in these extensions, in bytes; more is cut.
@@ -155,6 +158,19 @@ impl RelayState {
     }
 }
 
+/// Asks for the renewal of certificates that were made then or before, milliseconds since 1970.
+#[must_use]
+pub fn renew(made_ms: u64) -> Extension {
+    Extension { kind: heartbeat_ack::RENEW, value: made_ms.to_le_bytes().to_vec() }
+}
+
+/// Which certificates are to be renewed, if an acknowledgement says so.
+#[must_use]
+pub fn renew_among(extensions: &[Extension]) -> Option<u64> {
+    let found = extensions.iter().find(|extension| extension.kind == heartbeat_ack::RENEW)?;
+    Some(u64::from_le_bytes(found.value.as_slice().try_into().ok()?))
+}
+
 /// An extension whose value is a text.
 #[must_use]
 pub fn text(kind: u16, text: &str) -> Extension {
@@ -214,5 +230,9 @@ mod tests {
             assert_eq!(RelayState::among(&[Extension { kind: heartbeat_ack::STATE, value: cut }]), None);
         }
         assert_eq!(text_among(3, &[text(3, "a\u{7}b")]), Some("ab".into()));
+        let asked = renew(0x0102);
+        assert_eq!((asked.kind, asked.value.as_slice()), (2, &[2, 1, 0, 0, 0, 0, 0, 0][..]));
+        assert_eq!((renew_among(&[RelayState::Healthy.to_extension(), asked]), renew_among(&[])), (Some(0x0102), None));
+        assert_eq!(renew_among(&[Extension { kind: heartbeat_ack::RENEW, value: vec![1] }]), None);
     }
 }

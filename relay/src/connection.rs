@@ -275,6 +275,10 @@ impl Link for ConnectionLink<'_> {
         self.shared.escalator.state()
     }
 
+    fn renew_since_ms(&self) -> Option<u64> {
+        self.shared.enrolment.renew_since_ms()
+    }
+
     fn ahead_of_heartbeats(&self) -> u64 {
         match self.connection.path() {
             Path::Quic => 0,

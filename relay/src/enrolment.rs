@@ -74,6 +74,12 @@ impl Enrolment {
         self.authorities.standing().ends_ms()
     }
 
+    /// Certificates of devices that were made then or before should be renewed, milliseconds since 1970.
+    #[must_use]
+    pub fn renew_since_ms(&self) -> Option<u64> {
+        self.authorities.standing().changed_ms()
+    }
+
     /// Makes an invite and returns its secret. `None`: there is no such tenant.
     pub async fn invite(&self, tenant: &TenantId) -> Result<Option<[u8; 24]>, StoreError> {
         let secret: [u8; 24] = self.env.random.bytes();

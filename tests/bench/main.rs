@@ -1,6 +1,6 @@
 //! The bench program: what belay costs beside doing without it, measured in one run.
 //!
-//! `cargo run --release -p belay-tests --bin bench -- [--quick] [--only NAME] [--json]`
+//! `cargo run --release -p belay-tests --bin bench -- [--quick] [--only NAME] [--json] [--plots DIR] [--from FILE]`
 //!
 //! It starts a fake provider, a minimal reverse proxy, a raw quinn echo server (all three are this
 //! program again) and a real `belayd`, each in a process of its own, and takes its samples in turn:
@@ -19,6 +19,7 @@ mod http_side;
 mod ledger;
 mod lossy;
 mod memory;
+mod plot;
 mod prewarm;
 mod proxy;
 mod report;
@@ -33,6 +34,7 @@ use clap::Parser;
 use report::{Report, Verdict};
 use roles::Role;
 use scene::Scene;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +52,12 @@ struct Args {
     /// One JSON object a line instead of a table
     #[arg(long)]
     json: bool,
+    /// Draw the main curves into this directory (SVG)
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
+    /// Show and draw an earlier run's figures (what --json has printed) and measure nothing
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
     /// What this process is, when the bench starts itself
     #[command(subcommand)]
     role: Option<Role>,
@@ -74,7 +82,17 @@ fn run(args: Args) -> anyhow::Result<Verdict> {
         if let Some(role) = args.role {
             return roles::play(role).await.map(|()| Verdict::Holds);
         }
-        let (only, json) = (args.only.clone(), args.json);
+        let (only, json, plots) = (args.only.clone(), args.json, args.plots.clone());
+        let drawn = |report: &Report| match &plots {
+            Some(dir) => plot::draw(report, dir).map(|files| eprintln!("drawn: {}", files.join(", "))),
+            None => Ok(()),
+        };
+        if let Some(from) = &args.from {
+            let report = Report::read(&std::fs::read_to_string(from)?)?.only(only.as_deref());
+            report.print(json)?;
+            drawn(&report)?;
+            return Ok(report.verdict());
+        }
         let most = Duration::from_secs(if args.quick { 600 } else { 2400 });
         // On a worker thread, like everything that is measured.
         let measured = tokio::spawn(async move {
@@ -86,6 +104,7 @@ fn run(args: Args) -> anyhow::Result<Verdict> {
         let report = report.only(only.as_deref());
         // What there is, even if something failed in the end.
         report.print(json)?;
+        drawn(&report)?;
         ended??;
         Ok(report.verdict())
     })

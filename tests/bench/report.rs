@@ -1,6 +1,8 @@
 //! Samples, figures and how they are shown.
 
-use serde::Serialize;
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// Measured values of one thing, in nanoseconds.
 #[derive(Debug, Clone, Default)]
@@ -39,11 +41,11 @@ pub(crate) enum Verdict {
 }
 
 /// One figure.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Row {
     name: String,
     value: f64,
-    unit: &'static str,
+    unit: Cow<'static, str>,
     /// What it is held against, in the same unit.
     against: Option<f64>,
     /// `value / against`.
@@ -52,7 +54,7 @@ pub(crate) struct Row {
     bar: Option<f64>,
     holds: Option<bool>,
     /// A figure without which nothing else means anything.
-    #[serde(skip)]
+    #[serde(default, skip_serializing)]
     condition: bool,
 }
 
@@ -63,12 +65,24 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// The figures of an earlier run, a JSON object a line.
+    pub(crate) fn read(text: &str) -> anyhow::Result<Self> {
+        let lines = text.lines().filter(|line| !line.trim().is_empty());
+        let row = |line| serde_json::from_str(line).context("not what --json prints");
+        Ok(Self { rows: lines.map(row).collect::<anyhow::Result<_>>()? })
+    }
+
+    /// The figure of that name.
+    pub(crate) fn value(&self, name: &str) -> Option<f64> {
+        self.rows.iter().find(|row| row.name == name).map(|row| row.value)
+    }
+
     /// A figure for information.
     pub(crate) fn figure(&mut self, name: impl Into<String>, value: f64, unit: &'static str) -> &mut Row {
         let row = Row {
             name: name.into(),
             value,
-            unit,
+            unit: unit.into(),
             against: None,
             ratio: None,
             bar: None,
@@ -126,7 +140,7 @@ impl Report {
                 [
                     row.name.clone(),
                     number(Some(row.value), 1),
-                    row.unit.to_owned(),
+                    row.unit.to_string(),
                     number(row.against, 1),
                     number(row.ratio, 2),
                     number(row.bar, 2),

@@ -114,7 +114,8 @@ fn begin_with(name: &str) -> anyhow::Result<Vec<Vec<u8>>> {
         }
         _ => {
             let text = belay_relay::config::TEMPLATE;
-            let said: String = text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
+            let said: String =
+                text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
             let meant: String = text.lines().map(|line| format!("{}\n", line.trim_start_matches("# "))).collect();
             vec![said.into_bytes(), meant.into_bytes()]
         }
@@ -124,19 +125,34 @@ fn begin_with(name: &str) -> anyhow::Result<Vec<Vec<u8>>> {
 /// By whose they are: belay's own prompt, Chat Completions, Responses, Messages.
 const BODIES: [(u8, &str); 6] = [
     (0, r#"{"query":"q","framing":"f","knowledge":[{"source":"s","relevance":0.5,"text":"t"}],"history":[]}"#),
-    (1, r#"{"model":"m","stream":true,"max_completion_tokens":9,"n":2,"stream_options":{"include_usage":false},
+    (
+        1,
+        r#"{"model":"m","stream":true,"max_completion_tokens":9,"n":2,"stream_options":{"include_usage":false},
           "messages":[{"role":"system","content":"s"},{"role":"user","content":[{"type":"text","text":"t"},
           {"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]}],"tools":[{"type":"function",
-          "function":{"name":"f","parameters":{"type":"object"}}}],"tool_choice":"auto","stop":["x"]}"#),
-    (1, r#"{"messages":[{"role":"assistant","tool_calls":[{"id":"c","type":"function","function":{"name":"f",
-          "arguments":"{}"}}]},{"role":"tool","tool_call_id":"c","content":"r"}],"max_tokens":5,"model":"m"}"#),
-    (2, r#"{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"t"}]},{"type":"function_call",
+          "function":{"name":"f","parameters":{"type":"object"}}}],"tool_choice":"auto","stop":["x"]}"#,
+    ),
+    (
+        1,
+        r#"{"messages":[{"role":"assistant","tool_calls":[{"id":"c","type":"function","function":{"name":"f",
+          "arguments":"{}"}}]},{"role":"tool","tool_call_id":"c","content":"r"}],"max_tokens":5,"model":"m"}"#,
+    ),
+    (
+        2,
+        r#"{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"t"}]},{"type":"function_call",
           "call_id":"c","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"c","output":"o"}],
-          "instructions":"i","max_output_tokens":7,"stream":true,"tools":[{"type":"function","name":"f"}]}"#),
-    (3, r#"{"model":"m","max_tokens":9,"system":[{"type":"text","text":"s","cache_control":{"type":"ephemeral"}}],
+          "instructions":"i","max_output_tokens":7,"stream":true,"tools":[{"type":"function","name":"f"}]}"#,
+    ),
+    (
+        3,
+        r#"{"model":"m","max_tokens":9,"system":[{"type":"text","text":"s","cache_control":{"type":"ephemeral"}}],
           "messages":[{"role":"user","content":[{"type":"tool_result","tool_use_id":"t","content":"r"}]}],
-          "tools":[{"name":"f","input_schema":{"type":"object"}}],"thinking":{"type":"enabled","budget_tokens":2048}}"#),
-    (3, r#"{"messages":[{"role":"user","content":"q"}],"stream":true,"stop_sequences":["a"],"max_tokens":1,"model":"x"}"#),
+          "tools":[{"name":"f","input_schema":{"type":"object"}}],"thinking":{"type":"enabled","budget_tokens":2048}}"#,
+    ),
+    (
+        3,
+        r#"{"messages":[{"role":"user","content":"q"}],"stream":true,"stop_sequences":["a"],"max_tokens":1,"model":"x"}"#,
+    ),
 ];
 
 /// Streams of the APIs.

@@ -28,7 +28,10 @@ async fn eyes(program: &str) -> Option<(PathBuf, PathBuf, PathBuf)> {
     let package = folder.join("package.json");
     let installed = tokio::task::spawn_blocking(move || node::environment("page", &package)).await.unwrap()?;
     let copy = installed.join(program);
-    std::fs::copy(folder.join(program), &copy).unwrap();
+    // Beside what is installed, where its imports are looked for.
+    for file in [program, "browser.mjs"] {
+        std::fs::copy(folder.join(file), installed.join(file)).unwrap();
+    }
     let pictures = python::target_dir().join("page");
     std::fs::create_dir_all(&pictures).unwrap();
     Some((chromium, copy, pictures))

@@ -8,6 +8,7 @@ use belay_client::{Client, ClientError, Options, enrol};
 use belay_protocol::dialect::prompt::Prompt;
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::{Dialect, Outcome, RenewAnswer, RenewRequest};
+use belay_relay::admin::audit::AuditQuery;
 use belay_relay::authority::Step;
 use belay_tests::procs::{Belayd, Ran};
 use belay_tests::relay::{PATIENCE, TestRelay, eventually};
@@ -155,6 +156,41 @@ async fn a_computer_renews_into_the_next_authority_by_itself() {
     assert_eq!(client.status().borrow().reconnects, 0);
     client.close().await;
     computer.asks(PATIENCE).await.unwrap();
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn computers_that_are_there_are_asked_to_renew_and_need_not_wait_for_their_time() {
+    // By themselves, they would come in forty minutes.
+    let relay = TestRelay::start("[timeouts]\ndevice_certificate_ms = 3600000\nheartbeat_ms = 100\n").await;
+    let computers = [Computer::join(&relay).await, Computer::join(&relay).await];
+    let clients = computers.each_ref().map(Computer::start);
+    for client in &clients {
+        client.tunnel(PATIENCE).await.unwrap();
+    }
+    let admin = relay.relay().admin();
+    admin.change_authority(Step::Prepare, false).await.unwrap();
+    let waiting = async || admin.authority().await.unwrap().next.unwrap().devices_waiting;
+    eventually("they are told", async || waiting().await == 0).await;
+    let known = || computers.each_ref().map(|computer| computer.state.load().unwrap().0.expires_ms);
+    let told = known();
+    admin.change_authority(Step::Switch, false).await.unwrap();
+    let signed = async || admin.authority().await.unwrap().former.unwrap().devices_waiting;
+    eventually("they are signed by the new one", async || signed().await == 0).await;
+    eventually("they keep that", async || known().iter().zip(told).all(|(now, before)| *now > before)).await;
+    admin.change_authority(Step::Retire, false).await.unwrap();
+    // Once for each step, and perhaps once more where a step and a certificate were made in the same second.
+    let entries =
+        admin.audit(AuditQuery { after: 0, tenant: None, from_ms: 0, until_ms: u64::MAX >> 1 }).await.unwrap();
+    let renewals = entries.iter().filter(|entry| entry.action == "device.renew").count();
+    assert!((4..=8).contains(&renewals), "{renewals}");
+    for client in clients {
+        assert_eq!(client.status().borrow().reconnects, 0);
+        client.close().await;
+    }
+    for computer in &computers {
+        computer.asks(PATIENCE).await.unwrap();
+    }
     relay.stop().await;
 }
 

@@ -2,40 +2,13 @@
 //
 // Usage: node admin.mjs CHROMIUM PAGE TOKEN PICTURES
 
-import { writeFile } from "node:fs/promises";
-import puppeteer from "puppeteer-core";
+import { check, checks, faults, launch, open as opened, picture as pictured, strangers, text, until } from "./browser.mjs";
 
 const [executablePath, url, token, pictures] = process.argv.slice(2);
-const checks = {};
-const check = (name, passed) => {
-  checks[name] = Boolean(passed);
-};
-
-const browser = await puppeteer.launch({
-  executablePath,
-  headless: true,
-  args: ["--no-sandbox", "--disable-gpu", "--no-proxy-server", "--disable-background-networking"],
-});
-const faults = [];
-const strangers = [];
-async function open(scheme, viewport) {
-  const page = await browser.newPage();
-  page.on("pageerror", (error) => faults.push(String(error)));
-  page.on("console", (message) => {
-    // A refused token, or an amount, is reported by the browser itself.
-    if (message.type() === "error" && !/40[01]/.test(message.text())) faults.push(message.text());
-  });
-  page.on("request", (request) => {
-    if (!request.url().startsWith(url)) strangers.push(request.url());
-  });
-  await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
-  await page.setViewport(viewport);
-  await page.goto(url, { waitUntil: "load" });
-  return page;
-}
-const text = (page, selector) => page.$eval(selector, (element) => element.textContent);
-const until = (page, condition, ...args) => page.waitForFunction(condition, { timeout: 20000 }, ...args);
-const picture = async (page, name) => writeFile(`${pictures}/admin-${name}.png`, await page.screenshot({ fullPage: true }));
+const browser = await launch(executablePath);
+// A token, or an amount, is refused.
+const open = (scheme, viewport) => opened(browser, url, { features: { "prefers-color-scheme": scheme }, viewport, refused: [400, 401] });
+const picture = (page, name) => pictured(page, `${pictures}/admin-${name}.png`);
 const press = (page, label) => page.$eval(`button[aria-label="${label}"]`, (button) => button.click());
 async function enter(page, words) {
   await page.$eval("#token", (input) => (input.value = ""));

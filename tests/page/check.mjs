@@ -2,44 +2,12 @@
 //
 // Usage: node check.mjs CHROMIUM GATEWAY GUARDED TOKEN PICTURES. GUARDED is a gateway that wants TOKEN.
 
-import { writeFile } from "node:fs/promises";
-import puppeteer from "puppeteer-core";
+import { check, checks, faults, launch, open as opened, picture as pictured, strangers, text, until } from "./browser.mjs";
 
 const [executablePath, gateway, guarded, token, pictures] = process.argv.slice(2);
-const checks = {};
-const check = (name, passed) => {
-  checks[name] = Boolean(passed);
-};
-
-const browser = await puppeteer.launch({
-  executablePath,
-  headless: true,
-  args: ["--no-sandbox", "--disable-gpu", "--no-proxy-server", "--disable-background-networking"],
-});
-
-const faults = [];
-const strangers = [];
-async function open(url, features, viewport) {
-  const page = await browser.newPage();
-  page.on("pageerror", (error) => faults.push(String(error)));
-  page.on("console", (message) => {
-    // A refused token is reported by the browser itself.
-    if (message.type() === "error" && !message.text().includes("401")) faults.push(message.text());
-  });
-  page.on("request", (request) => {
-    if (!request.url().startsWith(url)) strangers.push(request.url());
-  });
-  await page.emulateMediaFeatures(Object.entries(features).map(([name, value]) => ({ name, value })));
-  await page.setViewport(viewport);
-  await page.goto(url, { waitUntil: "load" });
-  return page;
-}
-
-const text = (page, selector) => page.$eval(selector, (element) => element.textContent);
-const until = (page, condition, ...args) => page.waitForFunction(condition, { timeout: 20000 }, ...args);
-async function picture(page, name) {
-  await writeFile(`${pictures}/${name}.png`, await page.screenshot({ fullPage: true }));
-}
+const browser = await launch(executablePath);
+const open = (url, features, viewport) => opened(browser, url, { features, viewport, refused: [401] });
+const picture = (page, name) => pictured(page, `${pictures}/${name}.png`);
 
 // Asks, and reads the answer to its end.
 async function ask(base, model, words, more = {}) {

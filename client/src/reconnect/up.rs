@@ -122,7 +122,10 @@ impl Keeper {
                 }
             };
             match event {
-                Event::Answered { round_trip, relay_round_trip, state } => {
+                Event::Answered { round_trip, relay_round_trip, state, renew_since_ms } => {
+                    if let Some(since_ms) = renew_since_ms {
+                        self.tunnels.asked_to_renew(since_ms);
+                    }
                     self.answered(tunnel, round_trip, relay_round_trip, state);
                 }
                 Event::Suspect(why) => {

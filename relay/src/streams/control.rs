@@ -6,7 +6,7 @@ use belay_protocol::error::{CloseCode, ProtocolError};
 use belay_protocol::frame::FrameType;
 use belay_protocol::message::{GoAway, Heartbeat, HeartbeatAck, Probe};
 use belay_protocol::stream::StreamError;
-use belay_protocol::vitals::RelayState;
+use belay_protocol::vitals::{self, RelayState};
 use std::future::Future;
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -25,6 +25,8 @@ pub trait Link: Send + Sync {
     fn heard(&self, heartbeat: &Heartbeat);
     /// How the relay is.
     fn state(&self) -> RelayState;
+    /// Which certificates are to be renewed soon: those that were made then or before, milliseconds since 1970.
+    fn renew_since_ms(&self) -> Option<u64>;
     /// Bytes that a client has sent where a heartbeat waits in line behind them: over TCP.
     fn ahead_of_heartbeats(&self) -> u64;
     /// Ready when somebody wants a sign of life from the client.
@@ -100,7 +102,9 @@ pub async fn serve<L: Link>(
             echo_us: heartbeat.sent_at_us,
             held_us: u32::try_from(arrived.elapsed().as_micros()).unwrap_or(u32::MAX),
             relay_round_trip_us: u32::try_from(link.round_trip().as_micros()).unwrap_or(u32::MAX),
-            extensions: vec![link.state().to_extension()],
+            extensions: std::iter::once(link.state().to_extension())
+                .chain(link.renew_since_ms().map(vitals::renew))
+                .collect(),
         };
         // A client that does not read its acknowledgements is as good as dead.
         match tokio::time::timeout(patience, stream.writer.send(&ack)).await {
