@@ -205,7 +205,7 @@ impl Client {
                 warn!(%error, "cannot remember a request");
                 None
             }
-            other => other.transpose()?,
+            other => other.transpose().inspect_err(|error| traced.broke(error))?,
         };
         Escalation::begin(Arc::clone(&self.tunnels), tunnel, request, self.resume_window, (record, traced)).await
     }

@@ -145,7 +145,11 @@ impl Escalation {
                 self.break_off(why, resuming, Duration::ZERO);
                 Ok(self)
             }
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                let error = ClientError::from(error);
+                self.traced.broke(&error);
+                Err(error)
+            }
         }
     }
 
@@ -180,8 +184,10 @@ impl Escalation {
     /// Errors: `Closed` if the relay refuses this computer, `Lost` if the connection did not come
     /// back within the resume window, `Superseded`.
     pub async fn next(&mut self) -> Result<Option<Answer>, ClientError> {
-        self.acknowledge()?;
-        let answer = self.advance().await;
+        let answer = match self.acknowledge() {
+            Ok(()) => self.advance().await,
+            Err(error) => Err(error),
+        };
         self.traced.saw(&answer);
         if answer.is_err() {
             self.over();

@@ -38,6 +38,12 @@ impl TraceContext {
         RequestId(self.trace)
     }
 
+    /// Of a header's value, if there is one.
+    #[must_use]
+    pub fn of(value: Option<&[u8]>) -> Option<Self> {
+        std::str::from_utf8(value?).ok()?.parse().ok()
+    }
+
     /// The first one among headers.
     #[must_use]
     pub fn among(headers: &[(String, String)]) -> Option<Self> {

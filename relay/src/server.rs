@@ -17,7 +17,7 @@ use crate::blobs::disk::{Disk, SystemDisk};
 use crate::config::{Config, HttpTls};
 use crate::connection::Shared;
 use crate::enrolment::Enrolment;
-use crate::escalate::{Escalator, Flights, Health, Unresolved};
+use crate::escalate::{Escalator, Flights, Health, Tracer, Unresolved};
 use crate::http::{Certificates, Http, HttpListener, HttpStartError};
 use crate::listener::{Gate, Listener};
 use crate::master_key::{self, MasterKeyError};
@@ -200,7 +200,7 @@ impl Relay {
             running: AtomicUsize::new(0),
             maintenance: Mutex::new(None),
             metrics: Arc::clone(&metrics),
-            traces,
+            tracer: traces.map(Tracer::new),
             memory: Arc::clone(&memory),
             flights: Arc::clone(&flights),
             registry: Arc::clone(&registry),

@@ -3,6 +3,7 @@
 
 use crate::programs::{Site, belay, exits, run};
 use belay_client::Options;
+use belay_client::escalation::EscalationRequest;
 use belay_client::gateway::Settings;
 use belay_protocol::trace::TraceContext;
 use belay_relay::store::central::keys::KeyScope;
@@ -13,8 +14,10 @@ use belay_tests::http::HttpCaller;
 use belay_tests::relay::{PATIENCE, TestClient, TestRelay, eventually};
 use http::StatusCode;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 const CALLER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -43,6 +46,7 @@ async fn telling(relay: &TestRelay, collector: &Collector) -> TestClient {
         service: "belay",
         version: "0",
         ratio: 1.0,
+        follows_callers: true,
     };
     relay.client_with(Options { traces: Some(traces), ..Options::default() }).await
 }
@@ -151,6 +155,12 @@ async fn what_fails_is_found_by_what_its_caller_is_told() {
         })
         .await;
     }
+    // What is refused before it is a request is in its caller's trace, too.
+    for (url, http) in [(&gateway.url, &gateway.http), (&caller.url, &caller.http)] {
+        let broken = http.post(format!("{url}/v1/chat/completions")).header("traceparent", CALLER).body("{");
+        let (_, refused) = HttpCaller::json(broken.bearer_auth(&caller.key)).await;
+        assert_eq!(refused["error"]["belay"]["trace_id"], TRACE, "{refused}");
+    }
     let own = caller.post("/v1/escalate", &json!({ "query": "x", "model_preference": "nobody" }));
     let (_, refused) = HttpCaller::json(own.header("traceparent", CALLER)).await;
     assert_eq!(refused["error"]["trace_id"], TRACE, "{refused}");
@@ -222,13 +232,87 @@ async fn only_what_is_to_be_kept_is_kept() {
             None => request,
         })
     };
-    let unkept = CALLER.replace("0af7", "1bf8").replace("-01", "-00");
+    let unkept = hidden();
     for place in [None, Some(unkept.as_str()), Some(CALLER)] {
         assert_eq!(ask(place).await.0, 200);
     }
     span(&collector, "belayd", "request").await;
     // The one that was asked for last is there, so the others would be.
     assert!(collector.spans().iter().all(|span| span.trace == TRACE), "{:?}", collector.spans());
+    relay.stop().await;
+}
+
+/// A place whose trace its caller does not keep.
+fn hidden() -> String {
+    CALLER.replace("0af7", "1bf8").replace("-01", "-00")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_neither_hide_from_the_operator_nor_write_what_they_like_nor_push_others_out() {
+    let (provider, collector) = (FakeProvider::start().await.unwrap(), Collector::start().await);
+    let extra = format!(
+        "{}[providers.any]\nkind = \"openai\"\nurl = \"{}/v1\"\nany_model = true\n",
+        traces(&collector.url()),
+        provider.url()
+    );
+    let price = "[billing]\ndefault_price = { input = \"1\", output = \"1\" }\n";
+    let relay = relay(&provider, &format!("{extra}{price}")).await;
+    let client = telling(&relay, &collector).await;
+    let gateway = TestGateway::with(&client, Settings::default()).await;
+    let ask = |body: String| gateway.post("/v1/chat/completions", body).header("traceparent", hidden());
+    assert_eq!(HttpCaller::text(ask(chat(&Script::tokens(2), false))).await.0, 200);
+    let told = span(&collector, "belayd", "request").await;
+    assert!(hidden().contains(&told.trace), "{told:?}");
+    // The computer's own side does as it is told.
+    assert_eq!(collector.of("belay", "escalate"), []);
+    // A name that a caller has made up is no span's name, and not longer than a name is.
+    let named = |name: &str| chat(&Script::tokens(1), false).replacen("\"m\"", &format!("\"any/{name}\""), 1);
+    let long = "words ".repeat(40);
+    assert_eq!(HttpCaller::text(ask(named(&long))).await.0, 200);
+    let call = span(&collector, "belayd", "chat").await;
+    assert!(call.says["gen_ai.request.model"].len() <= belay_traces::MAX_TEXT, "{call:?}");
+    let (status, refused) = HttpCaller::json(ask(named(&"x".repeat(300)))).await;
+    assert_eq!((status, refused["error"]["belay"]["trace_id"].as_str()), (400, Some(&hidden()[3..35])), "{refused}");
+    // A request whose answer is there already calls nobody.
+    let calls = || collector.of("belayd", "chat gpt-x").len();
+    let repeat = || ask(chat(&Script::tokens(3), false)).header("idempotency-key", "k");
+    assert_eq!(HttpCaller::text(repeat()).await.0, 200);
+    eventually("its call is told", async || calls() == 2).await;
+    assert_eq!(HttpCaller::text(repeat()).await.0, 200);
+    // Refusals cost nothing, so there may be many.
+    let caller = relay.caller_of("acme", &[KeyScope::Escalate]).await;
+    let nobody = json!({ "model": "nobody", "messages": [{ "role": "user", "content": "x" }] });
+    for _ in 0..400 {
+        HttpCaller::text(caller.post("/v1/chat/completions", &nobody)).await;
+    }
+    relay.stop().await;
+    let requests = collector.of("belayd", "request");
+    let repeated: Vec<&Told> = requests.iter().filter(|span| !span.events.is_empty()).collect();
+    assert_eq!((repeated.len(), calls()), (1, 2), "{repeated:?}");
+    let refused = requests.iter().filter(|span| span.failed).count();
+    assert!(refused >= 100, "{refused}");
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_has_its_share_of_what_is_told() {
+    let (provider, collector) = (FakeProvider::start().await.unwrap(), Collector::start().await);
+    let relay = relay(&provider, &traces(&collector.url())).await;
+    let client = relay.client().await;
+    let unknown = || EscalationRequest { model: "nobody".into(), ..client.prompt("x") };
+    // Within a second or two: more than a share, and fewer than the queue holds.
+    for _ in 0..10 {
+        let all: JoinSet<_> = (0..40)
+            .map(|_| {
+                let (client, request) = (Arc::clone(&client.client), unknown());
+                async move { client.escalate(request, PATIENCE).await.unwrap().collect().await.unwrap() }
+            })
+            .collect();
+        assert!(all.join_all().await.iter().all(|answer| answer.failed.is_some()));
+    }
+    let seen = || sums_of_spans(&relay);
+    eventually("each is told or counted", async || seen().0 + seen().1 == 400).await;
+    assert!(seen().0 >= 100 && seen().1 > 0, "{:?}", seen());
     relay.stop().await;
 }
 
@@ -239,12 +323,7 @@ async fn nobody_waits_for_a_collector_and_what_it_loses_is_counted() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let relay = relay(&provider, &traces(&format!("http://{}", silent.local_addr().unwrap()))).await;
     let client = relay.client().await;
-    let lost = || {
-        let text = relay.relay().admin().metrics();
-        let line =
-            text.lines().find(|line| line.starts_with("belay_spans_total{result=\"dropped\"}")).map(str::to_owned);
-        line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
-    };
+    let lost = || sums_of_spans(&relay).1;
     let began = Instant::now();
     // More spans than may wait.
     for _ in 0..belay_traces::QUEUE / 4 + 200 {
@@ -263,22 +342,31 @@ async fn a_collector_is_shown_its_key_and_one_that_refuses_is_told_of() {
     let dir = tempfile::tempdir().unwrap();
     let headers = dir.path().join("headers");
     std::fs::write(&headers, "# for the collector\nX-Collector-Key: k-123\n").unwrap();
-    let relay = relay(&provider, &format!("{}headers_file = {headers:?}\n", traces(&collector.url()))).await;
+    let mut relay = relay(&provider, &format!("{}headers_file = {headers:?}\n", traces(&collector.url()))).await;
     let client = relay.client().await;
     client.ask(&Script::tokens(1).as_message()).await;
     span(&collector, "belayd", "request").await;
     assert_eq!(collector.headers("x-collector-key").first().map(String::as_str), Some("k-123"));
-    collector.refuse(Some(StatusCode::FORBIDDEN));
+    let agent = collector.headers("user-agent").remove(0);
+    assert!(agent.starts_with("belayd/"), "{agent}");
+    // Another key waits for a start, and is said to.
+    std::fs::write(&headers, "X-Collector-Key: k-456\n").unwrap();
+    let difference = relay.reload(|text| text).await.unwrap();
+    assert_eq!(difference.needs_restart, ["traces.headers_file"]);
+    let answered = || sums_of_spans(&relay);
+    let before = answered();
+    collector.reject(1);
     client.ask(&Script::tokens(1).as_message()).await;
-    eventually("it is counted", async || {
-        relay
-            .relay()
-            .admin()
-            .metrics()
-            .lines()
-            .any(|line| line.starts_with("belay_spans_total{result=\"dropped\"}") && !line.ends_with(" 0"))
+    eventually("one of four was rejected", async || {
+        let now = answered();
+        (now.0 - before.0, now.1 - before.1) == (3, 1)
     })
     .await;
+    collector.reject(0);
+    collector.refuse(Some(StatusCode::FORBIDDEN));
+    client.ask(&Script::tokens(1).as_message()).await;
+    let before = answered().1;
+    eventually("it is counted", async || answered().1 > before).await;
     let findings = relay.relay().admin().doctor().await.unwrap();
     let traces = findings.iter().find(|finding| finding.what == "traces").expect("it is looked at");
     assert!(format!("{traces:?}").contains("did not take"), "{traces:?}");
@@ -305,6 +393,14 @@ async fn commands_tell_their_trace() {
         // It is told before the command ends.
         let told = collector.of("belay", "escalate");
         assert_eq!((told.len(), told[0].trace.as_str(), told[0].failed), (1, TRACE, false), "{told:?}");
+        let cut = Script { cut_after: Some(2), ..Script::tokens(9) }.as_message();
+        for json in [&[][..], &["--json"]] {
+            let ran = ask(&[&[&*cut][..], json].concat());
+            exits(&ran, 1);
+            assert!(ran.stderr.contains(&format!("trace {TRACE}")), "{}", ran.stderr);
+        }
+        collector.forget();
+        exits(&ask(&[&question]), 0);
         let ran = ask(&["--model", "nobody", "--json", &question]);
         exits(&ran, 77);
         let object: Value = serde_json::from_str(&ran.stdout).unwrap();
@@ -320,4 +416,14 @@ async fn commands_tell_their_trace() {
         exits(&ran, 2);
         assert!(ran.stderr.contains("http://127.0.0.1:4318"), "{}", ran.stderr);
     });
+}
+
+/// Spans that were taken, and those that were not.
+fn sums_of_spans(relay: &TestRelay) -> (u64, u64) {
+    let text = relay.relay().admin().metrics();
+    let of = |result: &str| {
+        let name = format!("belay_spans_total{{result=\"{result}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap_or(0)
+    };
+    (of("exported"), of("dropped"))
 }

@@ -6,7 +6,9 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use prost::Message;
@@ -50,6 +52,8 @@ struct Taken {
     headers: Vec<HeaderMap>,
     /// What is answered in place of a good word.
     refuses: Option<StatusCode>,
+    /// So many spans of each request are said to be rejected.
+    rejects: i64,
 }
 
 /// A running collector. Dropping it closes it.
@@ -80,6 +84,16 @@ impl Collector {
     /// Refuses what comes from now on.
     pub fn refuse(&self, status: Option<StatusCode>) {
         self.lock().refuses = status;
+    }
+
+    /// Rejects so many spans of each request from now on, and takes the request.
+    pub fn reject(&self, spans: i64) {
+        self.lock().rejects = spans;
+    }
+
+    /// Forgets all spans so far.
+    pub fn forget(&self) {
+        self.lock().spans.clear();
     }
 
     /// All spans so far.
@@ -145,7 +159,9 @@ async fn take(State(taken): State<Arc<Mutex<Taken>>>, headers: HeaderMap, body: 
             });
         }
     }
-    (StatusCode::OK, vec![])
+    let partial_success = (taken.rejects > 0)
+        .then(|| ExportTracePartialSuccess { rejected_spans: taken.rejects, error_message: "no".into() });
+    (StatusCode::OK, ExportTraceServiceResponse { partial_success }.encode_to_vec())
 }
 
 fn hex(bytes: &[u8]) -> String {

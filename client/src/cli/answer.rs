@@ -1,7 +1,7 @@
 //! An answer as the command line shows it: pieces as they come, then its figures.
 
 use super::Global;
-use super::exit::Incomplete;
+use super::exit::{Incomplete, trace_id};
 use anyhow::{Context, bail};
 use belay_client::{Answer, ClientError, Escalation};
 use belay_protocol::dialect::answer::body_text;
@@ -190,6 +190,7 @@ impl Asked {
             end.usage.iter().map(|line| (line.kind.name().to_owned(), line.units.into())).collect();
         let mut value = serde_json::json!({
             "request_id": self.request_id.to_string(),
+            "trace_id": trace_id(),
             "text": self.text,
             "model": end.model,
             "provider": end.provider,

@@ -1,7 +1,7 @@
 //! `belay ask`.
 
 use super::answer::{Asked, show};
-use super::exit::Usage;
+use super::exit::{Usage, asked};
 use super::{Global, print_json};
 use anyhow::{Context, bail};
 use belay_client::Client;
@@ -249,6 +249,7 @@ pub(super) async fn ask(
     let begun = Instant::now();
     let mut request = args.to_request(args.request_id.unwrap_or_else(|| client.request_id()), dialect, body);
     (request.session, request.history_tokens) = (session, history_tokens);
+    asked(request.request_id, request.trace);
     let escalation = client.escalate(request, global.wait()).await?;
     show(global, escalation, begun).await
 }
@@ -256,6 +257,7 @@ pub(super) async fn ask(
 /// Goes on with a request that was sent before.
 async fn resumed(global: &Global, client: &Client, id: RequestId) -> anyhow::Result<Asked> {
     let begun = Instant::now();
+    asked(id, None);
     let escalation = client.resume(id, global.wait()).await?;
     show(global, escalation, begun).await
 }

@@ -116,7 +116,7 @@ async fn asked(global: &Global, args: &DevArgs, relay: &Relay, home: &Path) -> a
     enrol::join(&Env::system(), &state_dir, &invite, "dev").await?;
     let (identity, key) = state_dir.load()?;
     let sensors: Option<Arc<dyn Sensors>> = if args.once { None } else { Some(Arc::new(Computer::watch()?)) };
-    let options = Options { state: Some(state_dir), sensors, ..Options::default() };
+    let options = Options { state: Some(state_dir), sensors, traces: global.traces()?, ..Options::default() };
     let client = Arc::new(Client::start(Env::system(), identity, &key, options)?);
     let body = serde_json::to_vec(&Prompt::new(&args.prompt))?;
     let asked = ask(global, &client, &args.request, (None, None), (Dialect::PROMPT, body)).await?;

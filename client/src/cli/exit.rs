@@ -1,9 +1,11 @@
 //! Exit codes, and how an error is shown.
 
-use super::ask::callers_trace;
 use belay_client::ClientError;
+use belay_protocol::id::RequestId;
 use belay_protocol::message::FailureCode;
+use belay_protocol::trace::TraceContext;
 use std::process::{ExitCode, ExitStatus};
+use std::sync::{Mutex, PoisonError};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -117,10 +119,31 @@ pub(super) fn object(error: &anyhow::Error) -> serde_json::Value {
     object
 }
 
+/// The request that this command has made, and the trace that it is in.
+static ASKED: Mutex<Option<(RequestId, RequestId)>> = Mutex::new(None);
+
+/// Whatever goes wrong from now on is of this request, which is in that trace.
+pub(super) fn asked(id: RequestId, trace: Option<TraceContext>) {
+    let named = (id, trace.map_or(id, |trace| trace.trace_id()));
+    *ASKED.lock().unwrap_or_else(PoisonError::into_inner) = Some(named);
+}
+
 /// What the relay's log and those who collect spans find a request by.
 fn names(error: &anyhow::Error) -> Option<(String, String)> {
-    let Some(ClientError::Failed(failed)) = error.downcast_ref::<ClientError>() else { return None };
-    let id = failed.request_id?;
-    let trace = callers_trace().map_or(id, |trace| trace.trace_id());
+    let of_request = error.is::<Incomplete>()
+        || matches!(
+            error.downcast_ref(),
+            Some(ClientError::Failed(_) | ClientError::Lost(_) | ClientError::Superseded | ClientError::Protocol(_))
+        );
+    let asked = *ASKED.lock().unwrap_or_else(PoisonError::into_inner);
+    let (id, trace) = asked.filter(|_| of_request).or_else(|| match error.downcast_ref() {
+        Some(ClientError::Failed(failed)) => failed.request_id.map(|id| (id, id)),
+        _ => None,
+    })?;
     Some((id.to_string(), trace.to_string()))
+}
+
+/// The trace of the request, for what is said of it.
+pub(super) fn trace_id() -> Option<String> {
+    ASKED.lock().unwrap_or_else(PoisonError::into_inner).map(|(_, trace)| trace.to_string())
 }

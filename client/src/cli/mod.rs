@@ -220,17 +220,22 @@ impl Global {
     }
 
     fn options(&self) -> anyhow::Result<Options> {
-        let traces = self.traces.clone().map(|endpoint| belay_traces::Settings {
+        let traces = self.traces()?;
+        Ok(Options { state: Some(self.state()?), through_running: true, traces, ..Options::default() })
+    }
+
+    fn traces(&self) -> anyhow::Result<Option<belay_traces::Settings>> {
+        let Some(endpoint) = self.traces.clone() else { return Ok(None) };
+        let settings = belay_traces::Settings {
             endpoint,
             headers: vec![],
             service: "belay",
             version: env!("CARGO_PKG_VERSION"),
             ratio: 1.0,
-        });
-        if let Some(traces) = &traces {
-            traces.check().map_err(|error| exit::Usage(format!("--traces: {error}")))?;
-        }
-        Ok(Options { state: Some(self.state()?), through_running: true, traces, ..Options::default() })
+            follows_callers: true,
+        };
+        settings.check().map_err(|error| exit::Usage(format!("--traces: {error}")))?;
+        Ok(Some(settings))
     }
 
     fn client_with(&self, options: Options) -> anyhow::Result<Client> {

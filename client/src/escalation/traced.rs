@@ -5,11 +5,8 @@
 
 use super::{Answer, EscalationRequest};
 use crate::error::ClientError;
-use belay_protocol::message::Outcome;
+use belay_protocol::message::{FailureCode, Outcome};
 use belay_traces::{Span, SpanKind, Traces};
-
-/// So much of a model's name is told.
-const MODEL: usize = 64;
 
 /// The span of a request, if there is one.
 #[derive(Debug, Default)]
@@ -30,8 +27,7 @@ impl Traced {
         let Some(mut span) = traces.begin(place, "escalate", SpanKind::Client) else { return Self(None) };
         span.set("belay.request_id", request.request_id.to_string());
         span.set("belay.operation", request.operation.name());
-        let model: String = request.model.chars().filter(|c| !c.is_control()).take(MODEL).collect();
-        span.set("belay.model", model);
+        span.set("belay.model", request.model.clone());
         span.set("belay.stream", request.stream);
         span.set("server.address", relay.join(", "));
         request.trace = Some(span.context());
@@ -59,13 +55,18 @@ impl Traced {
                 open.span.set("belay.outcome", end.outcome.name());
                 open.span.set("belay.cost_nano_usd", end.cost.0);
                 open.span.set("belay.events", i64::try_from(end.events).unwrap_or(i64::MAX));
-                if end.outcome != Outcome::COMPLETE {
+                // Who has had enough has made no error.
+                if !matches!(end.outcome, Outcome::COMPLETE | Outcome::CANCELLED) {
                     open.span.failed(end.outcome.name());
                 }
+                self.0 = None;
             }
             Ok(Some(Answer::Failed(failed))) => {
                 open.is_over = true;
-                open.span.failed(failed.code.name());
+                if failed.code != FailureCode::CANCELLED {
+                    open.span.failed(failed.code.name());
+                }
+                self.0 = None;
             }
             Ok(None) => {}
             Err(error) => self.broke(error),
@@ -74,7 +75,7 @@ impl Traced {
 
     /// Nothing more comes.
     pub(crate) fn broke(&mut self, error: &ClientError) {
-        let Some(open) = &mut self.0 else { return };
+        let Some(mut open) = self.0.take() else { return };
         open.is_over = true;
         open.span.failed(error.name());
     }

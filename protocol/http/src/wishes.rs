@@ -72,7 +72,7 @@ impl Wishes {
             let parsed = ms.parse().ok().filter(|ms| *ms > 0);
             wishes.deadline_ms = Some(parsed.ok_or_else(|| wrong("belay-deadline-ms", ms, "a whole number above 0"))?);
         }
-        wishes.trace = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()?.parse().ok());
+        wishes.trace = TraceContext::of(headers.get(TRACEPARENT).map(HeaderValue::as_bytes));
         plain(headers)?;
         Ok(wishes)
     }

@@ -1,5 +1,6 @@
 //! Spans while they are made.
 
+use crate::MAX_TEXT;
 use crate::export::Counts;
 use belay_protocol::trace::TraceContext;
 use belay_transport::env::Env;
@@ -24,6 +25,8 @@ pub struct Traces {
     pub(crate) scope: InstrumentationScope,
     /// Of traces that begin here, so many in 2^64 are kept.
     pub(crate) kept: u64,
+    /// What its caller does not keep is not kept here.
+    pub(crate) follows_callers: bool,
 }
 
 /// One operation, from its making to its being dropped.
@@ -58,15 +61,17 @@ impl Traces {
         name: impl Into<Cow<'static, str>>,
         kind: SpanKind,
     ) -> Option<Span> {
+        let trace = parent.map_or(trace, |parent| parent.trace);
+        // By its name, so that all who keep the same part keep the same.
+        let chosen = mixed(trace) <= self.kept;
         let kept = match parent {
-            Some(parent) => parent.sampled,
-            // By its name, so that both ends come to the same.
-            None => mixed(trace) <= self.kept,
+            Some(parent) if self.follows_callers => parent.sampled,
+            Some(parent) => parent.sampled || chosen,
+            None => chosen,
         };
         if !kept || trace == [0; 16] {
             return None;
         }
-        let trace = parent.map_or(trace, |parent| parent.trace);
         let above = parent.map_or(SpanId::INVALID, |parent| SpanId::from_bytes(parent.span));
         let began_at = UNIX_EPOCH + Duration::from_millis(self.env.clock.now_ms());
         let clock = Clock { began: Instant::now(), began_at };
@@ -100,7 +105,7 @@ impl Span {
             parent_span_id: above,
             parent_span_is_remote: is_remote,
             span_kind: kind,
-            name,
+            name: cut(name),
             start_time: at,
             end_time: at,
             attributes: Vec::new(),
@@ -136,7 +141,10 @@ impl Span {
     /// Says something of it; what was said before under that name is said anew.
     pub fn set(&mut self, key: &'static str, value: impl Into<Value>) {
         let Some(data) = &mut self.data else { return };
-        let value = value.into();
+        let value = match value.into() {
+            Value::String(text) => Value::String(cut(text.as_str().to_owned().into()).into_owned().into()),
+            value => value,
+        };
         match data.attributes.iter_mut().find(|known| known.key.as_str() == key) {
             Some(known) => known.value = value,
             None => data.attributes.push(KeyValue::new(key, value)),
@@ -154,11 +162,6 @@ impl Span {
     /// It is about nothing that has happened.
     pub fn discard(mut self) {
         self.data = None;
-    }
-
-    /// The same, unless it has failed: then it has happened.
-    pub fn discard_unless_failed(mut self) {
-        self.data = self.data.take().filter(|data| data.status != Status::Unset);
     }
 
     /// Something happened.
@@ -191,6 +194,15 @@ impl Drop for Span {
     }
 }
 
+/// A text that is not too long, without characters that are for terminals.
+fn cut(text: Cow<'static, str>) -> Cow<'static, str> {
+    if text.len() <= MAX_TEXT && !text.chars().any(char::is_control) {
+        return text;
+    }
+    let most = text.floor_char_boundary(MAX_TEXT);
+    text[..most].chars().filter(|c| !c.is_control()).collect::<String>().into()
+}
+
 /// A number that is as good as random even where the bytes are not.
 fn mixed(trace: [u8; 16]) -> u64 {
     let [a, b] =
@@ -203,4 +215,26 @@ fn mixed(trace: [u8; 16]) -> u64 {
         sum ^= sum >> 31;
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_bounded_and_printable() {
+        let long = cut("é\n".repeat(300).into());
+        assert!(long.len() <= MAX_TEXT && !long.contains('\n') && long.len() > MAX_TEXT / 2, "{long}");
+        assert_eq!(cut("chat gpt-5".into()), "chat gpt-5");
+    }
+
+    #[test]
+    fn a_part_of_all_traces_is_about_that_part() {
+        let below = |part: f64| {
+            let most = (part * 2_f64.powi(64)) as u64;
+            (0..4000_u128).filter(|number| mixed(number.to_be_bytes()) <= most).count()
+        };
+        assert_eq!((below(0.0), below(1.0)), (0, 4000));
+        assert!((800..1200).contains(&below(0.25)), "{}", below(0.25));
+    }
 }

@@ -95,7 +95,7 @@ impl AdminService {
         }
         let backup = self.store.run(Db::Central, |connection| last(connection, BACKED_UP)).await?;
         findings.push(doctor::backup(backup, now_ms));
-        findings.extend(self.escalator.traces.as_ref().map(|traces| doctor::traces(traces.counts())));
+        findings.extend(self.escalator.tracer.as_ref().map(|tracer| doctor::traces(tracer.traces.counts())));
         let settings = self.escalator.settings.get();
         findings.extend(doctor::providers(&settings.providers, self.env.clock.as_ref()).await);
         Ok(findings)

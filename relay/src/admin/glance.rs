@@ -66,8 +66,8 @@ impl AdminService {
             tenants_open: self.tenants.open_count(),
             ill: ill.into_iter().map(known).collect(),
             certificates: [Some(authority), http].into_iter().flatten().collect(),
-            spans: self.escalator.traces.as_ref().map(|traces| {
-                let counts = traces.counts();
+            spans: self.escalator.tracer.as_ref().map(|tracer| {
+                let counts = tracer.traces.counts();
                 [("exported", counts.exported_so_far()), ("dropped", counts.dropped_so_far())]
             }),
         })

@@ -103,7 +103,7 @@ pub(super) fn check(config: &Config, secrets: &[(String, PathBuf)], keys: Keys) 
         if provider.kind == ProviderKind::Demo {
             return wrong(of("kind"), "the demo provider answers with nothing but words of its own".into());
         }
-        if provider.url.starts_with("http://") && !is_near(&provider.url) {
+        if is_plain(&provider.url) && !is_near(&provider.url) {
             return wrong(of("url"), format!("{} would carry keys and questions in the clear", provider.url));
         }
     }
@@ -116,7 +116,7 @@ pub(super) fn check(config: &Config, secrets: &[(String, PathBuf)], keys: Keys) 
             return wrong("stripe.key_file".into(), "the key is one for tests".into());
         }
     }
-    if let Some(traces) = config.traces.as_ref().filter(|traces| traces.endpoint.starts_with("http://"))
+    if let Some(traces) = config.traces.as_ref().filter(|traces| is_plain(&traces.endpoint))
         && !is_near(&traces.endpoint)
     {
         return wrong(
@@ -130,6 +130,11 @@ pub(super) fn check(config: &Config, secrets: &[(String, PathBuf)], keys: Keys) 
         }
         _ => Ok(()),
     }
+}
+
+/// What goes there can be read on the way.
+fn is_plain(url: &str) -> bool {
+    reqwest::Url::parse(url).is_ok_and(|url| url.scheme() == "http")
 }
 
 /// An address of this machine or its own network.

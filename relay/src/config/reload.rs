@@ -90,6 +90,13 @@ impl Config {
                 difference.applied.push(format!("{prefix}key"));
             }
         }
+        let other_traces = match (&self.traces, &new.traces) {
+            (Some(known), Some(wanted)) => !known.is_same(wanted),
+            _ => false,
+        };
+        if other_traces && !difference.needs_restart.iter().any(|key| key.starts_with("traces.")) {
+            difference.needs_restart.push("traces.headers_file".into());
+        }
         difference.applied.sort_unstable();
         let http = match (&self.http, new.http) {
             (Some(old), Some(new)) if !other_port => Some(Http {

@@ -27,6 +27,8 @@ pub(super) fn traces(raw: &RawTraces, keys: Keys) -> Result<Option<Settings>, Wr
         service: "belayd",
         version: env!("CARGO_PKG_VERSION"),
         ratio: raw.ratio.unwrap_or(1.0),
+        // Who asks does not decide what the operator may see.
+        follows_callers: false,
     };
     settings.check().map_err(|error| {
         let key = match error {

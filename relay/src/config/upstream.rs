@@ -51,7 +51,7 @@ impl ProviderConfig {
 
     /// Whether what is made of either is the same. The files of authorities are not compared: naming some means no.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        let of = |one: &Self| (one.kind, one.url.clone(), one.pace, one.private);
+        let of = |one: &Self| (one.kind, one.url.clone(), one.pace, one.private, one.trace_context);
         of(self) == of(other) && self.has_key_of(other) && self.authorities.is_none() && other.authorities.is_none()
     }
 }

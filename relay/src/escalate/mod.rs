@@ -47,6 +47,7 @@ pub(crate) use held::Held;
 pub(crate) use refusal::failed;
 use refusal::{refused, store_failed};
 use traced::Traced;
+pub(crate) use traced::Tracer;
 
 use crate::config::Config;
 use crate::ops::memory::{BodyPermit, Memory};
@@ -64,7 +65,6 @@ use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::message::{EscalateRequest, Failed};
 use belay_protocol::stream::{FrameReader, FrameWriter};
 use belay_protocol::vitals::RelayState;
-use belay_traces::Traces;
 use belay_transport::connection::Stream;
 use belay_transport::env::Env;
 use bytes::Bytes;
@@ -133,7 +133,7 @@ pub struct Escalator {
     /// What those who watch the relay are told.
     pub(crate) metrics: Arc<Metrics>,
     /// Where spans of requests go, if they go anywhere.
-    pub(crate) traces: Option<Traces>,
+    pub(crate) tracer: Option<Tracer>,
     /// What clients make the process use.
     pub(crate) memory: Arc<Memory>,
     /// Requests that a reader can come back to.
@@ -196,7 +196,7 @@ impl Escalator {
         let _count = Defer(|| {
             running.fetch_sub(1, Ordering::Relaxed);
         });
-        let mut traced = Traced::begin(self.traces.as_ref(), caller, &request);
+        let mut traced = Traced::begin(self.tracer.as_ref(), caller, &request, self.env.clock.now_ms());
         let body = match plan::meant(&request, body) {
             Ok(body) => body,
             Err(failure) => {

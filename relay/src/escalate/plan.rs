@@ -21,6 +21,9 @@ use std::sync::Arc;
 /// Tokens that a provider may add to the text's own: roles, separators, a tool preamble.
 const INPUT_OVERHEAD: u64 = 1024;
 
+/// The longest name of a model, in bytes.
+const MAX_MODEL: usize = 256;
+
 /// A request that may run if the money is there.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -51,6 +54,10 @@ enum Source {
 /// The body that is meant: some programs send one of the Responses API where one of Chat Completions
 /// belongs, and want to be answered so.
 pub(crate) fn meant(request: &EscalateRequest, body: Bytes) -> Result<Bytes, Failed> {
+    if request.model.len() > MAX_MODEL {
+        let message = format!("the model's name has {} bytes, at most {MAX_MODEL} are allowed", request.model.len());
+        return Err(failed(request.request_id, FailureCode::INVALID_REQUEST, message, "name one of: belay models"));
+    }
     let is_chat = (request.operation, request.dialect) == (Operation::CHAT, Dialect::OPENAI_CHAT);
     if !is_chat || !translate::is_responses_body(&body) {
         return Ok(body);

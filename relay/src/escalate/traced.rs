@@ -1,22 +1,59 @@
 //! A request as spans, for whoever collects them: the request itself, its hold, every call of a provider with the
 //! words of GenAI, and its settling. Where nobody collects any, all of this is a look at an empty place.
 //!
-//! What is told is named here, one by one: who pays, which device, names of models and providers as they are
-//! configured, numbers, and codes. No sentence of anybody, since sentences can carry what was asked.
+//! What is told is named here, one by one: who pays, which device, names of models (cut), of providers as they are
+//! configured, and of sessions, numbers, and codes. No sentence of anybody, since sentences can carry what was asked.
+//!
+//! Each tenant has its share: traces beyond [`SHARE`] in a second are counted and let go, so that a flood of one, of
+//! requests that cost nothing even, does not push out what is told of others.
 
 use super::Caller;
 use super::candidates::Candidate;
 use super::finish::Ending;
 use crate::config::{ProviderConfig, ProviderKind};
+use crate::ops::rate::Limit;
 use crate::providers::Answer;
+use belay_protocol::id::TenantId;
 use belay_protocol::message::{End, EscalateRequest, FailureCode, Operation, Outcome, UnitKind, UsageLine};
 use belay_protocol::money::NanoUsd;
 use belay_protocol::trace::TraceContext;
 use belay_traces::{Span, SpanKind, Traces};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// So much of a model's name is told, as a caller wrote it.
-const MODEL: usize = 64;
+/// So many traces of a tenant are kept in a second.
+const SHARE: Limit = Limit::per_second(100);
+/// So many tenants' shares are remembered.
+const TENANTS: usize = 1024;
+
+/// Where spans come from, and each tenant's share of them.
+#[derive(Debug)]
+pub(crate) struct Tracer {
+    pub(crate) traces: Traces,
+    shares: Mutex<HashMap<TenantId, u64>>,
+}
+
+impl Tracer {
+    pub(crate) fn new(traces: Traces) -> Self {
+        Self { traces, shares: Mutex::default() }
+    }
+
+    /// One more of a tenant, if it is within its share.
+    fn takes(&self, tenant: &TenantId, now_ms: u64) -> bool {
+        let now_us = now_ms.saturating_mul(1000);
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        if shares.len() >= TENANTS {
+            shares.retain(|_, used_until| *used_until > now_us);
+        }
+        let share = shares.entry(tenant.clone()).or_default();
+        let taken = SHARE.take(*share, now_us);
+        if let Ok(used) = taken {
+            *share = used;
+        }
+        taken.is_ok()
+    }
+}
 
 /// The spans of a request, if there are any.
 #[derive(Debug, Default)]
@@ -29,21 +66,45 @@ pub(super) struct Traced {
 #[derive(Debug)]
 struct Open {
     root: Span,
-    /// The provider that is asked, or will be next.
-    call: Option<Span>,
+    /// The provider that is asked, or will be next; and whether it is asked.
+    call: Option<(Span, bool)>,
+}
+
+impl Open {
+    /// What was only made ready has not happened.
+    fn forget_unsent(&mut self) {
+        if let Some((call, false)) = self.call.take_if(|(_, is_sent)| !*is_sent) {
+            call.discard();
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.forget_unsent();
+        // Before the request that it is a part of.
+        self.call = None;
+    }
 }
 
 impl Traced {
-    pub(super) fn begin(traces: Option<&Traces>, caller: &Caller, request: &EscalateRequest) -> Self {
+    pub(super) fn begin(tracer: Option<&Tracer>, caller: &Caller, request: &EscalateRequest, now_ms: u64) -> Self {
         let place = TraceContext::among(&request.headers);
-        let begun = traces.and_then(|traces| traces.begin((place, request.request_id.0), "request", SpanKind::Server));
+        let begun = tracer.and_then(|tracer| {
+            let span = tracer.traces.begin((place, request.request_id.0), "request", SpanKind::Server)?;
+            if tracer.takes(&caller.tenant, now_ms) {
+                return Some(span);
+            }
+            span.discard();
+            tracer.traces.counts().dropped(1);
+            None
+        });
         let open = begun.map(|mut root| {
             root.set("belay.request_id", request.request_id.to_string());
             root.set("belay.tenant", caller.tenant.to_string());
             root.set("belay.device", caller.device.to_string());
             root.set("belay.operation", request.operation.name());
-            let model: String = request.model.chars().filter(|c| !c.is_control()).take(MODEL).collect();
-            root.set("belay.model", model);
+            root.set("belay.model", request.model.clone());
             root.set("belay.stream", request.stream);
             if let Some(session) = &request.session_id {
                 root.set("gen_ai.conversation.id", session.clone());
@@ -64,13 +125,14 @@ impl Traced {
         candidate: &Candidate,
         provider: &ProviderConfig,
         (operation, stream, output_cap): (Operation, bool, u32),
+        is_configured: bool,
     ) -> Option<TraceContext> {
         let Some(open) = &mut self.open else { return self.caller };
-        if let Some(unused) = open.call.take() {
-            unused.discard();
-        }
+        open.forget_unsent();
         let (operation, model) = (called(operation), &candidate.model.name);
-        let mut call = open.root.child(format!("{operation} {model}"), SpanKind::Client);
+        // Names of spans are few: one that callers choose is no part of them.
+        let name = if is_configured { format!("{operation} {model}") } else { operation.to_owned() };
+        let mut call = open.root.child(name, SpanKind::Client);
         call.set("gen_ai.operation.name", operation);
         call.set("gen_ai.provider.name", named(provider.kind));
         call.set("gen_ai.request.model", model.clone());
@@ -82,21 +144,22 @@ impl Traced {
             call.set("server.port", i64::from(url.port_or_known_default().unwrap_or_default()));
         }
         let place = call.context();
-        open.call = Some(call);
+        open.call = Some((call, false));
         Some(place)
     }
 
     /// It is made now.
     pub(super) fn dispatched(&mut self) {
-        if let Some(call) = self.open.as_mut().and_then(|open| open.call.as_mut()) {
+        if let Some((call, is_sent)) = self.open.as_mut().and_then(|open| open.call.as_mut()) {
             call.begins_now();
+            *is_sent = true;
         }
     }
 
     /// What a provider said first, or that it said nothing; `is_last`: no other is asked.
     pub(super) fn answered(&mut self, answer: &Result<Answer, Ending>, is_last: bool) {
         let Some(open) = &mut self.open else { return };
-        let Some(call) = &mut open.call else { return };
+        let Some((call, _)) = &mut open.call else { return };
         match answer {
             Ok(answer) => {
                 call.set("http.response.status_code", i64::from(answer.status));
@@ -104,11 +167,16 @@ impl Traced {
                     call.failed(answer.status.to_string());
                 }
             }
-            Err(Ending::NotDispatched(code, _)) => call.failed(code.name()),
-            Err(Ending::After(outcome, _)) => call.failed(outcome.name()),
+            Err(Ending::NotDispatched(code, _)) if *code != FailureCode::CANCELLED => call.failed(code.name()),
+            Err(Ending::After(outcome, _)) => {
+                if let Some(kind) = wrong(*outcome) {
+                    call.failed(kind);
+                }
+            }
             Err(_) => {}
         }
         if !is_last {
+            open.forget_unsent();
             open.call = None;
             open.root.event("asking another, or again");
         }
@@ -116,7 +184,7 @@ impl Traced {
 
     /// The first event has come, so long after the call.
     pub(super) fn first_event(&mut self, after: Duration) {
-        if let Some(call) = self.open.as_mut().and_then(|open| open.call.as_mut()) {
+        if let Some((call, _)) = self.open.as_mut().and_then(|open| open.call.as_mut()) {
             call.set("gen_ai.response.time_to_first_chunk", after.as_secs_f64());
         }
     }
@@ -137,7 +205,7 @@ impl Traced {
 
     /// The provider is done with, whatever it was paid for.
     pub(super) fn used(&mut self, outcome: Outcome, usage: &[UsageLine]) {
-        let Some(mut call) = self.open.as_mut().and_then(|open| open.call.take()) else { return };
+        let Some((mut call, true)) = self.open.as_mut().and_then(|open| open.call.take()) else { return };
         let units = |kinds: &[UnitKind]| {
             let of_kind = usage.iter().filter(|line| kinds.contains(&line.kind));
             i64::try_from(of_kind.map(|line| line.units).sum::<u64>()).unwrap_or(i64::MAX)
@@ -176,11 +244,9 @@ impl Traced {
     /// It came to nothing; that is its end.
     pub(super) fn failed(&mut self, code: FailureCode) {
         let Some(mut open) = self.open.take() else { return };
-        if let Some(call) = open.call.take() {
-            // Of a request that was refused before, none was made.
-            call.discard_unless_failed();
+        if code != FailureCode::CANCELLED {
+            open.root.failed(code.name());
         }
-        open.root.failed(code.name());
     }
 }
 

@@ -16,12 +16,12 @@ impl Limit {
 
     /// At most `count` in any second.
     #[must_use]
-    pub fn per_second(count: u32) -> Self {
+    pub const fn per_second(count: u32) -> Self {
         Self::new(count, 1_000_000)
     }
 
-    fn new(count: u32, period_us: u64) -> Self {
-        let interval_us = period_us.checked_div(u64::from(count)).unwrap_or(u64::MAX);
+    const fn new(count: u32, period_us: u64) -> Self {
+        let interval_us = if count == 0 { u64::MAX } else { period_us / count as u64 };
         Self { interval_us, burst_us: period_us }
     }
 
