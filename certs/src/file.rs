@@ -1,9 +1,14 @@
 //! Files that hold secrets: made with mode 0600 in directories of mode 0700, replaced atomically.
 
 use crate::CertError;
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// So many directories are remembered as durable.
+const MOST_KNOWN: usize = 4096;
 
 /// Writes a file that only its owner can read: temporary file, fsync, rename, fsync the directory.
 pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), CertError> {
@@ -43,20 +48,44 @@ pub fn take_place(from: &Path, to: &Path) -> Result<(), CertError> {
 /// synced in a directory whose own name is not would be lost with it.
 pub fn create_private_dir(path: &Path) -> Result<(), CertError> {
     let failed = |source| CertError::File { operation: "create directory", path: path.display().to_string(), source };
-    let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.is_dir()).collect();
+    let mut unsynced: Vec<&Path> =
+        path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.is_dir()).collect();
+    if unsynced.is_empty() {
+        // Somebody has made it, and may not have got so far as to sync its name: another thread, or a process that was
+        // killed in between. Once is enough.
+        if known_durable().contains(path) {
+            return Ok(());
+        }
+        unsynced.push(path);
+    }
     let mut builder = fs::DirBuilder::new();
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    for dir in missing.into_iter().rev() {
+    for dir in unsynced.into_iter().rev() {
         match builder.create(dir) {
-            // Somebody else was faster, and may not have synced it yet.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && dir.is_dir() => {}
             made => made.map_err(failed)?,
         }
         let above = dir.parent().filter(|above| !above.as_os_str().is_empty());
-        sync_directory(above.unwrap_or(Path::new("."))).map_err(failed)?;
+        match sync_directory(above.unwrap_or(Path::new("."))) {
+            // It may be entered and written to, and not read: then nobody can do more.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+            synced => synced.map_err(failed)?,
+        }
     }
+    let mut known = known_durable();
+    if known.len() >= MOST_KNOWN {
+        // They are synced once more, and known again.
+        known.clear();
+    }
+    known.insert(path.to_owned());
     Ok(())
+}
+
+/// Directories whose names this process knows to be on disk.
+fn known_durable() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    static KNOWN: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads a whole file.

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 const CONFIG: &str = "[state]\nidle_close_s = 1\nstore_threads = 2\n[timeouts]\ndrain_ms = 3000\n[billing]\nflush_at = \"0.001\"\n\
      [limits]\nrequests_per_minute = 100000\n[providers.demo]\nkind = \"demo\"\npace_ms = 1\n[models.demo]\n\
@@ -36,25 +37,40 @@ enum Done {
     Tenant(String),
     Credit,
     Device(String),
-    /// Settled for so much, in that session.
-    Ended(RequestId, i64, Option<String>),
+    Revoked(String),
+    Key(String),
+    Suspended(String),
+    /// Settled for so much, with so many messages in its session.
+    Ended(RequestId, i64, i64),
     Document(String, Vec<u8>),
 }
 
-/// All that was acknowledged, each with how long the recording was then.
-#[derive(Debug, Clone, Default)]
-struct Said(Arc<Mutex<Vec<(u64, Done)>>>);
+/// All that was acknowledged, each with how long the recordings were then.
+#[derive(Debug, Clone)]
+struct Said {
+    done: Arc<Mutex<Vec<(u64, Done)>>>,
+    /// The recording, and how long those before it are.
+    log: Arc<Mutex<(PathBuf, u64)>>,
+}
 
 impl Said {
-    fn note(&self, log: &Path, done: Done) {
-        let at = fs::metadata(log).unwrap().len();
-        self.0.lock().unwrap().push((at, done));
+    fn note(&self, done: Done) {
+        let (log, before) = self.log.lock().unwrap().clone();
+        let at = before + fs::metadata(log).unwrap().len();
+        self.done.lock().unwrap().push((at, done));
+    }
+
+    /// Another recording follows.
+    fn goes_on(&self, log: &Path) {
+        let mut known = self.log.lock().unwrap();
+        let so_far = known.1 + fs::metadata(&known.0).unwrap().len();
+        *known = (log.to_owned(), so_far);
     }
 }
 
-/// A recorded life of a relay.
+/// The recorded lives of a relay: one that was killed, and one that came after it.
 struct Recording {
-    log: PathBuf,
+    logs: Vec<PathBuf>,
     state: PathBuf,
     said: Vec<(u64, Done)>,
     /// A device that has nothing yet of what is synced.
@@ -62,7 +78,8 @@ struct Recording {
     _dir: (Belayd, TempDir),
 }
 
-async fn asks(client: Arc<TestClient>, log: PathBuf, said: Said, number: usize, rounds: usize) {
+/// Asks again and again, until the relay is gone or `rounds` are over.
+async fn asks(client: Arc<TestClient>, said: Said, number: usize, rounds: usize) {
     for round in 0..rounds {
         let session = (round % 3 == 0).then(|| format!("talk-{number}-{}", round % 6));
         let request = EscalationRequest {
@@ -71,81 +88,117 @@ async fn asks(client: Arc<TestClient>, log: PathBuf, said: Said, number: usize, 
             ..client.prompt(&format!("question {round} of {number}"))
         };
         let id = request.request_id;
-        // Some are given up in the middle: their hold becomes an estimate or a cancellation.
+        let Ok(mut running) = client.client.escalate(request, PATIENCE).await else { return };
+        // Some are given up in the middle.
         if round % 7 == 6 {
-            let mut running = client.client.escalate(request, PATIENCE).await.unwrap();
-            running.next().await.unwrap();
-            running.cancel("enough").await.unwrap();
-            running.collect().await.unwrap();
-            continue;
+            let _ = running.next().await;
+            let _ = running.cancel("enough").await;
         }
-        let end = client.send(request).await.end.expect("it ends");
-        assert_eq!(end.outcome, Outcome::COMPLETE);
-        said.note(&log, Done::Ended(id, end.cost.0, session));
+        let Ok(answer) = running.collect().await else { return };
+        let Some(end) = answer.end else { return };
+        let messages = if session.is_some() && end.outcome == Outcome::COMPLETE { 2 } else { 0 };
+        // What a session keeps of an answer that was broken off is not this test's.
+        if session.is_none() || messages == 2 {
+            said.note(Done::Ended(id, end.cost.0, messages));
+        }
     }
 }
 
-/// Has a relay live for a while. `None`: there is no strace.
+/// All of a recording is written, whose program is gone: nothing more comes for a while.
+async fn is_over(log: &Path) {
+    let (mut before, mut still) = (0, 0);
+    eventually("the recording is over", async || {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = fs::metadata(log).unwrap().len();
+        still = if std::mem::replace(&mut before, now) == now { still + 1 } else { 0 };
+        still == 5
+    })
+    .await;
+}
+
+/// Has a relay live for a while, be killed, and live again. `None`: there is no strace.
 async fn record(rounds: usize) -> Option<Recording> {
     let dir = tempfile::tempdir().unwrap();
-    let log = dir.path().join("recording");
-    let mut relay = Belayd::start_recorded(CONFIG, &log).unwrap()?;
-    let said = Said::default();
-    let run = |args: &[&str]| tokio::task::block_in_place(|| relay.run(args).unwrap());
-    let join = async || {
-        let invite = run(&["invite", "acme"])["invite"].as_str().unwrap().to_owned();
+    let logs: Vec<PathBuf> = ["first", "second"].iter().map(|name| dir.path().join(name)).collect();
+    let mut relay = Belayd::start_recorded(CONFIG, &logs[0]).unwrap()?;
+    let said = Said { done: Arc::default(), log: Arc::new(Mutex::new((logs[0].clone(), 0))) };
+    let run = |relay: &Belayd, args: &[&str]| tokio::task::block_in_place(|| relay.run(args).unwrap());
+    let join = async |relay: &Belayd| {
+        let invite = run(relay, &["invite", "acme"])["invite"].as_str().unwrap().to_owned();
         let client = TestClient::join(&invite).await;
-        said.note(&log, Done::Device(client.client.identity().device.to_string()));
+        said.note(Done::Device(client.client.identity().device.to_string()));
         client
     };
-    run(&["tenant", "create", "acme", "--credit", "1"]);
-    said.note(&log, Done::Tenant("acme".into()));
-    said.note(&log, Done::Credit);
-    let empty = join().await;
-    let synced = Synced::of(join().await);
-    let mut tasks = vec![];
-    for number in 0..3 {
-        let client = Arc::new(join().await);
-        tasks.push(tokio::spawn(asks(client, log.clone(), said.clone(), number, rounds)));
-    }
+    run(&relay, &["tenant", "create", "acme", "--credit", "1"]);
+    said.note(Done::Tenant("acme".into()));
+    said.note(Done::Credit);
+    let empty = join(&relay).await;
+    let synced = Synced::of(join(&relay).await);
+    let asking = async |relay: &Belayd, rounds: usize| {
+        let mut tasks = JoinSet::new();
+        for number in 0..3 {
+            tasks.spawn(asks(Arc::new(join(relay).await), said.clone(), number, rounds));
+        }
+        tasks
+    };
+    let tasks = asking(&relay, rounds).await;
     for round in 0..rounds / 4 {
-        run(&["tenant", "credit", "acme", "1"]);
-        said.note(&log, Done::Credit);
+        run(&relay, &["tenant", "credit", "acme", "1"]);
+        said.note(Done::Credit);
         let name = format!("tenant-{round}");
-        run(&["tenant", "create", &name]);
-        said.note(&log, Done::Tenant(name));
+        run(&relay, &["tenant", "create", &name]);
+        said.note(Done::Tenant(name.clone()));
+        run(&relay, &["tenant", "suspend", &name]);
+        said.note(Done::Suspended(name));
+        let key = run(&relay, &["key", "create", "acme", "--scope", "read"])["id"].as_str().unwrap().to_owned();
+        said.note(Done::Key(key));
+        let goes = join(&relay).await.client.identity().device.to_string();
+        run(&relay, &["device", "revoke", &goes]);
+        said.note(Done::Revoked(goes));
         // One in the book, one in a file of its own.
         for size in [500, 40_000] {
             let (key, content) = (format!("{size}/{}.bin", round % 5), noise(size, seed(1) + round as u64));
             synced.write(&key, &content);
             synced.sync_all().await;
-            said.note(&log, Done::Document(key, content));
+            said.note(Done::Document(key, content));
         }
     }
-    for task in tasks {
-        task.await.unwrap();
-    }
+    tasks.join_all().await;
+    // Killed with requests in it, and started again: it recovers, and goes on.
+    let mut running = asking(&relay, 1000).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::task::block_in_place(|| relay.kill9().unwrap());
+    running.abort_all();
+    while running.join_next().await.is_some() {}
+    is_over(&logs[0]).await;
+    said.goes_on(&logs[1]);
+    tokio::task::block_in_place(|| relay.restart_recorded(&logs[1]).unwrap());
+    asking(&relay, rounds / 3).await.join_all().await;
+    run(&relay, &["tenant", "credit", "acme", "1"]);
+    said.note(Done::Credit);
     // Books that nobody uses are closed.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     tokio::task::block_in_place(|| {
         assert!(relay.terminate().unwrap().success(), "{}", relay.log());
     });
-    let over = || fs::read_to_string(&log).is_ok_and(|text| text.trim_end().ends_with("+++ exited with 0 +++"));
-    eventually("the recording is over", async || over()).await;
+    is_over(&logs[1]).await;
     let state = relay.state();
-    let said = said.0.lock().unwrap().clone();
-    Some(Recording { log, state, said, empty, _dir: (relay, dir) })
+    let said = said.done.lock().unwrap().clone();
+    Some(Recording { logs, state, said, empty, _dir: (relay, dir) })
 }
 
 /// What must be there after a cut, and what may.
 #[derive(Debug, Default)]
 struct Owed<'a> {
     tenants: BTreeSet<&'a str>,
+    suspended: BTreeSet<&'a str>,
     devices: BTreeSet<&'a str>,
+    revoked: BTreeSet<&'a str>,
+    keys: BTreeSet<&'a str>,
     credits: i64,
-    ended: BTreeMap<RequestId, (i64, Option<&'a str>)>,
-    /// The newest of each; an older one is what another device may have.
-    documents: BTreeMap<&'a str, &'a [u8]>,
+    ended: BTreeMap<RequestId, (i64, i64)>,
+    /// All that each has been, the newest last.
+    documents: BTreeMap<&'a str, Vec<&'a [u8]>>,
 }
 
 impl<'a> Owed<'a> {
@@ -154,10 +207,13 @@ impl<'a> Owed<'a> {
         for (_, done) in said.iter().filter(|(at, _)| *at <= until) {
             match done {
                 Done::Tenant(name) => drop(owed.tenants.insert(name)),
+                Done::Suspended(name) => drop(owed.suspended.insert(name)),
                 Done::Credit => owed.credits += 1,
                 Done::Device(id) => drop(owed.devices.insert(id)),
-                Done::Ended(id, cost, session) => drop(owed.ended.insert(*id, (*cost, session.as_deref()))),
-                Done::Document(key, content) => drop(owed.documents.insert(key, content)),
+                Done::Revoked(id) => drop(owed.revoked.insert(id)),
+                Done::Key(id) => drop(owed.keys.insert(id)),
+                Done::Ended(id, cost, messages) => drop(owed.ended.insert(*id, (*cost, *messages))),
+                Done::Document(key, content) => owed.documents.entry(key).or_default().push(content),
             }
         }
         owed
@@ -176,10 +232,18 @@ async fn problems(state: &Path, owed: &Owed<'_>, all: &Owed<'_>, empty: Option<&
     let tenants = admin.tenants().await.unwrap();
     let there: BTreeSet<&str> = tenants.iter().map(|info| info.id.as_str()).collect();
     wrong.extend(owed.tenants.difference(&there).map(|name| format!("tenant {name} is lost")));
-    let devices: Vec<String> =
-        admin.devices(None).await.unwrap().iter().map(|info| info.device.id.to_string()).collect();
-    let lost = owed.devices.iter().filter(|id| !devices.iter().any(|known| known == *id));
-    wrong.extend(lost.map(|id| format!("device {id} is lost")));
+    let is_suspended = |name: &&str| tenants.iter().any(|info| info.id.as_str() == *name && info.terms.suspended);
+    wrong.extend(
+        owed.suspended.iter().filter(|name| !is_suspended(name)).map(|name| format!("{name} is not suspended")),
+    );
+    let devices = admin.devices(None).await.unwrap();
+    let device = |id: &str| devices.iter().find(|info| info.device.id.as_str() == id);
+    wrong.extend(owed.devices.iter().filter(|id| device(id).is_none()).map(|id| format!("device {id} is lost")));
+    let is_back = |id: &&&str| device(id).is_none_or(|info| info.device.revoked_ms.is_none());
+    wrong.extend(owed.revoked.iter().filter(is_back).map(|id| format!("device {id} is revoked no more")));
+    let keys = admin.keys(None).await.unwrap();
+    let is_lost = |id: &&&str| !keys.iter().any(|key| key.id == **id);
+    wrong.extend(owed.keys.iter().filter(is_lost).map(|id| format!("key {id} is lost")));
     // Holds of a life that is over are settled.
     let deadline = tokio::time::Instant::now() + PATIENCE;
     let books = loop {
@@ -215,16 +279,15 @@ fn book_of_acme(state: &Path, balance: i64, owed: &Owed<'_>, all: &Owed<'_>) -> 
     let mut rows = book.prepare("SELECT request_id, cost_nano, end IS NOT NULL FROM request").unwrap();
     let rows = rows.query_map([], |row| Ok((RequestId(row.get(0)?), (row.get::<_, i64>(1)?, row.get::<_, bool>(2)?))));
     let requests: BTreeMap<RequestId, (i64, bool)> = rows.unwrap().map(Result::unwrap).collect();
-    for (id, (cost, session)) in &owed.ended {
+    for (id, (cost, messages)) in &owed.ended {
         match requests.get(id) {
             Some((charged, true)) if charged == cost => {}
             other => wrong.push(format!("request {id} was settled for {cost}; now: {other:?}")),
         }
         let said = "SELECT count(*) FROM message WHERE request_id = ?1";
-        let messages: i64 = book.query_row(said, [id.0], |row| row.get(0)).unwrap();
-        let expected = if session.is_some() { 2 } else { 0 };
-        if messages != expected {
-            wrong.push(format!("request {id} has {messages} messages in its session, not {expected}"));
+        let found: i64 = book.query_row(said, [id.0], |row| row.get(0)).unwrap();
+        if found != *messages {
+            wrong.push(format!("request {id} has {found} messages in its session, not {messages}"));
         }
     }
     // What was paid in is what is left and what was charged.
@@ -247,10 +310,11 @@ async fn documents(relay: &Relay, empty: &TestClient, owed: &Owed<'_>, all: &Owe
     let (report, _) = synced.sync().await;
     let mut wrong: Vec<String> = report.problems.iter().map(|problem| format!("sync: {problem:?}")).collect();
     let found = synced.documents();
-    for (key, content) in &owed.documents {
-        // Another revision may have come on top of it, unacknowledged.
-        let is_newer = found.get(*key).is_some_and(|found| found != content) && all.documents.get(key) != Some(content);
-        if found.get(*key).map(Vec::as_slice) != Some(content) && !is_newer {
+    for (key, contents) in &owed.documents {
+        let newest = contents.len() - 1;
+        // One that came on top of it, unacknowledged, is as good.
+        let may_be = &all.documents[key][newest..];
+        if !found.get(*key).is_some_and(|found| may_be.contains(&found.as_slice())) {
             wrong.push(format!("document {key} is not what it was: {:?} bytes", found.get(*key).map(Vec::len)));
         }
     }
@@ -260,7 +324,7 @@ async fn documents(relay: &Relay, empty: &TestClient, owed: &Owed<'_>, all: &Owe
 
 /// Plays a recording up to each of some points, cuts, and looks.
 async fn try_cuts(recording: &Recording, cuts: u64) -> (u64, usize) {
-    let log = fs::read(&recording.log).unwrap();
+    let log: Vec<u8> = recording.logs.iter().flat_map(|log| fs::read(log).unwrap()).collect();
     let steps = steps(&log, &recording.state);
     drop(log);
     it_is_as_it_was(&steps, recording);
@@ -320,13 +384,30 @@ fn it_is_as_it_was(steps: &[Step], recording: &Recording) {
     steps.iter().for_each(|step| disk.step(step));
     let modelled = disk.contents();
     assert!(modelled.len() > 10, "{:?}", modelled.keys());
-    for (path, content) in modelled {
-        // An index that SQLite keeps in shared memory, and makes anew.
-        if path.extension().is_none_or(|extension| !extension.to_string_lossy().ends_with("-shm")) {
-            assert!(fs::read(&path).unwrap() == content, "{} is not modelled right", path.display());
-        }
+    let on_disk = files(&recording.state);
+    let is_index = |path: &Path| path.to_string_lossy().ends_with("-shm");
+    // An index is SQLite's in shared memory, and made anew. A socket is no file.
+    let names =
+        |all: &BTreeMap<PathBuf, Vec<u8>>| all.keys().filter(|path| !is_index(path)).cloned().collect::<Vec<_>>();
+    assert_eq!(names(&modelled), names(&on_disk));
+    for (path, content) in modelled.iter().filter(|(path, _)| !is_index(path)) {
+        assert!(&on_disk[path] == content, "{} is not modelled right", path.display());
     }
     assert!(!recording.said.is_empty());
+}
+
+/// All files below a directory, by their whole paths.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            all.extend(files(&entry.path()));
+        } else if kind.is_file() {
+            all.insert(entry.path(), fs::read(entry.path()).unwrap());
+        }
+    }
+    all
 }
 
 /// In memory where there is such a place: what was cut is written ten thousand times.

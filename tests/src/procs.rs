@@ -250,12 +250,16 @@ impl Belayd {
         let state = dir.path().join("state").display().to_string();
         let config = with_key(additions, "listen", "quic", "127.0.0.1:0")?;
         fs::write(dir.path().join("belayd.toml"), with_key(&config, "state", "dir", &state)?)?;
-        let stderr = File::options().create(true).append(true).open(dir.path().join("stderr.log"))?;
-        let mut command = belayd(dir.path());
-        command.args(["serve", "--json"]);
-        let Some(mut command) = recorded(&command, log) else { return Ok(None) };
-        let process = Listening::spawn(command.stdin(Stdio::null()).stderr(stderr))?;
-        Ok(Some(Self { dir, process, env: vec![] }))
+        Ok(serve_recorded(dir.path(), log)?.map(|process| Self { dir, process, env: vec![] }))
+    }
+
+    /// Starts a recorded relay again, once it was killed or has left, with another recording.
+    pub fn restart_recorded(&mut self, log: &Path) -> anyhow::Result<()> {
+        let path = self.config_path();
+        let (config, address) = (fs::read_to_string(&path)?, self.address()?);
+        fs::write(&path, config.replace("quic = \"127.0.0.1:0\"", &format!("quic = \"{address}\"")))?;
+        self.process = serve_recorded(self.dir.path(), log)?.context("there was strace before")?;
+        Ok(())
     }
 
     /// Starts the relay again, on the same state, once it was killed or has left. It listens where
@@ -329,6 +333,14 @@ fn belayd(dir: &Path) -> Command {
     command.env_remove("RUST_LOG").env_remove("BELAYD_CONFIG").current_dir(dir);
     command.arg("--config").arg(dir.join("belayd.toml"));
     command
+}
+
+fn serve_recorded(dir: &Path, log: &Path) -> anyhow::Result<Option<Listening>> {
+    let stderr = File::options().create(true).append(true).open(dir.join("stderr.log"))?;
+    let mut command = belayd(dir);
+    command.args(["serve", "--json"]);
+    let Some(mut command) = recorded(&command, log) else { return Ok(None) };
+    Listening::spawn(command.stdin(Stdio::null()).stderr(stderr)).map(Some)
 }
 
 fn serve(dir: &Path, env: &[(String, String)]) -> anyhow::Result<Listening> {

@@ -34,22 +34,20 @@ enum Node {
 
 type Names = BTreeMap<PathBuf, Node>;
 
-/// A change of names.
+/// A change of names in one directory.
 #[derive(Debug, Clone)]
 enum Naming {
     Put(PathBuf, Node),
-    Move(PathBuf, PathBuf),
     Drop(PathBuf),
+    /// Within a directory: the one name and the other are never both there, nor neither.
+    Move(PathBuf, PathBuf),
 }
 
 impl Naming {
-    /// The directories whose syncing keeps it.
-    fn dirs(&self) -> Vec<&Path> {
-        let (one, two) = match self {
-            Self::Put(path, _) | Self::Drop(path) => (path, None),
-            Self::Move(from, to) => (from, Some(to)),
-        };
-        [Some(one), two].into_iter().flatten().filter_map(|path| path.parent()).collect()
+    /// The directory whose syncing keeps it.
+    fn dir(&self) -> PathBuf {
+        let (Self::Put(path, _) | Self::Drop(path) | Self::Move(path, _)) = self;
+        path.parent().map(Path::to_owned).unwrap_or_default()
     }
 
     fn apply(&self, names: &mut Names) {
@@ -101,7 +99,16 @@ impl Disk {
                 self.name(at, Naming::Put(path.clone(), Node::File(self.files.len() - 1)));
             }
             Op::Mkdir(path) => self.name(at, Naming::Put(path.clone(), Node::Dir)),
-            Op::Rename(from, to) => self.name(at, Naming::Move(from.clone(), to.clone())),
+            Op::Rename(from, to) if from.parent() == to.parent() => {
+                self.name(at, Naming::Move(from.clone(), to.clone()));
+            }
+            // Two directories, and each is kept for itself: it may be found under both names, or under neither.
+            Op::Rename(from, to) => {
+                let node = *self.now.get(from).expect("what is moved is there");
+                assert!(matches!(node, Node::File(_)), "a directory that is moved to another is not modelled");
+                self.name(at, Naming::Put(to.clone(), node));
+                self.name(at, Naming::Drop(from.clone()));
+            }
             Op::Unlink(path) | Op::Rmdir(path) => self.name(at, Naming::Drop(path.clone())),
             Op::Write(path, place, bytes) => {
                 let place = usize::try_from(*place).expect("small files");
@@ -120,7 +127,7 @@ impl Disk {
             Op::SyncDir(path, began) => {
                 let pending = std::mem::take(&mut self.pending);
                 for (number, naming) in pending {
-                    if number < *began && naming.dirs().contains(&path.as_path()) {
+                    if number < *began && naming.dir() == *path {
                         naming.apply(&mut self.kept);
                     } else {
                         self.pending.push((number, naming));
@@ -156,14 +163,25 @@ impl Disk {
     pub fn cut(&self, seed: u64, below: &Path, into: &Path) {
         let mut random = StdRng::seed_from_u64(seed);
         let mut names = self.kept.clone();
-        let of_names = match mercy(&mut random) {
-            Mercy::None => 0,
-            Mercy::All => self.pending.len(),
-            // Names come in order: a file system that keeps a journal has no other way.
-            Mercy::Order | Mercy::Chance => random.random_range(0..=self.pending.len()),
-        };
-        for (_, naming) in &self.pending[..of_names] {
-            naming.apply(&mut names);
+        match mercy(&mut random) {
+            Mercy::None => {}
+            Mercy::All => self.pending.iter().for_each(|(_, naming)| naming.apply(&mut names)),
+            // As a file system with one journal does.
+            Mercy::Order => {
+                let first = random.random_range(0..=self.pending.len());
+                self.pending[..first].iter().for_each(|(_, naming)| naming.apply(&mut names));
+            }
+            // Each directory has come as far as it likes.
+            Mercy::Chance => {
+                let mut dirs: BTreeMap<PathBuf, Vec<&Naming>> = BTreeMap::new();
+                for (_, naming) in &self.pending {
+                    dirs.entry(naming.dir()).or_default().push(naming);
+                }
+                for of_dir in dirs.values() {
+                    let first = random.random_range(0..=of_dir.len());
+                    of_dir[..first].iter().for_each(|naming| naming.apply(&mut names));
+                }
+            }
         }
         fs::create_dir_all(into).unwrap();
         for (path, node) in &names {
@@ -223,9 +241,13 @@ fn apply(content: &mut Vec<u8>, change: &Change) {
     }
 }
 
-/// Some sectors of it.
+/// Some sectors of it. A file may have its new length before it has what is there.
 fn torn(content: &mut Vec<u8>, change: &Change, random: &mut StdRng) {
     let Change::Write(at, bytes) = change else { return };
+    let end = at + bytes.len();
+    if content.len() < end && random.random_bool(0.5) {
+        content.resize(end, 0);
+    }
     let mut done = 0;
     while done < bytes.len() {
         let place = at + done;
@@ -335,8 +357,10 @@ mod tests {
         let disk = played(&steps);
         let seen: BTreeSet<_> = (0..400).map(|seed| left(&disk, seed)).collect();
         let one = |name: &str, text: &str| BTreeMap::from([(name.to_owned(), text.to_owned())]);
-        // The name it had when its directory was synced, or the one that it got; with the second write or without it.
-        let all = ["a", "b"].into_iter().flat_map(|name| ["one", "oneTWO"].map(|text| one(name, text)));
+        // The name it had when its directory was synced, or the one that it got; with the second write, without it, or
+        // with its length alone.
+        let texts = ["one", "oneTWO", "one\0\0\0"];
+        let all = ["a", "b"].into_iter().flat_map(|name| texts.map(|text| one(name, text)));
         assert_eq!(seen, all.collect());
         // Before the directory was synced there may be nothing at all.
         let before = played(&steps[..5]);
@@ -351,6 +375,7 @@ mod tests {
         let mut random = StdRng::seed_from_u64(1);
         let mut seen = BTreeSet::new();
         for _ in 0..200 {
+            content.truncate(2000);
             content.fill(b'.');
             torn(&mut content, &change, &mut random);
             let borders: Vec<usize> = (1..2000).filter(|at| content[*at] != content[*at - 1]).collect();

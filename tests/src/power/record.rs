@@ -9,6 +9,9 @@ const TRACED: &str = "trace=openat,creat,write,pwrite64,pwritev,pwritev2,writev,
      rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,fallocate,link,linkat,symlink,symlinkat,\
      copy_file_range,sync_file_range,msync,sendfile";
 
+/// What makes sure is late: an answer that goes out before it is known long before it is done.
+const LATE: &str = "inject=fsync,fdatasync:delay_enter=10000";
+
 /// A call that changed something, or made sure of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
@@ -58,7 +61,9 @@ pub fn recorded(command: &Command, log: &Path) -> Option<Command> {
     let there = Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success());
     let mut strace = Command::new("strace");
     // The program stays the child of whoever starts it: it is what is signalled and waited for.
-    strace.args(["-D", "-f", "-y", "-xx", "-q", "-s", "67108864", "-e", "signal=none", "-e", TRACED, "-o"]).arg(log);
+    strace
+        .args(["-D", "-f", "-y", "-xx", "-q", "-s", "67108864", "-e", "signal=none", "-e", TRACED, "-e", LATE, "-o"])
+        .arg(log);
     strace.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
@@ -135,6 +140,9 @@ impl Reader<'_> {
 
     fn call(&mut self, name: &str, args: &[Arg<'_>], result: i64, (began, ends): (usize, u64)) {
         let ours = |path: Option<PathBuf>| path.filter(|path| path.starts_with(self.below));
+        // Where it stands is not recorded.
+        let named = matches!(name, "rename" | "unlink" | "mkdir" | "rmdir");
+        assert!(!named || args[0].whole().is_some(), "{name} by a relative path is not modelled");
         let op = match name {
             "openat" => {
                 let Some(path) = ours(args[1].text().map(|text| args[0].path().unwrap_or_default().join(text))) else {
@@ -195,7 +203,11 @@ impl Reader<'_> {
                 Op::Resize(path, *len)
             }
             "rename" => {
-                let (Some(from), Some(to)) = (ours(args[0].whole()), ours(args[1].whole())) else { return };
+                let (from, to) = match (ours(args[0].whole()), ours(args[1].whole())) {
+                    (Some(from), Some(to)) => (from, to),
+                    (None, None) => return,
+                    half => panic!("a rename out of what is recorded: {half:?}"),
+                };
                 let moved: Vec<PathBuf> = self.known.keys().filter(|path| path.starts_with(&from)).cloned().collect();
                 for path in moved {
                     let len = self.known.remove(&path).expect("just found");
