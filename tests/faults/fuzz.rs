@@ -3,6 +3,7 @@
 //! The targets are a program of their own (`tests/fuzz`), built with the instrumentation that shows the fuzzer which
 //! branches an input has taken. What was found interesting stays below `target/fuzz/corpus`: the next run begins there.
 
+use crate::run::{ends, id_of};
 use anyhow::{Context, ensure};
 use belay_protocol::codec::Message;
 use belay_protocol::id::RequestId;
@@ -13,6 +14,7 @@ use belay_tests::synced::adapter;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// The targets.
 pub(crate) const TARGETS: [&str; 6] = ["frame", "codec", "sse", "dialects", "safetensors", "config"];
@@ -22,14 +24,14 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
      -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
      -Cllvm-args=-sanitizer-coverage-trace-compares";
 /// The longest input.
-const LONGEST: &str = "-max_len=8192";
+const LONGEST: &str = "-max_len=16384";
 /// An input that takes longer, in seconds, or more memory, in MiB, is a finding.
 const LIMITS: [&str; 2] = ["-timeout=10", "-rss_limit_mb=2048"];
 
-/// Runs a target for so many seconds. Errors: it cannot be built or run.
-pub(crate) fn run(name: &str, seconds: u64) -> anyhow::Result<Fault> {
+/// Runs a target for so many seconds: first what was found before, then on from what is known to get somewhere. Errors: it
+/// cannot be run.
+pub(crate) fn run(program: &Path, name: &str, seconds: u64, seed: Option<u64>) -> anyhow::Result<Fault> {
     let dir = target_dir().join("fuzz");
-    let program = build(&dir)?;
     let (corpus, seeds, found) = (dir.join("corpus").join(name), dir.join("seeds").join(name), dir.join("found"));
     for dir in [&corpus, &seeds, &found] {
         fs::create_dir_all(dir)?;
@@ -38,32 +40,52 @@ pub(crate) fn run(name: &str, seconds: u64) -> anyhow::Result<Fault> {
         fs::write(seeds.join(number.to_string()), seed)?;
     }
     let log = dir.join(format!("{name}.log"));
-    let mut command = Command::new(&program);
-    command.env("BELAY_FUZZ", name).args(LIMITS).arg(LONGEST);
-    command.arg(format!("-max_total_time={seconds}")).arg("-print_final_stats=1");
+    let output = File::create(&log)?;
+    let target = || -> anyhow::Result<Command> {
+        let mut command = Command::new(program);
+        command.env("BELAY_FUZZ", name).args(LIMITS).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(output.try_clone()?);
+        Ok(command)
+    };
+    let again = |input: &Path| eprintln!("  again: BELAY_FUZZ={name} {} {}", program.display(), input.display());
+    let mut failed = Fault::kept(&format!("fuzz-{name}"), 0, "no input breaks a promise");
+    failed.holds = false;
+    for entry in fs::read_dir(&found)? {
+        let input = entry?.path();
+        let is_ours = input.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}-")));
+        if is_ours && ends(target()?.arg(&input), Duration::from_secs(60))? != Some(true) {
+            eprintln!("fuzz-{name}: what was found before still breaks it; its output: {}", log.display());
+            again(&input);
+            return Ok(failed.worst("found before"));
+        }
+    }
+    let mut command = target()?;
+    command.arg(LONGEST).arg(format!("-max_total_time={seconds}")).arg("-print_final_stats=1");
+    if let Some(seed) = seed {
+        command.arg(format!("-seed={}", seed % (1 << 31)));
+    }
     command.arg(format!("-artifact_prefix={}/{name}-", found.display())).arg(&corpus).arg(&seeds);
-    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?).status()?;
-    let said = fs::read_to_string(&log)?;
+    let succeeded = ends(&mut command, Duration::from_secs(seconds * 2 + 120))?;
+    let said = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
     let last = |word: &str| {
         let after = said.rsplit_once(word)?.1.trim_start();
         after.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok()
     };
     let tried = last("stat::number_of_executed_units:").unwrap_or(0);
     let branches = last(" cov: ").map(|covered| format!("{covered} branches taken")).unwrap_or_default();
-    let mut fault = Fault::kept(&format!("fuzz-{name}"), tried, "no input breaks a promise").worst(branches);
-    if !status.success() || tried == 0 {
-        fault.holds = false;
-        eprintln!("fuzz-{name} failed; its output: {}", log.display());
-        if let Some((_, input)) = said.rsplit_once("Test unit written to ") {
-            let input = input.lines().next().unwrap_or_default();
-            eprintln!("  again: BELAY_FUZZ={name} {} {input}", program.display());
-        }
+    if succeeded == Some(true) && tried > 0 {
+        return Ok(Fault { tried, holds: true, ..failed.worst(branches) });
     }
-    Ok(fault)
+    eprintln!("fuzz-{name} failed; its output: {}", log.display());
+    if let Some((_, input)) = said.rsplit_once("Test unit written to ") {
+        again(Path::new(input.lines().next().unwrap_or_default()));
+    }
+    Ok(Fault { tried, ..failed.worst(branches) })
 }
 
-/// The program of the targets, instrumented.
-fn build(dir: &Path) -> anyhow::Result<PathBuf> {
+/// The program of the targets, instrumented, and what tells it from others. Errors: it cannot be built.
+pub(crate) fn program() -> anyhow::Result<(PathBuf, String)> {
+    let dir = &target_dir().join("fuzz");
     let rustc = Command::new("rustc").arg("-vV").output().context("cannot run rustc")?;
     let version = String::from_utf8_lossy(&rustc.stdout).into_owned();
     let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not say its host")?;
@@ -72,7 +94,9 @@ fn build(dir: &Path) -> anyhow::Result<PathBuf> {
     cargo.args(["build", "--release", "--locked", "--target", host, "--target-dir"]).arg(dir);
     cargo.env("RUSTFLAGS", FLAGS).current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz"));
     ensure!(cargo.status()?.success(), "the fuzz targets cannot be built; they need a C++ compiler");
-    Ok(dir.join(host).join("release/belay-fuzz"))
+    let program = dir.join(host).join("release/belay-fuzz");
+    let id = id_of(&program)?;
+    Ok((program, id))
 }
 
 /// Inputs that get somewhere.

@@ -4,7 +4,8 @@
 //!
 //! It runs the fault tests of the integration tests one after the other, as often as the scale says, gathers what they
 //! tell, and feeds what takes bytes from strangers with libFuzzer (20 seconds each, or 20 minutes). A fault whose test fails is shown with the command that repeats it, and its output lies below `target/faults`.
-//! What is finished is remembered there: a run that was stopped goes on where it was.
+//! What is finished is remembered there: a run that was stopped goes on where it was, as long as the tested programs are
+//! the same.
 //!
 //! Exit codes: 0 all promises are kept, 1 one is not.
 
@@ -71,11 +72,16 @@ fn main() -> ExitCode {
 }
 
 fn gather(args: &Args) -> anyhow::Result<bool> {
-    let mut runner = Runner::open(args.scale.name(), args.seed, args.fresh)?;
     let mut all: Vec<Fault> = vec![];
     let is_wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+    let mut runner = Runner::open(args.scale.name(), args.seed, args.fresh, is_wanted)?;
     for name in all_names().filter(|name| is_wanted(name)) {
-        let faults = runner.run(&name)?;
+        let faults = runner.run(&name).unwrap_or_else(|error| {
+            eprintln!("{name}: {error:#}");
+            let mut failed = Fault::kept(&name, 0, "it can be tried");
+            failed.holds = false;
+            vec![failed]
+        });
         for fault in &faults {
             if args.json {
                 println!("{}", serde_json::to_string(fault)?);
@@ -84,6 +90,9 @@ fn gather(args: &Args) -> anyhow::Result<bool> {
             }
         }
         all.extend(faults);
+    }
+    if args.only.is_none() && all.iter().all(|fault| fault.holds) {
+        runner.finish()?;
     }
     anyhow::ensure!(!all.is_empty(), "no fault has such a name; there are: {}", names());
     if !args.json {
