@@ -89,11 +89,14 @@ pub(crate) fn program() -> anyhow::Result<(PathBuf, String)> {
     let rustc = Command::new("rustc").arg("-vV").output().context("cannot run rustc")?;
     let version = String::from_utf8_lossy(&rustc.stdout).into_owned();
     let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not say its host")?;
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // The same versions as everything else; what libFuzzer needs comes on top.
+    fs::copy(here.join("../Cargo.lock"), here.join("fuzz/Cargo.lock")).context("cannot copy Cargo.lock")?;
     let mut cargo = Command::new(env!("CARGO"));
     // With a target named, build scripts and macros are not instrumented.
-    cargo.args(["build", "--release", "--locked", "--target", host, "--target-dir"]).arg(dir);
-    cargo.env("RUSTFLAGS", FLAGS).current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz"));
-    ensure!(cargo.status()?.success(), "the fuzz targets cannot be built; they need a C++ compiler");
+    cargo.args(["build", "--release", "--target", host, "--target-dir"]).arg(dir);
+    cargo.env("RUSTFLAGS", FLAGS).current_dir(here.join("fuzz"));
+    ensure!(cargo.status()?.success(), "the fuzz targets cannot be built (see above; they need a C++ compiler)");
     let program = dir.join(host).join("release/belay-fuzz");
     let id = id_of(&program)?;
     Ok((program, id))

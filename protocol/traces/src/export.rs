@@ -268,7 +268,7 @@ impl Exporter {
         let sent = tokio::select! {
             // What is done is done.
             biased;
-            sent = sending => sent.unwrap_or_else(|_| Err(OTelSdkError::Timeout(PATIENCE))),
+            sent = sending => sent.unwrap_or(Err(OTelSdkError::Timeout(PATIENCE))),
             () = last => Err(OTelSdkError::Timeout(LAST)),
         };
         let rejected = self.rejected.swap(0, Ordering::Relaxed).min(spans);
