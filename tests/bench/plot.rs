@@ -6,10 +6,10 @@ use std::fs;
 use std::path::Path;
 
 /// Size of a picture, and of the room around its curves.
-const WIDTH: f64 = 720.0;
+const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 360.0;
-const LEFT: f64 = 70.0;
-const RIGHT: f64 = 170.0;
+const LEFT: f64 = 76.0;
+const RIGHT: f64 = 210.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
 /// Colours that can be told apart by most people.
@@ -143,7 +143,11 @@ impl Plot {
             let right = WIDTH - RIGHT;
             line(format!("<line class=\"g\" x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{right}\" y2=\"{at:.1}\"/>"));
             let (end, below) = (LEFT - 8.0, at + 4.0);
-            line(format!("<text x=\"{end}\" y=\"{below:.1}\" text-anchor=\"end\">{value} {}</text>", self.unit));
+            let (value, unit) = match self.unit {
+                "µs" if value >= 1000.0 => (value / 1000.0, "ms"),
+                unit => (value, unit),
+            };
+            line(format!("<text x=\"{end}\" y=\"{below:.1}\" text-anchor=\"end\">{value} {unit}</text>"));
         }
         for (number, point) in self.points.iter().enumerate() {
             let (at, below) = (x(number), HEIGHT - BOTTOM + 18.0);

@@ -272,7 +272,7 @@ async fn callers_neither_hide_from_the_operator_nor_write_what_they_like_nor_pus
     let call = span(&collector, "belayd", "chat").await;
     assert!(call.says["gen_ai.request.model"].len() <= belay_traces::MAX_TEXT, "{call:?}");
     let (status, refused) = HttpCaller::json(ask(named(&"x".repeat(300)))).await;
-    assert_eq!((status, refused["error"]["belay"]["trace_id"].as_str()), (400, Some(&hidden()[3..35])), "{refused}");
+    assert_eq!((status, refused["error"]["belay"]["trace_id"].as_str()), (404, Some(&hidden()[3..35])), "{refused}");
     // A request whose answer is there already calls nobody.
     let calls = || collector.of("belayd", "chat gpt-x").len();
     let repeat = || ask(chat(&Script::tokens(3), false)).header("idempotency-key", "k");

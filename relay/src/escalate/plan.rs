@@ -55,8 +55,8 @@ enum Source {
 /// belongs, and want to be answered so.
 pub(crate) fn meant(request: &EscalateRequest, body: Bytes) -> Result<Bytes, Failed> {
     if request.model.len() > MAX_MODEL {
-        let message = format!("the model's name has {} bytes, at most {MAX_MODEL} are allowed", request.model.len());
-        return Err(failed(request.request_id, FailureCode::INVALID_REQUEST, message, "name one of: belay models"));
+        let message = format!("no model has a name of {} bytes; at most {MAX_MODEL} are taken", request.model.len());
+        return Err(failed(request.request_id, FailureCode::UNKNOWN_MODEL, message, "name one of: belay models"));
     }
     let is_chat = (request.operation, request.dialect) == (Operation::CHAT, Dialect::OPENAI_CHAT);
     if !is_chat || !translate::is_responses_body(&body) {
