@@ -121,7 +121,7 @@ fn two_processes_as_in_production() {
     let mut seen = Vec::new();
     for line in relay {
         match line.as_str() {
-            "cargo build --release --workspace --bins" => seen.push("build"),
+            "cargo build --release -p belay-relay -p belay-client" => seen.push("build"),
             "belayd serve" => {
                 let path = log.display();
                 let pid = first.succeeds(&format!("belayd serve >{path} 2>{path}.err & echo $!")).stdout;
@@ -283,11 +283,14 @@ fn run_it_as_json() {
         "content",
         "first_token_ms",
         "total_ms",
+        "trace_id",
     ];
     documented.sort_unstable();
     assert_eq!(keys, documented);
     let number = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("no number in {answer}"));
     assert_eq!(answer["request_id"].as_str().unwrap().len(), 32);
+    // Nobody has brought a trace of their own.
+    assert_eq!(answer["trace_id"], answer["request_id"]);
     assert_eq!((&answer["model"], &answer["provider"]), (&"demo-1".into(), &"demo".into()));
     assert_eq!((&answer["outcome"], &answer["content"]), (&"complete".into(), &"live".into()));
     assert_eq!(answer["estimated"], false);
