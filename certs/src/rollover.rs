@@ -35,6 +35,8 @@ pub struct Standing {
     pub next: Option<CertificateDer<'static>>,
     /// Had its place.
     pub former: Option<Former>,
+    /// Read once: every heartbeat asks for it.
+    prepared_ms: Option<u64>,
 }
 
 /// An authority that was replaced.
@@ -67,8 +69,7 @@ impl Standing {
     /// When the next one was prepared, milliseconds since 1970.
     #[must_use]
     pub fn prepared_ms(&self) -> Option<u64> {
-        let begins_ms = begins_ms(self.next.as_ref()?)?;
-        Some(begins_ms + u64::try_from(BACKDATED.as_millis()).unwrap_or(0))
+        self.prepared_ms
     }
 
     /// Certificates of devices that were made then or before do not bring what is known of authorities now, milliseconds
@@ -196,7 +197,10 @@ fn read(dir: &Path) -> Result<Standing, CertError> {
     } else {
         None
     };
-    Ok(Standing { current, next: next.map(|next| next.certificate().clone()), former })
+    let next = next.map(|next| next.certificate().clone());
+    let backdated_ms = u64::try_from(BACKDATED.as_millis()).unwrap_or(0);
+    let prepared_ms = next.as_ref().and_then(|next| begins_ms(next)).map(|begins_ms| begins_ms + backdated_ms);
+    Ok(Standing { current, next, former, prepared_ms })
 }
 
 fn rename(dir: &Path, from: &str, to: &str) -> Result<(), CertError> {

@@ -24,7 +24,6 @@ use belay_http::api::{Api, Llm};
 use belay_http::patient::Patient;
 use belay_http::refusal::Refusal;
 use belay_http::upload::Upload;
-use belay_protocol::trace::{TRACEPARENT, TraceContext};
 use body::Body;
 use http::header::{ALLOW, CONNECTION, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -328,15 +327,8 @@ async fn handle(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Bo
         Ok(()) => answer(shared, endpoint, api, &mut head, &mut upload).await,
         Err(refusal) => Err(refusal),
     };
-    let mut response = answered.unwrap_or_else(|refusal| {
-        // Whatever stood in its way, its caller finds it in its own trace.
-        let trace = TraceContext::of(head.headers.get(TRACEPARENT).map(HeaderValue::as_bytes));
-        let refusal = match trace {
-            Some(trace) => refusal.with_trace(trace.trace_id()),
-            None => refusal,
-        };
-        refusal.answer(api).map(Body::whole)
-    });
+    let mut response =
+        answered.unwrap_or_else(|refusal| refusal.in_trace_of(&head.headers).answer(api).map(Body::whole));
     response.headers_mut().extend(guard::cors(&shared.settings, &head.headers));
     if !upload.discard(shared.settings.max_body).await {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

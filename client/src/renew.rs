@@ -14,6 +14,7 @@ use belay_protocol::message::{FailureCode, RenewAnswer, RenewRequest};
 use belay_transport::env::Env;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -82,6 +83,14 @@ impl Renewal {
         }
     }
 
+    /// What was asked for before a renewal is done with it, to whatever second its certificate says that it was made.
+    fn granted(&self, since_ms: u64) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.0 == since_ms {
+            asked.1 = u64::MAX;
+        }
+    }
+
     /// Whether the certificate has ended, by this clock or by the relay's, which decides.
     pub(crate) fn has_ended(&self, relay_ms: u64) -> bool {
         self.now().1.ends_ms <= self.env.clock.now_ms().max(relay_ms)
@@ -106,12 +115,7 @@ impl Renewal {
             self.asked(since_ms);
             let left = Duration::from_millis(self.due_ms().saturating_sub(self.env.clock.now_ms()));
             if !left.is_zero() {
-                tokio::select! {
-                    // In order, so that a simulation repeats. The sender is `tunnels`' own.
-                    biased;
-                    _ = wishes.changed() => {}
-                    () = sleep(left.min(LOOK)) => {}
-                }
+                pause(&mut wishes, left.min(LOOK)).await;
                 continue;
             }
             let renewed = match tunnels.tunnel_within(TUNNEL).await {
@@ -122,13 +126,13 @@ impl Renewal {
                 Ok(()) if self.due_ms() > self.env.clock.now_ms() => again = AGAIN,
                 // The relay's clock and this one are far apart.
                 Ok(()) => {
-                    sleep(again).await;
+                    pause(&mut wishes, again).await;
                     again = (again * 2).min(LOOK);
                 }
                 Err(error) => {
                     let ends_ms = self.now().1.ends_ms;
                     warn!(%error, ends_ms, "the device's certificate cannot be renewed yet");
-                    sleep(again).await;
+                    pause(&mut wishes, again).await;
                     again = (again * 2).min(LOOK);
                 }
             }
@@ -140,6 +144,7 @@ impl Renewal {
     pub(crate) async fn renew(&self, dialer: &Dialer, tunnel: &Tunnel) -> Result<(), ClientError> {
         let _turn = self.turn.lock().await;
         let (known, _) = self.now();
+        let (wished_ms, _) = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let relay_ms = tunnel.hello().relay_time_ms;
         if self.due_ms() > self.env.clock.now_ms().max(relay_ms) {
             return Ok(());
@@ -164,6 +169,7 @@ impl Renewal {
         identity.expires_ms = answer.expires_ms;
         // What cannot be used is not kept.
         self.show(dialer, identity.clone())?;
+        self.granted(wished_ms);
         if let Some(state) = &self.state {
             state.save_renewed(&identity)?;
         }
@@ -184,6 +190,17 @@ impl Renewal {
         dialer.show(&identity, &self.key)?;
         *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = (identity, times);
         Ok(())
+    }
+}
+
+/// Waits so long, or until the relay asks for something else.
+async fn pause(wishes: &mut watch::Receiver<u64>, time: Duration) {
+    tokio::select! {
+        // In order, so that a simulation repeats.
+        biased;
+        // The sender is there for as long as there are tunnels, and without them nobody waits here.
+        Ok(()) = wishes.changed() => {}
+        () = sleep(time) => {}
     }
 }
 

@@ -38,6 +38,12 @@ impl TraceContext {
         RequestId(self.trace)
     }
 
+    /// What a request's trace is called: as its caller's, or as the request is.
+    #[must_use]
+    pub fn name(place: Option<Self>, request: RequestId) -> RequestId {
+        place.map_or(request, |place| place.trace_id())
+    }
+
     /// Of a header's value, if there is one.
     #[must_use]
     pub fn of(value: Option<&[u8]>) -> Option<Self> {

@@ -166,7 +166,9 @@ async fn record(rounds: usize) -> Option<Recording> {
     tasks.join_all().await;
     // Killed with requests in it, and started again: it recovers, and goes on.
     let mut running = asking(&relay, 1000).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let count = || said.done.lock().unwrap().len();
+    let before = count();
+    eventually("requests come and go", async || count() >= before + 20).await;
     tokio::task::block_in_place(|| relay.kill9().unwrap());
     running.abort_all();
     while running.join_next().await.is_some() {}
@@ -177,7 +179,8 @@ async fn record(rounds: usize) -> Option<Recording> {
     run(&relay, &["tenant", "credit", "acme", "1"]);
     said.note(Done::Credit);
     // Books that nobody uses are closed.
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let log = relay.state().join("tenants/acme/tenant.db-wal");
+    eventually("the book is closed", async || !log.exists()).await;
     tokio::task::block_in_place(|| {
         assert!(relay.terminate().unwrap().success(), "{}", relay.log());
     });

@@ -216,6 +216,7 @@ impl Chat<'_> {
         let body = serde_json::to_vec(&Prompt::new(text))?;
         let mut request = self.request.to_request(self.client.request_id(), Dialect::PROMPT, body);
         (request.session, request.history_tokens) = (Some(self.session.clone()), self.history_tokens);
+        exit::asked(request.request_id, request.trace);
         let escalation = tokio::select! {
             biased;
             _ = tokio::signal::ctrl_c() => bail!("interrupted before it was asked"),

@@ -110,11 +110,12 @@ pub(super) fn object(error: &anyhow::Error) -> serde_json::Value {
     let mut object = serde_json::json!({ "error": format!("{error:#}"), "exit_code": code(error) });
     if let Some(ClientError::Failed(failed)) = error.downcast_ref::<ClientError>() {
         object["code"] = failed.code.name().into();
-        let (request, trace) = names(error).unzip();
-        object["request_id"] = request.into();
-        object["trace_id"] = trace.into();
         object["retry_after_ms"] = failed.retry_after_ms.into();
         object["missing_nano_usd"] = failed.missing.map(|missing| missing.0).into();
+    }
+    if let Some((request, trace)) = names(error) {
+        object["request_id"] = request.into();
+        object["trace_id"] = trace.into();
     }
     object
 }
@@ -124,7 +125,7 @@ static ASKED: Mutex<Option<(RequestId, RequestId)>> = Mutex::new(None);
 
 /// Whatever goes wrong from now on is of this request, which is in that trace.
 pub(super) fn asked(id: RequestId, trace: Option<TraceContext>) {
-    let named = (id, trace.map_or(id, |trace| trace.trace_id()));
+    let named = (id, TraceContext::name(trace, id));
     *ASKED.lock().unwrap_or_else(PoisonError::into_inner) = Some(named);
 }
 

@@ -16,7 +16,6 @@ pub(crate) struct Traced(Option<Box<Open>>);
 struct Open {
     span: Span,
     has_begun: bool,
-    is_over: bool,
 }
 
 impl Traced {
@@ -31,7 +30,7 @@ impl Traced {
         span.set("belay.stream", request.stream);
         span.set("server.address", relay.join(", "));
         request.trace = Some(span.context());
-        Self(Some(Box::new(Open { span, has_begun: false, is_over: false })))
+        Self(Some(Box::new(Open { span, has_begun: false })))
     }
 
     /// What came back. Costs a token no more than the look whether there is a span.
@@ -51,7 +50,6 @@ impl Traced {
             Ok(Some(Answer::Interrupted { .. })) => open.span.event("interrupted"),
             Ok(Some(Answer::Resumed { .. })) => open.span.event("resumed"),
             Ok(Some(Answer::End(end))) => {
-                open.is_over = true;
                 open.span.set("belay.outcome", end.outcome.name());
                 open.span.set("belay.cost_nano_usd", end.cost.0);
                 open.span.set("belay.events", i64::try_from(end.events).unwrap_or(i64::MAX));
@@ -62,7 +60,6 @@ impl Traced {
                 self.0 = None;
             }
             Ok(Some(Answer::Failed(failed))) => {
-                open.is_over = true;
                 if failed.code != FailureCode::CANCELLED {
                     open.span.failed(failed.code.name());
                 }
@@ -75,16 +72,17 @@ impl Traced {
 
     /// Nothing more comes.
     pub(crate) fn broke(&mut self, error: &ClientError) {
-        let Some(mut open) = self.0.take() else { return };
-        open.is_over = true;
-        open.span.failed(error.name());
+        if let Some(mut open) = self.0.take() {
+            open.span.failed(error.name());
+        }
     }
 }
 
-impl Drop for Open {
+impl Drop for Traced {
     fn drop(&mut self) {
-        if !self.is_over {
-            self.span.event("left by its reader");
+        // One that is over is gone.
+        if let Some(open) = &mut self.0 {
+            open.span.event("left by its reader");
         }
     }
 }

@@ -11,6 +11,7 @@ use belay_http::api::Forward;
 use belay_http::refusal::Refusal;
 use belay_http::upload::Upload;
 use belay_http::wishes::{Wishes, named, passed_on, peek};
+use belay_protocol::trace::TraceContext;
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, USER_AGENT};
 use http::{Response, request};
@@ -46,7 +47,7 @@ pub(super) async fn forward(
         caller: header_text(&head.headers, &USER_AGENT),
         prompt: shared.settings.show_prompts.then(|| shown(&body)),
         at_ms: shared.client.now_ms(),
-        trace: wishes.trace.map_or(id, |trace| trace.trace_id()),
+        trace: TraceContext::name(wishes.trace, id),
     };
     let mut running = shared.recent.begin(asked, again);
     let request = EscalationRequest {

@@ -4,8 +4,9 @@ use crate::api::Api;
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{Dialect, Failed, FailureCode, Outcome};
 use belay_protocol::money::NanoUsd;
+use belay_protocol::trace::{TRACEPARENT, TraceContext};
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -87,6 +88,15 @@ impl Refusal {
     pub fn with_request(mut self, id: impl std::fmt::Display) -> Self {
         self.request_id.get_or_insert_with(|| id.to_string().into());
         self
+    }
+
+    /// Of a request whose caller may have said in which trace it is: whatever stood in its way, it is found there.
+    #[must_use]
+    pub fn in_trace_of(self, headers: &HeaderMap) -> Self {
+        match TraceContext::of(headers.get(TRACEPARENT).map(HeaderValue::as_bytes)) {
+            Some(trace) => self.with_trace(trace.trace_id()),
+            None => self,
+        }
     }
 
     /// Names the trace, unless it is named already.

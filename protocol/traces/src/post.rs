@@ -128,3 +128,45 @@ pub(crate) fn headers<'a>(all: impl Iterator<Item = (&'a str, &'a str)>) -> Resu
     }
     Ok(headers)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// What a collector gets to see of a request that the exporter has put the environment's headers into.
+    async fn seen(is_safe: bool) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let url = format!("http://{}/v1/traces", listener.local_addr().expect("bound"));
+        let client = reqwest::Client::builder().no_proxy().user_agent("belay").build().expect("built");
+        let headers = headers([("x-key", "configured")].into_iter()).expect("good");
+        let post = Post { client, headers, is_safe, rejected: Arc::default() };
+        let request = Request::post(url)
+            .header("x-key", "environment")
+            .header("authorization", "environment")
+            .header(CONTENT_TYPE, "text/plain")
+            .body(Bytes::new())
+            .expect("good");
+        let answers = async {
+            let (mut socket, _) = listener.accept().await.expect("accepted");
+            let mut head = vec![0; 4096];
+            let len = socket.read(&mut head).await.expect("read");
+            socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.expect("written");
+            String::from_utf8_lossy(&head[..len]).to_lowercase()
+        };
+        let (head, answered) = tokio::join!(answers, post.send(request));
+        assert!(answered.expect("answered").status().is_success());
+        head
+    }
+
+    #[tokio::test]
+    async fn what_is_configured_wins_and_what_others_could_read_is_not_sent() {
+        let near = seen(true).await;
+        for line in ["x-key: configured\r", "authorization: environment\r", "content-type: application/x-protobuf\r"] {
+            assert!(near.contains(line), "{near}");
+        }
+        assert!(near.contains("user-agent: belay\r") && !near.contains("x-key: environment"), "{near}");
+        let far = seen(false).await;
+        assert!(far.contains("x-key: configured\r") && !far.contains("environment"), "{far}");
+    }
+}

@@ -52,3 +52,37 @@ fn headers(text: &str) -> Result<Vec<(String, SecretString)>, String> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    fn refused(text: &str) -> String {
+        Config::parse(&format!("{text}\n[state]\ndir = \"x\"\n"), "x").expect_err(text).to_string()
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named_and_keys_are_not_told() {
+        let dir = tempfile::tempdir().expect("made");
+        let file = dir.path().join("headers");
+        let with = |content: &str| {
+            std::fs::write(&file, content).expect("written");
+            refused(&format!("[traces]\nendpoint = \"http://127.0.0.1:4318\"\nheaders_file = {file:?}"))
+        };
+        for (error, part) in [
+            (refused("[traces]\nratio = 0.5"), "traces.ratio: means nothing without traces.endpoint"),
+            (refused("[traces]\nheaders_file = \"h\""), "traces.headers_file: means nothing without"),
+            (refused("[traces]\nendpoint = \"http://h\"\nratio = 2.0"), "traces.ratio: 2 is not a part from 0 to 1"),
+            (refused("[traces]\nendpoint = \"http://u:SECRET@h\""), "traces.endpoint"),
+            (with("# a comment\nSECRET"), "line 2 is not \"name: value\""),
+            (with("a b: SECRET"), "\"a b\" is not the name of a header"),
+            // Who asks what of whom is not for whoever listens, however the scheme is written.
+            (
+                refused("environment = \"production\"\n[traces]\nendpoint = \"HTTP://collector.example\""),
+                "in the clear",
+            ),
+        ] {
+            assert!(error.contains(part) && !error.contains("SECRET"), "{error}");
+        }
+    }
+}

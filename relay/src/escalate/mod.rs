@@ -196,13 +196,10 @@ impl Escalator {
         let _count = Defer(|| {
             running.fetch_sub(1, Ordering::Relaxed);
         });
-        let mut traced = Traced::begin(self.tracer.as_ref(), caller, &request, self.env.clock.now_ms());
+        let mut traced = Traced::begin(self.tracer.as_ref(), caller, &request, self.env.clock.as_ref());
         let body = match plan::meant(&request, body) {
             Ok(body) => body,
-            Err(failure) => {
-                traced.failed(failure.code);
-                return self.refuse(&mut stream, &failure, span).await;
-            }
+            Err(failure) => return self.refuse(&mut stream, &failure, traced, span).await,
         };
         let begun = self.begin(caller, &request, &body, &mut traced).instrument(span.clone()).await;
         drop(body);
@@ -222,22 +219,18 @@ impl Escalator {
                 self.join(caller, request.request_id, 0, stream).instrument(span.clone()).await;
             }
             Ok(Beginning::Refused(refusal)) => {
-                let failure = refused(request.request_id, &refusal);
-                traced.failed(failure.code);
-                self.refuse(&mut stream, &failure, span).await;
+                self.refuse(&mut stream, &refused(request.request_id, &refusal), traced, span).await;
                 // Only now: its tunnels close.
                 if let HoldRefusal::PaymentRequired { suspended: true, .. } = refusal {
                     self.suspend_at_ceiling(&caller.tenant).instrument(span.clone()).await;
                 }
             }
-            Err(failure) => {
-                traced.failed(failure.code);
-                self.refuse(&mut stream, &failure, span).await;
-            }
+            Err(failure) => self.refuse(&mut stream, &failure, traced, span).await,
         }
     }
 
-    async fn refuse(&self, stream: &mut ClientStream, failure: &Failed, span: &Span) {
+    async fn refuse(&self, stream: &mut ClientStream, failure: &Failed, mut traced: Traced, span: &Span) {
+        traced.failed(failure.code);
         self.metrics.refused(failure.code);
         span.in_scope(|| info!(code = %failure.code, "request refused: {}", failure.message));
         send_failed(stream, failure).await;

@@ -163,14 +163,7 @@ impl Escalator {
         });
         let body = plan.outgoing(candidate, &sent.body, output_cap);
         let (operation, headers) = (plan.operation, sent.headers.clone());
-        let mut models = settings.config.models.values();
-        let is_configured = models.any(|model| Arc::ptr_eq(model, &candidate.model));
-        let trace = traced.call(
-            candidate,
-            &settings.config.providers[name],
-            (operation, plan.stream, output_cap),
-            is_configured,
-        );
+        let trace = traced.call(candidate, &settings.config, (operation, plan.stream, output_cap));
         Ok(provider.call(Call { operation, body, headers, key: opened.transpose()?, trace }))
     }
 }

@@ -10,7 +10,7 @@
 use super::Caller;
 use super::candidates::Candidate;
 use super::finish::Ending;
-use crate::config::{ProviderConfig, ProviderKind};
+use crate::config::{Config, ProviderKind};
 use crate::ops::rate::Limit;
 use crate::providers::Answer;
 use belay_protocol::id::TenantId;
@@ -18,8 +18,9 @@ use belay_protocol::message::{End, EscalateRequest, FailureCode, Operation, Outc
 use belay_protocol::money::NanoUsd;
 use belay_protocol::trace::TraceContext;
 use belay_traces::{Span, SpanKind, Traces};
+use belay_transport::env::Clock;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// So many traces of a tenant are kept in a second.
@@ -88,11 +89,16 @@ impl Drop for Open {
 }
 
 impl Traced {
-    pub(super) fn begin(tracer: Option<&Tracer>, caller: &Caller, request: &EscalateRequest, now_ms: u64) -> Self {
+    pub(super) fn begin(
+        tracer: Option<&Tracer>,
+        caller: &Caller,
+        request: &EscalateRequest,
+        clock: &dyn Clock,
+    ) -> Self {
         let place = TraceContext::among(&request.headers);
         let begun = tracer.and_then(|tracer| {
             let span = tracer.traces.begin((place, request.request_id.0), "request", SpanKind::Server)?;
-            if tracer.takes(&caller.tenant, now_ms) {
+            if tracer.takes(&caller.tenant, clock.now_ms()) {
                 return Some(span);
             }
             span.discard();
@@ -123,14 +129,15 @@ impl Traced {
     pub(super) fn call(
         &mut self,
         candidate: &Candidate,
-        provider: &ProviderConfig,
+        config: &Config,
         (operation, stream, output_cap): (Operation, bool, u32),
-        is_configured: bool,
     ) -> Option<TraceContext> {
         let Some(open) = &mut self.open else { return self.caller };
         open.forget_unsent();
         let (operation, model) = (called(operation), &candidate.model.name);
+        let provider = &config.providers[&candidate.model.provider];
         // Names of spans are few: one that callers choose is no part of them.
+        let is_configured = config.models.values().any(|model| Arc::ptr_eq(model, &candidate.model));
         let name = if is_configured { format!("{operation} {model}") } else { operation.to_owned() };
         let mut call = open.root.child(name, SpanKind::Client);
         call.set("gen_ai.operation.name", operation);

@@ -21,6 +21,7 @@ use belay_protocol::dialect::answer::{body_text, event_text};
 use belay_protocol::dialect::prompt::{Knowledge, Preferences, Prompt, Turn};
 use belay_protocol::id::{RequestId, SessionId};
 use belay_protocol::message::{Content, Dialect, End, EscalateRequest, Operation, Outcome, SessionKnowledge};
+use belay_protocol::trace::TraceContext;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::request::Parts;
 use serde::{Deserialize, Serialize};
@@ -225,7 +226,7 @@ async fn answer(
     let request =
         EscalateRequest { session_id, max_output_tokens, ..request(id, kind, (model, stream), &wishes, &prompt) };
     let piped = http.run(admitted, request, (prompt, permit), name.is_some())?;
-    let trace = wishes.trace.map_or(id, |trace| trace.trace_id());
+    let trace = TraceContext::name(wishes.trace, id);
     let refused = |refusal: Refusal| refusal.with_request(&shown).with_trace(trace);
     if stream {
         let told = Told { piped, dialect: Dialect::PROMPT, is_refused: false, last: None };

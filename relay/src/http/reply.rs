@@ -10,7 +10,6 @@ use axum::response::Response;
 use belay_http::refusal::Refusal;
 use belay_http::upload::{Room, Upload};
 use belay_http::wishes::plain;
-use belay_protocol::trace::{TRACEPARENT, TraceContext};
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
@@ -91,14 +90,7 @@ impl Asked {
         answered: Result<Response, Refusal>,
         refused: impl FnOnce(&Refusal) -> Response,
     ) -> Response {
-        // Whatever stood in its way, its caller finds it in its own trace.
-        let trace = TraceContext::of(self.head.headers.get(TRACEPARENT).map(HeaderValue::as_bytes));
-        let mut response = answered.unwrap_or_else(|refusal| {
-            refused(&match trace {
-                Some(trace) => refusal.with_trace(trace.trace_id()),
-                None => refusal,
-            })
-        });
+        let mut response = answered.unwrap_or_else(|refusal| refused(&refusal.in_trace_of(&self.head.headers)));
         // HTTP/2 closes the stream alone.
         if !self.upload.discard(http.max_body()).await && self.head.version <= Version::HTTP_11 {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -53,7 +53,7 @@ impl Http {
             return Err(refusal.remedy("wait until one has ended"));
         };
         let id = request.request_id;
-        let trace = TraceContext::among(&request.headers).map_or(id, |trace| trace.trace_id());
+        let trace = TraceContext::name(TraceContext::among(&request.headers), id);
         let model: String = request.model.chars().filter(|c| !c.is_control()).take(64).collect();
         let span = tracing::info_span!("http", tenant = %caller.tenant, device = %caller.device);
         let span = tracing::info_span!(parent: &span, "request", %id, model = %model);
