@@ -3,32 +3,54 @@
 use crate::CertError;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// How the names of files end that are being written.
+const TEMPORARY: &str = ".tmp";
 /// So many directories are remembered as durable.
 const MOST_KNOWN: usize = 4096;
 
 /// Writes a file that only its owner can read: temporary file, fsync, rename, fsync the directory.
-pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), CertError> {
+pub fn write_private(path: &Path, mut contents: &[u8]) -> Result<(), CertError> {
+    copy_private(&mut contents, path)
+}
+
+/// The same with all that `contents` gives, however much it is.
+pub fn copy_private(contents: &mut impl Read, path: &Path) -> Result<(), CertError> {
     let failed = |source| CertError::File { operation: "write", path: path.display().to_string(), source };
-    let temporary = path.with_extension("tmp");
-    // A leftover of a crash must not keep its old mode.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
+    let temporary = temporary(path);
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(&temporary).map_err(failed)?;
-    file.write_all(contents).and_then(|()| file.sync_all()).map_err(failed)?;
-    fs::rename(&temporary, path).map_err(failed)?;
+    let written = std::io::copy(contents, &mut file).and_then(|_| file.sync_all());
+    written.and_then(|()| fs::rename(&temporary, path)).map_err(|error| {
+        // What is left of it is of no use to anybody.
+        let _ = fs::remove_file(&temporary);
+        failed(error)
+    })?;
     // A bare name's parent is empty.
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
     sync_directory(dir.unwrap_or(Path::new("."))).map_err(failed)
+}
+
+/// A name beside a file that nobody else uses: two processes may write the same file at once.
+fn temporary(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+    path.with_file_name(format!(".{name}.{}-{count}-{now:x}{TEMPORARY}", std::process::id()))
+}
+
+/// Whether a file is what a crash left of one that was being written.
+#[must_use]
+pub fn is_temporary(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(TEMPORARY)
 }
 
 /// Lets a file take the place of another, whose owner it has then, as far as that may be given; durable when this returns.

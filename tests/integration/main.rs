@@ -5,6 +5,7 @@ mod access;
 mod audit;
 mod background;
 mod backup;
+mod backup_race;
 mod billing;
 mod blobs;
 mod books;

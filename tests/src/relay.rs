@@ -158,11 +158,17 @@ impl TestRelay {
     }
 
     /// Stops the relay in order and starts it anew on the same state and address.
-    pub async fn restart(mut self) -> Self {
+    pub async fn restart(self) -> Self {
+        self.restart_after(|_| {}).await
+    }
+
+    /// The same, with something done to its state directory in between.
+    pub async fn restart_after(mut self, deed: impl FnOnce(&Path)) -> Self {
         let address = self.address();
         let config = self.config.replace("quic = \"127.0.0.1:0\"", &format!("quic = \"{address}\""));
         let relay = self.relay.take().unwrap();
         tokio::time::timeout(PATIENCE, relay.shutdown()).await.expect("the relay stops");
+        deed(&self.state());
         let config = Config::parse(&config, "test").unwrap();
         self.relay = Some(Relay::start(config, Env::system(), Overrides::default()).await.unwrap());
         self

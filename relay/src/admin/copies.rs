@@ -22,13 +22,15 @@ impl AdminService {
     /// Copies a database, unless nothing was written to it since. The copy is for whoever asks to take away; what is left
     /// is removed at the next start.
     pub async fn copy(&self, request: CopyRequest) -> Result<Copied, AdminError> {
-        let db = match request.tenant {
-            Some(tenant) => Db::Tenant(self.tenant(&tenant).await?.id),
-            None => Db::Central,
+        let tenant = match request.tenant {
+            Some(tenant) => Some(self.tenant(&tenant).await?.id),
+            None => None,
         };
+        let db = tenant.clone().map_or(Db::Central, Db::Tenant);
+        let sealed = self.store.sealed(tenant.as_ref()).await?;
         let before = self.store.stamp(&db);
         if before.is_some() && before == request.known {
-            return Ok(Copied { file: None, stamp: before });
+            return Ok(Copied { file: None, stamp: before, sealed });
         }
         let state = std::path::absolute(&self.config().state_dir).unwrap_or_else(|_| self.config().state_dir.clone());
         let dir = copies_dir(&state);
@@ -38,7 +40,7 @@ impl AdminService {
         self.store.copy(&db, file.clone()).await?;
         // Of a state in between nobody knows whether it is the one that was copied.
         let stamp = before.filter(|before| self.store.stamp(&db).as_ref() == Some(before));
-        Ok(Copied { file: Some(file), stamp })
+        Ok(Copied { file: Some(file), stamp, sealed })
     }
 }
 

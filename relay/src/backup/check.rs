@@ -51,7 +51,7 @@ pub fn check(dir: &Path, master: Option<&Path>) -> Result<(Manifest, Checked), B
     for (tenant, book) in &manifest.tenants {
         let Some(connection) = sound(dir, &book.database, &mut checked) else { continue };
         if let Some(central) = &central {
-            let report = copy::verify_book(&connection, central, tenant, seal.as_ref())?;
+            let report = copy::verify_book(&connection, central, tenant, (seal.as_ref(), book.sealed))?;
             checked.problems.extend(report.problems.into_iter().map(|problem| format!("{tenant}: {problem}")));
         }
         let pieces = tenant_dir(dir, tenant).join(DIR);

@@ -16,6 +16,7 @@ use belay_protocol::id::TenantId;
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -120,6 +121,9 @@ pub struct Book {
     /// Its database.
     #[serde(flatten)]
     pub database: Database,
+    /// Up to which entry central knew it as sealed before it was copied; absent: what central's copy says, which is younger.
+    #[serde(default)]
+    pub sealed: Option<i64>,
     /// Its pieces of content, by file.
     pub pieces: Vec<String>,
 }
@@ -180,7 +184,7 @@ fn tenant_dir(dir: &Path, tenant: &TenantId) -> PathBuf {
 
 /// SHA-256 of a file, in hexadecimal.
 fn hash(path: &Path) -> Result<String, BackupError> {
-    let mut file = std::fs::File::open(path).map_err(BackupError::file("read", path))?;
+    let mut file = File::open(path).map_err(BackupError::file("read", path))?;
     let (mut context, mut buffer) = (Context::new(&SHA256), vec![0; 1 << 20]);
     loop {
         match file.read(&mut buffer).map_err(BackupError::file("read", path))? {
@@ -192,11 +196,11 @@ fn hash(path: &Path) -> Result<String, BackupError> {
 
 /// Copies a file to where none is, private, and on disk when this returns.
 fn copy_file(from: &Path, to: &Path) -> Result<(), BackupError> {
-    let bytes = std::fs::read(from).map_err(BackupError::file("read", from))?;
+    let mut source = File::open(from).map_err(BackupError::file("read", from))?;
     if let Some(dir) = to.parent() {
         belay_certs::file::create_private_dir(dir)?;
     }
-    Ok(belay_certs::file::write_private(to, &bytes)?)
+    Ok(belay_certs::file::copy_private(&mut source, to)?)
 }
 
 /// Moves a file, also to another disk.
@@ -205,7 +209,7 @@ fn move_file(from: &Path, to: &Path) -> Result<(), BackupError> {
         return Ok(());
     }
     std::fs::copy(from, to).map_err(BackupError::file("copy to", to))?;
-    let synced = std::fs::File::open(to).and_then(|file| file.sync_all());
+    let synced = File::open(to).and_then(|file| file.sync_all());
     synced.map_err(BackupError::file("write", to))?;
     std::fs::remove_file(from).map_err(BackupError::file("remove", from))
 }

@@ -8,7 +8,7 @@ use super::{BackupError, Book, Manifest, copy_file, tenant_dir};
 use crate::blobs::DIR;
 use crate::master_key::name_in;
 use crate::secrets::MasterKey;
-use crate::store::copy::{begin_anew, extent, open, sound_extent};
+use crate::store::copy::{begin_anew, extent, open, sealed_again, sound_extent};
 use crate::store::executor::{BOOK, CENTRAL};
 use crate::store::ledger::usage::Totals;
 use belay_certs::file::{create_private_dir, write_private};
@@ -60,10 +60,14 @@ pub fn node(
     }
     let central = dir.join(&manifest.central.file);
     let books = manifest.tenants.iter();
-    let restored =
+    let restored: Vec<Restored> =
         books.map(|(tenant, book)| place(dir, tenant, book, (state, &central), now_ms)).collect::<Result<_, _>>()?;
     // Central last: with it, the state is there.
-    copy_file(&central, &state.join(CENTRAL))?;
+    let coming = state.join("restoring.db");
+    remove_database(&coming);
+    copy_file(&central, &coming)?;
+    sealed_again(&coming, restored.iter().map(|book| (&book.tenant, book.sealed)))?;
+    move_durably(&coming, &state.join(CENTRAL))?;
     std::fs::remove_file(&mark).map_err(BackupError::file("remove", &mark))?;
     Ok(restored)
 }
@@ -135,9 +139,7 @@ fn place(
     }
     // It has its new epoch before it is there.
     let (coming, there) = (to.join("restoring.db"), to.join(BOOK));
-    for leftover in ["db", "db-wal", "db-shm", "db-journal"] {
-        let _ = std::fs::remove_file(coming.with_extension(leftover));
-    }
+    remove_database(&coming);
     copy_file(&dir.join(&book.database.file), &coming)?;
     let (lost, sealed) = begin_anew(&coming, central, tenant, now_ms)?;
     for extension in ["db", "db-wal", "db-shm"] {
@@ -147,8 +149,21 @@ fn place(
             std::fs::rename(&damaged, &aside).map_err(BackupError::file("move away", &damaged))?;
         }
     }
-    std::fs::rename(&coming, &there).map_err(BackupError::file("write", &there))?;
-    let synced = std::fs::File::open(&to).and_then(|dir| dir.sync_all());
-    synced.map_err(BackupError::file("write", &to))?;
+    move_durably(&coming, &there)?;
     Ok(Restored { tenant: tenant.clone(), lost, sealed })
+}
+
+/// Removes what a restore that was broken off has left of a database.
+fn remove_database(path: &Path) {
+    for leftover in ["db", "db-wal", "db-shm", "db-journal"] {
+        let _ = std::fs::remove_file(path.with_extension(leftover));
+    }
+}
+
+/// Gives a file its name, on disk when this returns.
+fn move_durably(from: &Path, to: &Path) -> Result<(), BackupError> {
+    std::fs::rename(from, to).map_err(BackupError::file("write", to))?;
+    let dir = to.parent().unwrap_or(to);
+    let synced = std::fs::File::open(dir).and_then(|dir| dir.sync_all());
+    synced.map_err(BackupError::file("write", dir))
 }

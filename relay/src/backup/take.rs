@@ -7,7 +7,7 @@ use crate::blobs::DIR;
 use crate::master_key::is_rotating;
 use crate::store::copy;
 use crate::store::lock::{LockError, StateLock};
-use belay_certs::file::{create_private_dir, write_private};
+use belay_certs::file::{create_private_dir, is_temporary, write_private};
 use belay_protocol::id::TenantId;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
@@ -30,6 +30,9 @@ pub struct Copied {
     pub file: Option<PathBuf>,
     /// The state that it is of.
     pub stamp: Option<String>,
+    /// Up to which entry central knew the book as sealed before it was copied.
+    #[serde(default)]
+    pub sealed: Option<i64>,
 }
 
 /// What was done.
@@ -82,15 +85,18 @@ pub async fn take(
             told(books.len(), all);
             let (from, to) = (tenant_dir(state, tenant), tenant_dir(dir, tenant));
             create_private_dir(&to)?;
-            let known = before.as_ref().and_then(|before| before.tenants.get(tenant)).map(|book| &book.database);
+            let known = before.as_ref().and_then(|before| before.tenants.get(tenant));
             let place = (dir, format!("tenants/{tenant}/book-{now_ms}.db"));
-            let database = database(source, Some(tenant), known, place, &mut taken).await?;
+            let of_before = known.and_then(|book| book.sealed);
+            let (database, sealed) =
+                database(source, Some(tenant), known.map(|book| &book.database), place, &mut taken).await?;
             let pieces = pieces(&dir.join(&database.file), &from.join(DIR), &to.join(DIR), &mut taken)?;
-            books.insert(tenant.clone(), Book { database, pieces });
+            let sealed = sealed.unwrap_or(of_before);
+            books.insert(tenant.clone(), Book { database, sealed, pieces });
         }
         told(all, all);
         let known = before.as_ref().map(|before| &before.central);
-        let central = database(source, None, known, (dir, format!("central-{now_ms}.db")), &mut taken).await?;
+        let (central, _) = database(source, None, known, (dir, format!("central-{now_ms}.db")), &mut taken).await?;
         // Those that were made meanwhile have a book too.
         tenants = copy::tenants(&copy::open(&dir.join(&central.file))?)?;
         tenants.retain(|tenant| !books.contains_key(tenant));
@@ -147,27 +153,28 @@ fn copy_small(state: &Path, dir: &Path) -> Result<(), BackupError> {
     Ok(())
 }
 
+/// Also returns, if it was copied anew, what its source says of its seals.
 async fn database(
     source: &impl Source,
     tenant: Option<&TenantId>,
     known: Option<&Database>,
     (dir, name): (&Path, String),
     taken: &mut Taken,
-) -> Result<Database, BackupError> {
+) -> Result<(Database, Option<Option<i64>>), BackupError> {
     taken.databases += 1;
     // One that is not what it was is no copy.
     let known = known.filter(|known| hash(&dir.join(&known.file)).is_ok_and(|found| found == known.sha256));
     let stamp = known.and_then(|known| known.stamp.clone());
     let copied = source.copy(CopyRequest { tenant: tenant.cloned(), known: stamp }).await?;
     match (copied.file, known) {
-        (None, Some(known)) => Ok(known.clone()),
+        (None, Some(known)) => Ok((known.clone(), None)),
         (None, None) => Err(BackupError::Refused("the relay copied nothing, and there is no copy".into())),
         (Some(file), _) => {
             taken.copied += 1;
             let to = dir.join(&name);
             move_file(&file, &to)?;
             no_worse(&to, known.map(|known| dir.join(&known.file)).as_deref(), tenant)?;
-            Ok(Database { sha256: hash(&to)?, file: name, stamp: copied.stamp })
+            Ok((Database { sha256: hash(&to)?, file: name, stamp: copied.stamp }, Some(copied.sealed)))
         }
     }
 }
@@ -210,7 +217,8 @@ fn apart(state: &Path, dir: &Path) -> Result<(), BackupError> {
 fn holds_others(dir: &Path) -> Result<bool, BackupError> {
     let is_ours = |name: &str| {
         let first = |path: &str| path.split('/').next().map(str::to_owned);
-        ["lock", "tenants", "backup.tmp"].contains(&name)
+        ["lock", "tenants"].contains(&name)
+            || is_temporary(name)
             || name.starts_with("central-") && name.ends_with(".db")
             || name.starts_with(SMALL_DIRS)
             || SMALL.iter().any(|small| first(small).as_deref() == Some(name))

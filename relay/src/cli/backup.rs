@@ -111,16 +111,17 @@ impl Source for Copier {
             Self::Running(client) => Ok(client.post_long("/copies", &request).await?),
             Self::Stopped { store, dir, .. } => {
                 let name = request.tenant.as_ref().map_or("central", TenantId::as_str).to_owned();
+                let sealed = store.sealed(request.tenant.as_ref()).await?;
                 let db = request.tenant.map_or(Db::Central, Db::Tenant);
                 let stamp = store.stamp(&db);
                 if stamp.is_some() && stamp == request.known {
-                    return Ok(Copied { file: None, stamp });
+                    return Ok(Copied { file: None, stamp, sealed });
                 }
                 let file = dir.join(format!("{name}.db"));
                 let _ = std::fs::remove_file(&file);
                 store.copy(&db, file.clone()).await?;
                 let stamp = stamp.filter(|stamp| store.stamp(&db).as_ref() == Some(stamp));
-                Ok(Copied { file: Some(file), stamp })
+                Ok(Copied { file: Some(file), stamp, sealed })
             }
         }
     }

@@ -52,14 +52,18 @@ pub fn damage(connection: &Connection) -> Result<Vec<String>, StoreError> {
 }
 
 /// The check of a copied book, beside a copy of central that is as old or younger; without the key, its seals are not
-/// looked at.
+/// looked at. `sealed`: how far the book was known to be sealed when it was copied.
 pub fn verify_book(
     book: &Connection,
     of_all: &Connection,
     tenant: &TenantId,
-    seal: Option<&SealKey>,
+    (seal, sealed): (Option<&SealKey>, Option<i64>),
 ) -> Result<Report, StoreError> {
-    let sealed = if seal.is_some() { central::usage::sealed(of_all, tenant)? } else { 0 };
+    let sealed = match (seal, sealed) {
+        (None, _) => 0,
+        (Some(_), Some(sealed)) => sealed,
+        (Some(_), None) => central::usage::sealed(of_all, tenant)?,
+    };
     verify(book, seal.map(|key| (tenant, key)), sealed)
 }
 
@@ -84,6 +88,18 @@ pub fn begin_anew(path: &Path, central: &Path, tenant: &TenantId, now_ms: u64) -
     book.pragma_update(None, "journal_mode", "delete")?;
     book.close().map_err(|(_, error)| StoreError::from(error))?;
     Ok(begun)
+}
+
+/// Has a copy of central know of books that have come back only what they say themselves of their seals: it is younger.
+pub fn sealed_again<'a>(path: &Path, books: impl Iterator<Item = (&'a TenantId, i64)>) -> Result<(), StoreError> {
+    let mut of_all = schema::open(path, Kind::Central, Durability::Full)?;
+    let transaction = of_all.transaction()?;
+    for (tenant, sealed) in books {
+        central::usage::sealed_again(&transaction, tenant, sealed)?;
+    }
+    transaction.commit()?;
+    of_all.pragma_update(None, "journal_mode", "delete")?;
+    of_all.close().map_err(|(_, error)| StoreError::from(error))
 }
 
 /// The pieces of content that a book names, and whether something needs them.

@@ -20,7 +20,8 @@ pub fn catch_up(book: &Connection, central: &Connection, tenant: &TenantId, now_
         book.query_row("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0)", [], |row| {
             row.get(0)
         })?;
-    confirm(book, epoch, newest(central, tenant, epoch)?)?;
+    // What central has beyond its last row is no row of this book's.
+    confirm(book, epoch, newest(central, tenant, epoch)?.min(last))?;
     let lost = unknown(book, central, tenant, (epoch, last))?;
     void_settled(book, central, tenant, now_ms)?;
     if lost != Totals::default() {
