@@ -31,8 +31,8 @@ pub(crate) struct Admission {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
-    first_us: u64,
-    proven_us: u64,
+    first_ns: u64,
+    proven_ns: u64,
 }
 
 /// An IPv4 address, or the /64 of an IPv6 one.
@@ -59,22 +59,22 @@ impl Admission {
 
     pub(crate) fn judge(&mut self, address: IpAddr, validated: bool, now: Instant) -> Verdict {
         // Ahead of zero, so that a fresh address differs from one that was seen at the start.
-        let now_us = 1_000_000 + u64::try_from(now.duration_since(self.start).as_micros()).unwrap_or(u64::MAX / 2);
+        let now_ns = 1_000_000_000 + u64::try_from(now.duration_since(self.start).as_nanos()).unwrap_or(u64::MAX / 2);
         if self.addresses.len() >= MAX_ADDRESSES {
-            self.addresses.retain(|_, seen| seen.first_us.max(seen.proven_us) > now_us);
+            self.addresses.retain(|_, seen| seen.first_ns.max(seen.proven_ns) > now_ns);
         }
         if self.addresses.len() >= MAX_ADDRESSES {
             // Too many fresh addresses at once: only those that prove themselves.
             return if validated { Verdict::Accept } else { Verdict::Retry };
         }
         let seen = self.addresses.entry(address.into()).or_default();
-        if let Ok(next) = self.limit.take(seen.first_us, now_us) {
-            seen.first_us = next;
+        if let Ok(next) = self.limit.take(seen.first_ns, now_ns) {
+            seen.first_ns = next;
             return Verdict::Accept;
         }
-        match self.limit.take(seen.proven_us, now_us) {
+        match self.limit.take(seen.proven_ns, now_ns) {
             Ok(next) => {
-                seen.proven_us = if validated { next } else { seen.proven_us };
+                seen.proven_ns = if validated { next } else { seen.proven_ns };
                 if validated { Verdict::Accept } else { Verdict::Retry }
             }
             Err(_) => Verdict::Ignore,

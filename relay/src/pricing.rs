@@ -111,9 +111,11 @@ impl PriceSnapshot {
         i64::try_from(rounded_up).map(NanoUsd).map_err(|_| MoneyError::OutOfRange)
     }
 
-    /// A call has a price of its own.
-    pub(crate) fn has_price_per_call(&self) -> bool {
-        self.lines.iter().any(|line| line.kind == UnitKind::CALLS)
+    /// Usage with the call itself, where that has a price of its own. Nobody else says how many calls one is.
+    pub(crate) fn with_call(&self, usage: &[UsageLine]) -> Vec<UsageLine> {
+        let told = usage.iter().filter(|line| line.kind != UnitKind::CALLS).cloned();
+        let has_price = self.lines.iter().any(|line| line.kind == UnitKind::CALLS);
+        told.chain(has_price.then_some(UsageLine { kind: UnitKind::CALLS, units: 1 })).collect()
     }
 
     /// What this usage costs, in nano-USD, multiplier included. Errors: `OutOfRange`.
@@ -217,7 +219,8 @@ mod tests {
         assert_eq!([one(UnitKind::CALLS), one(UnitKind::WEB_SEARCHES)], [0, 0]);
         let hours = |kind| price.cost(&[UsageLine { kind, units: 1 }]).expect("in range").0;
         assert_eq!(hours(UnitKind::CACHE_WRITE_1H), 1, "no price of its own, nor of five minutes");
-        assert!(!price.has_price_per_call());
+        let told = [UsageLine { kind: UnitKind::CALLS, units: 7 }, UsageLine { kind: UnitKind::INPUT, units: 1 }];
+        assert_eq!(price.with_call(&told), told[1..], "nobody else says how many calls one is");
     }
 
     #[test]

@@ -16,8 +16,7 @@ use belay_protocol::id::TenantId;
 use belay_protocol::money::NanoUsd;
 use belay_transport::env::Clock;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OnceCell;
 use tracing::{error, info, warn};
 
@@ -36,33 +35,53 @@ pub struct TenantHandle {
 
 /// Usage that waits to be handed to central, as far as it is known here: the outbox has the truth.
 #[derive(Debug, Default)]
-pub struct Unflushed {
-    nano: AtomicI64,
-    /// Since when, milliseconds since 1970; 0: nothing waits.
-    since_ms: AtomicU64,
+pub struct Unflushed(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    nano: i64,
+    /// Since when, milliseconds since 1970.
+    since_ms: Option<u64>,
+    /// Requests that were settled.
+    settled: u64,
 }
 
 impl Unflushed {
     /// A request was settled.
     pub(crate) fn add(&self, cost: NanoUsd, now_ms: u64) {
-        self.nano.fetch_add(cost.0, Ordering::Relaxed);
-        let _ = self.since_ms.compare_exchange(0, now_ms.max(1), Ordering::Relaxed, Ordering::Relaxed);
+        let mut waiting = self.lock();
+        waiting.nano = waiting.nano.saturating_add(cost.0);
+        waiting.since_ms.get_or_insert(now_ms);
+        waiting.settled += 1;
     }
 
-    fn set(&self, pending: &Pending) {
-        self.nano.store(pending.cost.0, Ordering::Relaxed);
-        let since_ms = pending.oldest_ms.map_or(0, |ms| u64::try_from(ms).unwrap_or(0).max(1));
-        self.since_ms.store(since_ms, Ordering::Relaxed);
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many were settled by now.
+    fn settled(&self) -> u64 {
+        self.lock().settled
+    }
+
+    /// This waits in the outbox, which was read when so many were `settled`. If one was since, what is known here stays: it
+    /// may be in what waits, or not.
+    fn set(&self, pending: &Pending, settled: u64) {
+        let mut waiting = self.lock();
+        if waiting.settled == settled {
+            waiting.nano = pending.cost.0;
+            waiting.since_ms = pending.oldest_ms.map(|ms| u64::try_from(ms).unwrap_or(0));
+        }
     }
 
     fn is_due(&self, policy: FlushPolicy, now_ms: u64) -> bool {
-        let since_ms = self.since_ms.load(Ordering::Relaxed);
-        since_ms != 0
-            && (self.nano.load(Ordering::Relaxed) >= policy.at.0 || now_ms.saturating_sub(since_ms) >= policy.after_ms)
+        let waiting = self.lock();
+        let is_old = |since_ms| now_ms.saturating_sub(since_ms) >= policy.after_ms;
+        waiting.since_ms.is_some_and(|since_ms| waiting.nano >= policy.at.0 || is_old(since_ms))
     }
 
     fn is_empty(&self) -> bool {
-        self.since_ms.load(Ordering::Relaxed) == 0
+        self.lock().since_ms.is_none()
     }
 }
 
@@ -129,7 +148,7 @@ impl Tenants {
         let journal = Journal::start(&dir, kept).map_err(failed)?;
         let pending = self.store.run(Db::Tenant(id.clone()), outbox::pending).await?;
         let unflushed = Unflushed::default();
-        unflushed.set(&pending);
+        unflushed.set(&pending, 0);
         Ok(Arc::new(TenantHandle { id: id.clone(), journal, rates: Arc::default(), unflushed }))
     }
 
@@ -155,8 +174,9 @@ impl Tenants {
     /// Hands a tenant's usage over now. Returns what waits still.
     pub async fn flush_one(&self, id: &TenantId) -> Result<Pending, StoreError> {
         let handle = self.handle(id).await?;
+        let settled = handle.unflushed.settled();
         let pending = self.books.flush(id).await?;
-        handle.unflushed.set(&pending);
+        handle.unflushed.set(&pending, settled);
         Ok(pending)
     }
 
@@ -204,6 +224,7 @@ mod tests {
     use crate::store::schema::Durability;
     use belay_protocol::id::RequestId;
     use belay_transport::env::Random;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
     #[derive(Debug)]
@@ -242,6 +263,19 @@ mod tests {
         tenants.close_idle();
         assert_eq!(tenants.open_count(), 0);
         assert_eq!(take(&tenants.handle(&id).await.expect("opened")), Ok(()));
+    }
+
+    #[test]
+    fn what_is_settled_while_the_outbox_is_read_still_waits() {
+        let unflushed = Unflushed::default();
+        let nothing = Pending::default();
+        unflushed.add(NanoUsd(5), 1000);
+        let before = unflushed.settled();
+        unflushed.add(NanoUsd(7), 2000);
+        unflushed.set(&nothing, before);
+        assert!(!unflushed.is_empty(), "the second one may not have been read");
+        unflushed.set(&nothing, unflushed.settled());
+        assert!(unflushed.is_empty());
     }
 
     #[tokio::test]

@@ -200,12 +200,12 @@ impl Applier {
         if all.is_empty() {
             return Ok(());
         }
-        let (most, name) = (self.target.sessions, user.to_owned());
+        let (limits, name) = ((self.target.sessions, self.target.now_ms), user.to_owned());
         let taken = self
             .run(Db::Tenant(tenant.clone()), move |connection| {
                 let mut taken = Report::default();
                 for one in &all {
-                    take(connection, one, &name, most, &mut taken)?;
+                    take(connection, one, &name, limits, &mut taken)?;
                 }
                 Ok(taken)
             })
@@ -220,7 +220,7 @@ fn take(
     connection: &Connection,
     one: &Conversation,
     user: &str,
-    most: u64,
+    (most, now_ms): (u64, u64),
     report: &mut Report,
 ) -> Result<(), StoreError> {
     let leave = |why: &str, report: &mut Report| {
@@ -230,7 +230,7 @@ fn take(
     if one.is_gone {
         report.sessions.deleted += 1;
         report.messages.deleted += count;
-        return delete(connection, one);
+        return delete(connection, one, now_ms);
     }
     let before = match find_one(connection, &one.name)? {
         // It was deleted here since, and stays so.
@@ -277,7 +277,7 @@ fn take(
 }
 
 /// Deletes what was deleted there, unless something was said in it here. It can be restored, as always.
-fn delete(connection: &Connection, one: &Conversation) -> Result<(), StoreError> {
+fn delete(connection: &Connection, one: &Conversation, now_ms: u64) -> Result<(), StoreError> {
     let Some(stored) = find_one(connection, &one.name)?.filter(|stored| stored.deleted_ms.is_none()) else {
         return Ok(());
     };
@@ -290,7 +290,7 @@ fn delete(connection: &Connection, one: &Conversation) -> Result<(), StoreError>
         }
         after = last.number;
     }
-    let _ = act(connection, &one.name, Deed::Delete, one.updated_ms)?;
+    let _ = act(connection, &one.name, Deed::Delete, now_ms)?;
     Ok(())
 }
 

@@ -14,7 +14,7 @@ static BUILT_IN: LazyLock<Catalogue> = LazyLock::new(|| {
 });
 
 /// Prices of many providers.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Catalogue {
     /// Where they come from, with its version.
@@ -23,7 +23,7 @@ pub struct Catalogue {
 }
 
 /// A provider's models.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListedProvider {
     /// Its name in the catalogue.
@@ -39,7 +39,7 @@ pub struct ListedProvider {
 }
 
 /// A model, and what it costs.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListedModel {
     /// Its name in the catalogue.
@@ -54,7 +54,7 @@ pub struct ListedModel {
 }
 
 /// Which names mean a model. Names are compared in lower case.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Rule {
     Equals(String),
@@ -90,7 +90,7 @@ impl Rule {
     }
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ListedSet {
     /// A date.
@@ -101,7 +101,7 @@ struct ListedSet {
     tiers: Vec<ListedTier>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ListedTier {
     above: u64,

@@ -237,9 +237,14 @@ impl Books {
             let (epoch, id) = (batch.epoch, tenant.clone());
             let is_last = batch.rows.len() < BATCH as usize;
             let take = move |connection: &Connection| central::usage::take(connection, &id, &batch);
-            if !self.store.run(Db::Central, take).await? {
+            if let Some(differs) = self.store.run(Db::Central, take).await? {
                 warn!(%tenant, epoch, "central has other usage under these numbers: the book is a copy, and begins anew");
-                self.run(tenant, outbox::begin_epoch).await?;
+                self.run(tenant, move |connection| {
+                    // Those before it are the same rows.
+                    outbox::confirm(connection, epoch, differs - 1)?;
+                    outbox::begin_epoch(connection)
+                })
+                .await?;
                 continue;
             }
             // Only now: central has them for good.

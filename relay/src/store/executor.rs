@@ -15,7 +15,7 @@ use super::StoreError;
 use super::readers::{self, Readers};
 use super::schema::{self, Durability, Kind};
 use super::watch::Watchers;
-use super::{copy, erase};
+use super::{central, copy, erase};
 use crate::ops::metrics::StoreMetrics;
 use belay_protocol::id::TenantId;
 use rusqlite::Connection;
@@ -340,6 +340,12 @@ impl Store {
         (senders.len(), answering)
     }
 
+    /// Up to which entry central knows a tenant's book as sealed.
+    pub async fn sealed(&self, tenant: Option<&TenantId>) -> Result<Option<i64>, StoreError> {
+        let Some(tenant) = tenant.cloned() else { return Ok(None) };
+        self.run(Db::Central, move |connection| central::usage::sealed(connection, &tenant)).await.map(Some)
+    }
+
     /// Whether a database is there already.
     #[must_use]
     pub fn has(&self, db: &Db) -> bool {
@@ -388,7 +394,9 @@ fn worker_of(tenant: &TenantId, workers: usize) -> usize {
 
 /// Whether a tenant's directory without a book has had one: something lies there.
 fn is_used(dir: &std::path::Path) -> bool {
-    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+    let is_something =
+        |entry: std::fs::DirEntry| !entry.file_name().to_str().is_some_and(belay_certs::file::is_temporary);
+    std::fs::read_dir(dir).is_ok_and(|entries| entries.flatten().any(is_something))
 }
 
 /// The directory of a tenant's files below a state directory.
@@ -559,7 +567,11 @@ impl Worker {
 }
 
 fn checkpoint(connection: &Connection, mode: &str) {
-    let result = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()));
+    // A reader that stands in the log must not hold up everybody's commands: then it is moved the next time.
+    let result = connection.busy_timeout(Duration::ZERO).and_then(|()| {
+        let moved = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()));
+        connection.busy_timeout(schema::BUSY).and(moved)
+    });
     if let Err(error) = result {
         // Nothing is lost: the log is replayed at the next open.
         warn!(%error, "a checkpoint failed");
@@ -612,7 +624,9 @@ fn transact(
     while done < group.len() {
         for command in &mut group[done..] {
             let before = connection.total_changes();
-            if command.apply(connection).is_err() && connection.total_changes() != before {
+            let is_refused = command.apply(connection).is_err();
+            still_open(connection)?;
+            if is_refused && connection.total_changes() != before {
                 run(connection, "ROLLBACK").map_err(failed)?;
                 return transact_apart(connection, group);
             }
@@ -630,12 +644,24 @@ fn transact_apart(connection: &Connection, group: &mut [Box<dyn Command>]) -> Re
     run(connection, "BEGIN IMMEDIATE").map_err(failed)?;
     for command in group {
         run(connection, "SAVEPOINT command").map_err(failed)?;
-        if command.apply(connection).is_err() {
+        let is_refused = command.apply(connection).is_err();
+        still_open(connection)?;
+        if is_refused {
             run(connection, "ROLLBACK TO command").map_err(failed)?;
         }
         run(connection, "RELEASE command").map_err(failed)?;
     }
     run(connection, "COMMIT").map_err(unknown)
+}
+
+/// Errors: SQLite has undone the whole transaction by itself, as it does when the disk fails or is full. Whatever came
+/// next would be durable statement by statement.
+fn still_open(connection: &Connection) -> Result<(), (StoreError, bool)> {
+    if !connection.is_autocommit() {
+        return Ok(());
+    }
+    let why = "the disk failed or is full, and the transaction was undone".to_owned();
+    Err((StoreError::Failed { operation: "write", why }, true))
 }
 
 fn run(connection: &Connection, statement: &str) -> rusqlite::Result<()> {
@@ -723,6 +749,29 @@ mod tests {
         assert_eq!((told(), count(&connection).expect("counted")), (vec![2, 2, 0], 3));
         // Who came meanwhile was not asked for yet, and waits for the next transaction.
         assert_eq!(late.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn where_the_disk_undoes_a_transaction_nothing_of_the_group_is_kept() {
+        let dir = tempfile::tempdir().expect("made");
+        let connection = schema::open(&dir.path().join("t.db"), Kind::Tenant, Durability::None).expect("opened");
+        let command = |run: fn(&Connection) -> Result<(), StoreError>| -> Box<dyn Command> {
+            Box::new(Typed { run, result: None, sender: None })
+        };
+        // What SQLite does by itself where a page cannot be written; the command may not even notice.
+        let undone = |on: &Connection| Ok(on.execute_batch("ROLLBACK")?);
+        let unnoticed: fn(&Connection) -> Result<(), StoreError> = undone;
+        let noticed =
+            |on: &Connection| on.execute_batch("ROLLBACK").map_err(StoreError::from).and(Err(StoreError::Closed));
+        for fault in [unnoticed, noticed] {
+            let mut group = vec![command(|on| put("a")(on)), command(fault), command(|on| put("b")(on))];
+            let (error, is_broken) = transact(&connection, &mut group, Vec::new).expect_err("undone");
+            assert!(is_broken && error.may_pass(), "{error}");
+            assert_eq!(count(&connection).expect("counted"), 0);
+            let (_, is_broken) = transact_apart(&connection, &mut group).expect_err("undone");
+            assert!(is_broken);
+            assert_eq!(count(&connection).expect("counted"), 0);
+        }
     }
 
     #[tokio::test]

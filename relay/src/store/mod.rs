@@ -24,6 +24,7 @@ pub mod sync;
 mod watch;
 
 use belay_protocol::error::ProtocolError;
+use belay_protocol::id::RequestId;
 use belay_protocol::money::MoneyError;
 /// What commands of the store run on.
 pub use rusqlite::Connection;
@@ -64,6 +65,12 @@ pub enum StoreError {
         found: i64,
         /// The newest known here.
         known: i64,
+    },
+    /// There is no such hold, or none any more: it was given back.
+    #[error("there is no open hold {request_id}")]
+    NoHold {
+        /// Whose.
+        request_id: RequestId,
     },
     /// What is stored contradicts itself.
     #[error("{what} is corrupt: {why}")]

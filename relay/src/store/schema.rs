@@ -5,6 +5,10 @@ use rusqlite::{Connection, OpenFlags};
 use rusqlite_migration::{M, Migrations};
 use std::path::Path;
 use std::sync::LazyLock;
+use std::time::Duration;
+
+/// How long a connection waits for another one's lock.
+pub(super) const BUSY: Duration = Duration::from_secs(5);
 
 /// Which database a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +69,7 @@ pub fn open(path: &Path, kind: Kind, durability: Durability) -> Result<Connectio
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
         connection.pragma_update(None, "cache_size", -512)?;
         connection.pragma_update(None, "temp_store", "memory")?;
-        connection.busy_timeout(std::time::Duration::from_secs(5))?;
+        connection.busy_timeout(BUSY)?;
         connection.set_prepared_statement_cache_capacity(64);
         Ok(())
     };

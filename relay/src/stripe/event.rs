@@ -147,7 +147,10 @@ impl Happened {
             }
             "invoice.paid" => match (text(object, "/id"), id(object, "customer"), text(object, "/currency")) {
                 (Some(invoice), Some(customer), Some(currency)) => {
-                    Self::BillPaid { invoice, customer, cents: cents(object, "amount_paid")?, currency }
+                    // Tax is nobody's credit.
+                    let paid = cents(object, "amount_paid")?;
+                    let cents = cents(object, "total_excluding_tax").map_or(paid, |total| total.min(paid));
+                    Self::BillPaid { invoice, customer, cents, currency }
                 }
                 _ => Self::Other,
             },

@@ -285,7 +285,8 @@ impl Stripe {
         relay == Some(&*self.relay)
     }
 
-    /// Credits a bill for metered usage: the tenant was below zero by it.
+    /// Credits a bill for metered usage: the tenant was below zero by it. Whatever else a bill was for, it credits no more
+    /// than was metered and not billed yet.
     async fn bill_paid(
         &self,
         invoice: String,
@@ -295,7 +296,14 @@ impl Stripe {
     ) -> Result<(), WebhookError> {
         let found = self.central(move |connection| known::tenant_of(connection, &customer)).await?;
         let Some(tenant) = found.filter(|_| currency == "usd" && cents > 0) else { return Ok(()) };
-        let (amount, id, name) = (nanos(cents), tenant.clone(), invoice.clone());
+        let (id, name) = (tenant.clone(), invoice.clone());
+        let open = self.central(move |connection| known::unbilled(connection, &id, &name)).await?;
+        // Bills are in whole cents.
+        let open = NanoUsd(u64::try_from(open.0).unwrap_or(0).next_multiple_of(CENT as u64) as i64);
+        let (amount, id, name) = (nanos(cents).min(open), tenant.clone(), invoice.clone());
+        if amount < nanos(cents) {
+            warn!(%tenant, invoice, paid = %nanos(cents), %amount, "a bill was for more than was metered; that much is credited");
+        }
         // In this order: a bill that counts before its money is there would be metered anew.
         self.book(&tenant, Operation::Credit, amount, invoice).await?;
         Ok(self.central(move |connection| known::billed(connection, &id, &name, amount)).await?)

@@ -59,7 +59,7 @@ impl Stripe {
 
     async fn top_up(&self, auto: &AutoTopUp) -> Result<(), WebhookError> {
         let summary = self.books.summary(&auto.tenant).await?;
-        let wanted = summary.balance < auto.threshold;
+        let wanted = summary.owned() < auto.threshold;
         let (wants, now_ms) = (auto.clone(), self.clock.now_ms());
         let month = calendar::month(now_ms);
         let attempt = self.central(move |connection| known::attempt(connection, &wants, wanted, month, now_ms)).await?;
@@ -110,10 +110,10 @@ impl Stripe {
     }
 
     /// What an attempt has come to, if Stripe has heard of it: after most of a day it has forgotten its name.
-    async fn made_before(&self, tenant: &TenantId, attempt: &Attempt) -> Result<Option<Value>, ApiError> {
+    async fn made_before(&self, tenant: &TenantId, attempt: &Attempt) -> Result<Option<Value>, WebhookError> {
         let id = tenant.clone();
-        let customer = self.central(move |connection| known::customer(connection, &id)).await;
-        let Ok(Some(customer)) = customer else { return Ok(None) };
+        let customer = self.central(move |connection| known::customer(connection, &id)).await?;
+        let Some(customer) = customer else { return Ok(None) };
         let all = self.api.list(&format!("/v1/payment_intents?customer={}", customer.customer)).await?;
         let number = attempt.number.to_string();
         let is_it = |intent: &Value| {

@@ -78,13 +78,16 @@ impl Deed {
 pub fn note(connection: &Connection, deed: &Deed, now_ms: u64) -> Result<(), StoreError> {
     connection
         .prepare_cached(
-            "INSERT INTO audit (at_ms, actor, action, tenant, subject, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            // Of a device or a key it is known whose it is.
+            "INSERT INTO audit (at_ms, actor, action, tenant, subject, detail)
+             VALUES (?1, ?2, ?3, coalesce(?4, (SELECT tenant FROM device WHERE id = ?5),
+                     (SELECT tenant FROM api_key WHERE id = ?5), ''), ?5, ?6)",
         )?
         .execute(params![
             time(now_ms),
             deed.actor,
             deed.action,
-            deed.tenant.as_ref().map_or("", TenantId::as_str),
+            deed.tenant.as_ref().map(TenantId::as_str),
             deed.subject,
             deed.detail
         ])?;

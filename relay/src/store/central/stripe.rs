@@ -254,6 +254,14 @@ pub fn tenant_of(connection: &Connection, customer: &str) -> Result<Option<Tenan
     Ok(connection.prepare_cached(sql)?.query_row([customer], |row| parsed(row, 0)).optional()?)
 }
 
+/// What was metered and no other bill was paid for; of a bill that is known, what it was credited with.
+pub fn unbilled(connection: &Connection, tenant: &TenantId, invoice: &str) -> Result<NanoUsd, StoreError> {
+    let sql = "SELECT coalesce((SELECT amount_nano FROM stripe_bill WHERE invoice = ?2),
+                   (SELECT coalesce(sum(value_nano), 0) FROM stripe_meter WHERE tenant = ?1)
+                   - (SELECT coalesce(sum(amount_nano), 0) FROM stripe_bill WHERE tenant = ?1))";
+    Ok(connection.prepare_cached(sql)?.query_row(params![tenant.as_str(), invoice], |row| row.get(0).map(NanoUsd))?)
+}
+
 /// A bill for metered usage was paid.
 pub fn billed(connection: &Connection, tenant: &TenantId, invoice: &str, amount: NanoUsd) -> Result<(), StoreError> {
     let sql = "INSERT INTO stripe_bill (invoice, tenant, amount_nano) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
@@ -261,12 +269,14 @@ pub fn billed(connection: &Connection, tenant: &TenantId, invoice: &str, amount:
     Ok(())
 }
 
-/// What waits to be sent, the oldest first.
-pub fn unmetered(connection: &Connection, most: u32) -> Result<Vec<Metered>, StoreError> {
+/// What waits to be sent after a row, the oldest first.
+pub fn unmetered(connection: &Connection, after: Option<&Metered>, most: u32) -> Result<Vec<Metered>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT identifier, customer, value_nano, at_ms FROM stripe_meter WHERE state = 0 ORDER BY at_ms, identifier LIMIT ?1",
+        "SELECT identifier, customer, value_nano, at_ms FROM stripe_meter
+         WHERE state = 0 AND (at_ms, identifier) > (?1, ?2) ORDER BY at_ms, identifier LIMIT ?3",
     )?;
-    let rows = statement.query_map([most], |row| {
+    let (at_ms, identifier) = after.map_or((i64::MIN, ""), |row| (row.at_ms, row.identifier.as_str()));
+    let rows = statement.query_map(params![at_ms, identifier, most], |row| {
         Ok(Metered { identifier: row.get(0)?, customer: row.get(1)?, value: NanoUsd(row.get(2)?), at_ms: row.get(3)? })
     })?;
     Ok(rows.collect::<Result<_, _>>()?)

@@ -7,18 +7,20 @@ use belay_protocol::id::TenantId;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
-/// Takes rows in. One that is here already, by tenant, epoch and number, is not counted again. False, and
-/// nothing is taken in: another row is here under that number, so that the book is an older one of its epoch.
-pub fn take(connection: &Connection, tenant: &TenantId, batch: &Batch) -> Result<bool, StoreError> {
+/// Takes rows in. One that is here already, by tenant, epoch and number, is not counted again. Returns the number of the
+/// first before which it stopped: another row is here under that number, so that the book is an older one of its epoch.
+pub fn take(connection: &Connection, tenant: &TenantId, batch: &Batch) -> Result<Option<i64>, StoreError> {
     let mut known = connection.prepare_cached(
         "SELECT request_id, cost_nano FROM usage_record WHERE tenant = ?1 AND epoch = ?2 AND number = ?3",
     )?;
+    let mut differs = None;
     for row in &batch.rows {
         let here: Option<([u8; 16], i64)> = known
             .query_row(params![tenant.as_str(), batch.epoch, row.number], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
         if here.is_some_and(|here| here != (row.request_id.0, row.totals.cost_nano)) {
-            return Ok(false);
+            differs = Some(row.number);
+            break;
         }
     }
     let mut insert = connection.prepare_cached(
@@ -28,7 +30,7 @@ pub fn take(connection: &Connection, tenant: &TenantId, batch: &Batch) -> Result
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
          ON CONFLICT DO NOTHING",
     )?;
-    for row in &batch.rows {
+    for row in batch.rows.iter().take_while(|row| differs.is_none_or(|differs| row.number < differs)) {
         let totals = &row.totals;
         insert.execute(params![
             tenant.as_str(),
@@ -52,7 +54,7 @@ pub fn take(connection: &Connection, tenant: &TenantId, batch: &Batch) -> Result
             totals.absorbed_nano,
         ])?;
     }
-    Ok(true)
+    Ok(differs)
 }
 
 /// Notes how far a tenant's book is sealed.

@@ -185,6 +185,11 @@ impl<'a> Chain<'a> {
         self.at_ms
     }
 
+    /// The same, as a moment: what is booked is booked in its day and month, so budgets are looked at in them.
+    pub(crate) fn now_ms(&self) -> u64 {
+        u64::try_from(self.at_ms).unwrap_or(0)
+    }
+
     /// What an account has after all that was posted here.
     pub(crate) fn balance(&self, account: Account) -> NanoUsd {
         self.accounts[place(account)].0

@@ -235,7 +235,7 @@ pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcom
         standing = self::standing(connection, &chain)?;
     }
     let budgets = budget::of(connection, &request.device, request.key.as_deref())?;
-    let room = budget::room(connection, &budgets, request.now_ms)?;
+    let room = budget::room(connection, &budgets, chain.now_ms())?;
     let Cap { output_cap, amount } = match cap::choose(request, &priced, &standing, room.as_ref())? {
         Ok(cap) => cap,
         Err(short) => return Ok(HoldOutcome::Refused(refuse(connection, request, &standing, room, short)?)),

@@ -43,24 +43,24 @@ pub struct RateRefusal {
 }
 
 /// A tenant's numbers, one per scope and measure. A number is the time at which all will have been let
-/// through, in microseconds.
+/// through, in nanoseconds.
 #[derive(Debug, Default)]
 pub struct Rates(Mutex<HashMap<(Scope, Measure), u64>>);
 
 impl Rates {
     /// Lets one request of so many tokens through, if all limits do. Returns what is left of each.
     pub fn take(&self, bounds: &[Bound], tokens: u64, now_ms: u64) -> Result<Vec<Remaining>, RateRefusal> {
-        let now_us = now_ms.saturating_mul(1000);
+        let now_ns = now_ms.saturating_mul(1_000_000);
         let mut numbers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut taken = Vec::with_capacity(bounds.len());
         for bound in bounds {
             let limit = Limit::per_minute(bound.count);
             let number = numbers.get(&(bound.scope.clone(), bound.measure)).copied().unwrap_or(0);
             let count = if bound.measure == Measure::TokensMinute { tokens } else { 1 };
-            match limit.take_some(number, now_us, count) {
+            match limit.take_some(number, now_ns, count) {
                 Ok(next) => taken.push((bound, limit, next)),
-                Err(wait_us) => {
-                    let retry_after_ms = wait_us.div_ceil(1000);
+                Err(wait_ns) => {
+                    let retry_after_ms = wait_ns.div_ceil(1_000_000);
                     return Err(RateRefusal { bound: bound.clone(), retry_after_ms });
                 }
             }
@@ -68,10 +68,10 @@ impl Rates {
         let mut remaining = Vec::with_capacity(taken.len());
         for (bound, limit, next) in taken {
             numbers.insert((bound.scope.clone(), bound.measure), next);
-            remaining.push(Remaining { bound: bound.clone(), left: limit.left(next, now_us) });
+            remaining.push(Remaining { bound: bound.clone(), left: limit.left(next, now_ns) });
         }
         if numbers.len() > SWEEP_ABOVE {
-            numbers.retain(|_, number| *number > now_us);
+            numbers.retain(|_, number| *number > now_ns);
         }
         Ok(remaining)
     }
@@ -79,13 +79,13 @@ impl Rates {
     /// Counts tokens on top of, or less than, what was taken for them at first. It may go beyond the
     /// limit: they have been used. Those that ask later wait for it.
     pub fn correct(&self, bounds: &[Bound], taken: u64, used: u64, now_ms: u64) {
-        let now_us = now_ms.saturating_mul(1000);
+        let now_ns = now_ms.saturating_mul(1_000_000);
         let mut numbers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for bound in bounds.iter().filter(|bound| bound.measure == Measure::TokensMinute) {
             let limit = Limit::per_minute(bound.count);
             let number = numbers.entry((bound.scope.clone(), bound.measure)).or_default();
             *number = if used >= taken {
-                limit.add(*number, now_us, used - taken)
+                limit.add(*number, now_ns, used - taken)
             } else {
                 limit.give_back(*number, taken - used)
             };
@@ -101,8 +101,8 @@ impl Rates {
     /// True if nothing has to be remembered.
     #[must_use]
     pub fn is_idle(&self, now_ms: u64) -> bool {
-        let now_us = now_ms.saturating_mul(1000);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().all(|number| *number <= now_us)
+        let now_ns = now_ms.saturating_mul(1_000_000);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().all(|number| *number <= now_ns)
     }
 }
 

@@ -71,7 +71,8 @@ pub fn record(connection: &Connection, record: &Record) -> Result<RecordOutcome,
         return match (stored.state, stored.end) {
             (state::SETTLED, Some(end_bytes)) if is_same => {
                 let end = End::decode_body(&end_bytes)?;
-                Ok(RecordOutcome::Recorded(Box::new(Settled { end, end_bytes, absorbed: stored.absorbed })))
+                let (absorbed, provider) = (stored.absorbed, stored.provider.unwrap_or_default());
+                Ok(RecordOutcome::Recorded(Box::new(Settled { end, end_bytes, absorbed, provider })))
             }
             _ => Ok(RecordOutcome::Conflict),
         };
@@ -85,9 +86,9 @@ pub fn record(connection: &Connection, record: &Record) -> Result<RecordOutcome,
         chain = Chain::at(connection, record.now_ms)?;
         standing = super::standing::standing(connection, &chain)?;
     }
-    let cost = record.offer.price.cost(&record.usage)?;
+    let cost = record.offer.price.cost(&record.offer.price.with_call(&record.usage))?;
     let budgets = budget::of(connection, &record.device, record.key.as_deref())?;
-    let room = budget::room(connection, &budgets, record.now_ms)?.map_or(NanoUsd(i64::MAX), |room| room.left);
+    let room = budget::room(connection, &budgets, chain.now_ms())?.map_or(NanoUsd(i64::MAX), |room| room.left);
     // What costs nothing is covered by whatever there is.
     if let Some(missing) = standing.missing(cost).max((cost > room).then(|| cost - room)) {
         return Ok(RecordOutcome::Short { missing });

@@ -166,7 +166,7 @@ fn open(connection: &Connection, opened: &Opened<'_>) -> Result<(), StoreError> 
             "INSERT INTO request (request_id, device, key, class, digest, state, boot, terms, input_bytes, held_nano,
                                   credits_nano, created_ms)
              VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8, ?9, ?10, ?11)
-             ON CONFLICT (request_id) DO UPDATE SET state = 0, key = excluded.key, boot = excluded.boot,
+             ON CONFLICT (request_id) DO UPDATE SET state = 0, key = excluded.key, class = excluded.class, boot = excluded.boot,
                  terms = excluded.terms, input_bytes = excluded.input_bytes, held_nano = excluded.held_nano,
                  credits_nano = excluded.credits_nano, created_ms = excluded.created_ms,
                  finished_ms = NULL",

@@ -10,7 +10,7 @@ use crate::store::StoreError;
 use crate::store::sessions::turn;
 use belay_protocol::codec::Message;
 use belay_protocol::id::RequestId;
-use belay_protocol::message::{End, Outcome, UnitKind, UsageLine};
+use belay_protocol::message::{End, Outcome, UsageLine};
 use belay_protocol::money::NanoUsd;
 use rusqlite::{Connection, params};
 use std::sync::Arc;
@@ -49,21 +49,27 @@ pub struct Settled {
     pub end_bytes: Vec<u8>,
     /// What the relay had to bear, in nano-USD.
     pub absorbed: NanoUsd,
+    /// Who served it.
+    pub provider: String,
 }
 
 /// Settles a hold: charges the usage at the terms it was taken at, gives the rest back, keeps the
 /// exact `End`. Credits pay first. Usage above the hold is charged as far as the floor and the
 /// budgets allow; the rest is posted to `relay:absorbed`. Settling again returns the first answer.
 ///
-/// Errors: `Failed` if there is no such hold.
+/// Errors: `NoHold`.
 pub fn settle(connection: &Connection, settlement: &Settlement) -> Result<Settled, StoreError> {
     let request_id = settlement.request_id;
-    let no_hold = || StoreError::Failed { operation: "settle", why: format!("there is no open hold {request_id}") };
+    let no_hold = || StoreError::NoHold { request_id };
     let mut stored = request::find(connection, request_id)?.ok_or_else(no_hold)?;
     match (stored.state, stored.end.take()) {
         (state::OPEN, _) => {}
         (state::SETTLED, Some(end_bytes)) => {
-            return Ok(Settled { end: End::decode_body(&end_bytes)?, end_bytes, absorbed: stored.absorbed });
+            let provider = stored.provider.unwrap_or_default();
+            return Ok(Settled { end: End::decode_body(&end_bytes)?, end_bytes, absorbed: stored.absorbed, provider });
+        }
+        (state::SETTLED, None) => {
+            return Err(StoreError::Corrupt { what: "a settled request", why: format!("{request_id} has no End") });
         }
         _ => return Err(no_hold()),
     }
@@ -73,10 +79,7 @@ pub fn settle(connection: &Connection, settlement: &Settlement) -> Result<Settle
         return Err(out_of_place());
     }
     let offer = offers.swap_remove(settlement.offer);
-    let mut usage = settlement.usage.clone();
-    if offer.price.has_price_per_call() {
-        usage.push(UsageLine { kind: UnitKind::CALLS, units: 1 });
-    }
+    let usage = offer.price.with_call(&settlement.usage);
     let (cost, is_absurd) = charge(&offer.price, &usage, stored.held);
     let mut chain = Chain::at(connection, settlement.now_ms)?;
     let estimated = settlement.estimated || is_absurd;
@@ -209,7 +212,8 @@ fn finish(
     if stored.has_session {
         turn::answer(connection, &stored, &end, &settlement.answer, settlement.now_ms)?;
     }
-    Ok(Settled { end, end_bytes, absorbed: paid.absorbed })
+    let provider = stored.provider.unwrap_or_default();
+    Ok(Settled { end, end_bytes, absorbed: paid.absorbed, provider })
 }
 
 /// Writes the end of a request into its row.

@@ -160,21 +160,35 @@ pub struct Summary {
     pub credits: NanoUsd,
     /// Is set aside.
     pub held: NanoUsd,
+    /// The part of it that comes from credits.
+    pub held_credits: NanoUsd,
     /// Requests that hold it.
     pub open_holds: u32,
     /// Was charged since the book began.
     pub charged: NanoUsd,
 }
 
+impl Summary {
+    /// Its own money, with what is set aside and may come back: what payments go by.
+    #[must_use]
+    pub fn owned(&self) -> NanoUsd {
+        let held = self.held.0.saturating_sub(self.held_credits.0);
+        NanoUsd(self.balance.0.saturating_add(held))
+    }
+}
+
 /// Reads the tenant's standing.
 pub fn summary(connection: &Connection) -> Result<Summary, StoreError> {
     // What the time would be matters only to who posts.
     let standing = standing(connection, &Chain::at(connection, 0)?)?;
+    let sql = "SELECT coalesce(sum(credits_nano), 0) FROM request INDEXED BY request_open WHERE state = 0";
+    let held_credits = connection.prepare_cached(sql)?.query_row([], |row| row.get(0).map(NanoUsd))?;
     Ok(Summary {
         terms: standing.terms,
         balance: standing.prepaid,
         credits: standing.credits,
         held: standing.held,
+        held_credits,
         open_holds: u32::try_from(standing.open).unwrap_or(u32::MAX),
         charged: balance(connection, Account::Revenue)? + balance(connection, Account::Absorbed)?,
     })

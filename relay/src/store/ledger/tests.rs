@@ -187,7 +187,7 @@ fn money_is_never_promised_twice() {
         HoldRefusal::PaymentRequired { missing, available: NanoUsd(10), tier: Tier::Managed, suspended: false }
     );
     clean(&book);
-    assert!(matches!(settle(&book.connection, &settlement(2, 1, 1)), Err(StoreError::Failed { .. })));
+    assert!(matches!(settle(&book.connection, &settlement(2, 1, 1)), Err(StoreError::NoHold { .. })));
 }
 
 #[test]

@@ -80,16 +80,16 @@ pub fn update(
     change: &Change,
     (most, now_ms): (u64, u64),
 ) -> Result<Result<Stored, Refusal>, StoreError> {
-    let before = match find_live(connection, name)? {
-        Ok(stored) => context(connection, &stored)?,
-        Err(Refusal::NotFound) => Context::default(),
+    let (before, is_new) = match find_live(connection, name)? {
+        Ok(stored) => (context(connection, &stored)?, false),
+        Err(Refusal::NotFound) => (Context::default(), true),
         Err(refusal) => return Ok(Err(refusal)),
     };
     let (had, has) = (before.bytes(), before.changed(change).bytes());
     if has > MAX_CONTEXT {
         return Ok(Err(Refusal::TooLarge(has)));
     }
-    if has > had && !has_room(connection, most)? {
+    if (is_new || has > had) && !has_room(connection, most)? {
         return Ok(Err(Refusal::Full));
     }
     let row = match for_writing(connection, name, now_ms)? {

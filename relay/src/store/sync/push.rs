@@ -12,6 +12,9 @@ use rusqlite::{Connection, params};
 /// What a revision takes beside its content.
 const ROW_BYTES: u64 = 500;
 
+/// Copies beside an item that are told apart by numbers alone.
+const MOST_COUNTED: u32 = 20;
+
 /// Where the content of a push is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -85,6 +88,8 @@ pub fn push(connection: &Connection, push: &Push, quota: u64) -> Result<Result<P
     let head_name = head.as_ref().map(|head| head.revision);
     if is_same(push, &new, head.as_ref()) {
         let head = head_name.unwrap_or(push.revision);
+        // Whatever was announced for it is of no use.
+        super::upload::done(connection, push.revision)?;
         return Ok(Ok(Pushed { outcome: PushOutcome::SAME, head, number: 0, copy: None }));
     }
     let is_newest = push.parent == head_name;
@@ -272,6 +277,8 @@ fn set_aside(
     let label = format!("{} {}", push.device, calendar::day_text(calendar::day(push.at_ms)));
     let mut count = 1;
     let copy = loop {
+        // Who has so many of one day is not looked at for one more of them each time.
+        let label = if count <= MOST_COUNTED { label.clone() } else { format!("{label} {}", push.revision) };
         let copy = push.key.beside(&label, count);
         if item(connection, push.kind, copy.as_str())?.is_none() {
             break copy;

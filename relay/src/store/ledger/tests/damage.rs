@@ -35,7 +35,7 @@ fn a_settled_request_without_its_end_is_named() {
     ] {
         assert_eq!((what, why), ("a settled request", format!("{id} has no End")));
     }
-    assert!(matches!(settle(&book.connection, &settlement(1, 1, 1)), Err(StoreError::Failed { .. })));
+    assert!(matches!(settle(&book.connection, &settlement(1, 1, 1)), Err(StoreError::Corrupt { .. })));
 }
 
 #[test]
