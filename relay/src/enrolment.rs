@@ -190,25 +190,25 @@ impl Enrolment {
         DeviceId::try_from(name).unwrap_or_else(|_| unreachable!("a device name of letters, digits and dashes"))
     }
 
-    /// Revokes a device and closes its tunnels. False if there is no such device.
-    pub async fn revoke(&self, device: &DeviceId, why: &str) -> Result<bool, StoreError> {
-        let known = self.record_leaving(device, why).await?;
-        if known {
-            self.disconnect(device);
-        }
+    /// Revokes a device and closes its tunnels, those that are there at once, whatever the disk takes for the rest. False if
+    /// there is no such device. Errors: it is cut off and may come back.
+    pub async fn revoke(&self, device: &DeviceId, deed: Deed, why: &str) -> Result<bool, StoreError> {
+        self.disconnect(device);
+        let known = self.record_leaving(device, deed, why).await?;
+        // One that came in between.
+        self.disconnect(device);
         Ok(known)
     }
 
-    /// Records that a device is revoked.
-    pub async fn record_leaving(&self, device: &DeviceId, why: &str) -> Result<bool, StoreError> {
-        let (id, why, now_ms) = (device.clone(), why.to_owned(), self.env.clock.now_ms());
-        self.store.run(Db::Central, move |connection| central::revoke_device(connection, &id, &why, now_ms)).await
+    /// The same, asked for by the device itself, on a tunnel that is still to carry the answer.
+    pub async fn leave(&self, tenant: &TenantId, device: &DeviceId, why: &str) -> Result<bool, StoreError> {
+        let deed = Deed::of(format!("device:{device}"), "device.leave", Some(tenant)).on(device.as_str()).with(why);
+        self.record_leaving(device, deed, why).await
     }
 
-    /// The same, asked for by the device itself.
-    pub async fn leave(&self, tenant: &TenantId, device: &DeviceId, why: &str) -> Result<bool, StoreError> {
+    /// Notes and records that a device is revoked.
+    async fn record_leaving(&self, device: &DeviceId, deed: Deed, why: &str) -> Result<bool, StoreError> {
         let (id, why, now_ms) = (device.clone(), why.to_owned(), self.env.clock.now_ms());
-        let deed = Deed::of(format!("device:{device}"), "device.leave", Some(tenant)).on(device.as_str()).with(&why);
         let left = move |connection: &_| {
             note(connection, &deed, now_ms)?;
             central::revoke_device(connection, &id, &why, now_ms)

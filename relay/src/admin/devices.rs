@@ -47,7 +47,7 @@ impl AdminService {
 
     /// Revokes a device; its tunnels close at once.
     pub async fn revoke(&self, id: &DeviceId, why: &str) -> Result<(), AdminError> {
-        self.asked(Deed::operator("device.revoke", None).on(id.as_str()).with(why)).await?;
-        if self.enrolment.revoke(id, why).await? { Ok(()) } else { Err(AdminError::NoDevice(id.clone())) }
+        let deed = Deed::operator("device.revoke", None).on(id.as_str()).with(why);
+        if self.enrolment.revoke(id, deed, why).await? { Ok(()) } else { Err(AdminError::NoDevice(id.clone())) }
     }
 }

@@ -31,6 +31,9 @@ pub struct TenantInfo {
     pub open_holds: u32,
     /// Milliseconds since 1970.
     pub created_ms: u64,
+    /// Why its book cannot be read; the figures are then none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// A device, and whether it is connected.

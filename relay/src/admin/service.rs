@@ -18,7 +18,7 @@ use crate::store::central::usage::{CentralGroup, CentralGrouping};
 use crate::store::executor::{Db, Store};
 use crate::store::ledger::money::Operation;
 use crate::store::ledger::outbox::Pending;
-use crate::store::ledger::standing::{Terms, Tier};
+use crate::store::ledger::standing::{Summary, Terms, Tier};
 use crate::store::ledger::statement::Line;
 use crate::store::ledger::usage::{Group, Grouping};
 use crate::sync::Sync;
@@ -196,7 +196,9 @@ impl AdminService {
     pub async fn tenants(&self) -> Result<Vec<TenantInfo>, AdminError> {
         let mut infos = Vec::new();
         for tenant in self.tenants.all().await? {
-            infos.push(self.info(tenant).await?);
+            let summary = self.tenants.books().summary(&tenant.id).await;
+            // One that is lost or damaged hides none of the others.
+            infos.push(info(tenant, summary));
         }
         Ok(infos)
     }
@@ -204,24 +206,12 @@ impl AdminService {
     pub(super) async fn tenant(&self, id: &TenantId) -> Result<TenantInfo, AdminError> {
         let name = id.clone();
         match self.store.run(Db::Central, move |connection| central::tenant(connection, &name)).await? {
-            Some(tenant) => self.info(tenant).await,
+            Some(tenant) => {
+                let summary = self.tenants.books().summary(&tenant.id).await?;
+                Ok(info(tenant, Ok(summary)))
+            }
             None => Err(AdminError::NoTenant(id.clone())),
         }
-    }
-
-    async fn info(&self, tenant: central::Tenant) -> Result<TenantInfo, AdminError> {
-        let summary = self.tenants.books().summary(&tenant.id).await?;
-        Ok(TenantInfo {
-            id: tenant.id,
-            label: tenant.label,
-            terms: tenant.terms,
-            balance_nano_usd: summary.balance.0,
-            credits_nano_usd: summary.credits.0,
-            held_nano_usd: summary.held.0,
-            charged_nano_usd: summary.charged.0,
-            open_holds: summary.open_holds,
-            created_ms: tenant.created_ms,
-        })
     }
 
     /// Moves a tenant's money. `operation` makes a retry harmless; without one, each call is a new one.
@@ -365,5 +355,26 @@ impl AdminService {
     /// unknown), or no longer. Requests are served all the same.
     pub fn set_maintenance(&self, maintenance: Option<(u64, String)>) {
         *self.escalator.maintenance.lock().unwrap_or_else(PoisonError::into_inner) = maintenance;
+    }
+}
+
+/// A tenant as central knows it, and what its book says.
+fn info(tenant: central::Tenant, summary: Result<Summary, StoreError>) -> TenantInfo {
+    let (summary, problem) = match summary {
+        Ok(summary) => (Some(summary), None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    let figure = |of: fn(&Summary) -> NanoUsd| summary.as_ref().map_or(0, |summary| of(summary).0);
+    TenantInfo {
+        id: tenant.id,
+        label: tenant.label,
+        terms: tenant.terms,
+        balance_nano_usd: figure(|summary| summary.balance),
+        credits_nano_usd: figure(|summary| summary.credits),
+        held_nano_usd: figure(|summary| summary.held),
+        charged_nano_usd: figure(|summary| summary.charged),
+        open_holds: summary.as_ref().map_or(0, |summary| summary.open_holds),
+        created_ms: tenant.created_ms,
+        problem,
     }
 }

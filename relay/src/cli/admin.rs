@@ -1,6 +1,7 @@
 //! `belayd tenant`, `invite`, `device` and `status`: through the admin socket.
 
 use super::{Global, leaving, print_json, table};
+use belay_certs::invite::Invite;
 use belay_protocol::calendar::DAY_MS;
 use belay_protocol::id::{DeviceId, TenantId};
 use belay_protocol::money::NanoUsd;
@@ -13,6 +14,7 @@ use belay_relay::config::Difference;
 use belay_relay::store::ledger::money::Operation;
 use belay_relay::store::ledger::standing::Tier;
 use clap::{Args, Subcommand};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
@@ -261,7 +263,12 @@ async fn list_tenants(global: &Global, client: &AdminClient) -> anyhow::Result<(
                 NanoUsd(tenant.held_nano_usd).to_string(),
                 NanoUsd(tenant.charged_nano_usd).to_string(),
                 tenant.terms.tier.to_string(),
-                if tenant.terms.suspended { "suspended" } else { "active" }.into(),
+                match (&tenant.problem, tenant.terms.suspended) {
+                    (Some(_), _) => "unreadable",
+                    (None, true) => "suspended",
+                    (None, false) => "active",
+                }
+                .into(),
                 table::time(tenant.created_ms),
                 if tenant.label.is_empty() { "-".into() } else { tenant.label.clone() },
             ]
@@ -272,6 +279,11 @@ async fn list_tenants(global: &Global, client: &AdminClient) -> anyhow::Result<(
         &[1, 2, 3, 4],
         &rows,
     );
+    for tenant in &tenants {
+        if let Some(problem) = &tenant.problem {
+            println!("{}: {problem}", tenant.id);
+        }
+    }
     Ok(())
 }
 
@@ -285,6 +297,10 @@ pub(super) async fn invite(global: &Global, args: &InviteArgs) -> anyhow::Result
     #[expect(clippy::print_stderr, reason = "stdout carries the join string alone")]
     {
         eprintln!("good for one computer until {}; there, run: belay join <this>", table::time(info.expires_ms));
+        let is_near = |address: &String| address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+        if Invite::decode(&info.invite).is_ok_and(|invite| invite.addresses.iter().all(is_near)) {
+            eprintln!("it leads to this computer alone; for others, name the relay's address in listen.public");
+        }
     }
     Ok(())
 }

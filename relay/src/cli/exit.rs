@@ -32,6 +32,12 @@ fn code(error: &anyhow::Error) -> u8 {
         Some(ClientError::Refused(_)) => return REFUSED,
         _ => {}
     }
+    // No better a second later.
+    if let Some(StartError::NoMasterKey { .. } | StartError::Restoring { .. } | StartError::MasterKey(_)) =
+        error.downcast_ref::<StartError>()
+    {
+        return REFUSED;
+    }
     // `serve` meets these while it starts, `ledger verify` of a stopped relay by itself.
     let (lock, store) = match error.downcast_ref::<StartError>() {
         Some(StartError::Lock(error)) => (Some(error), None),

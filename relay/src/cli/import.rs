@@ -106,7 +106,8 @@ fn target(config: &Config, dry_run: bool) -> anyhow::Result<(Target, Option<Stri
     match Target::open(config, &env) {
         Ok(target) => Ok((target, None)),
         Err(ImportError::Locked(error @ LockError::InUse(_))) => {
-            Err(anyhow::Error::from(error).context("stop the relay for the import: systemctl stop belayd"))
+            Err(anyhow::Error::from(error)
+                .context("stop the relay for the import: systemctl stop belayd.socket belayd"))
         }
         Err(error) => Err(error.into()),
     }

@@ -58,6 +58,8 @@ pub(super) fn files(raw: &Raw) -> Vec<(String, PathBuf)> {
     let own = [
         ("state.master_key_file", raw.state.master_key_file.as_ref()),
         ("http.key_file", raw.http.key_file.as_ref()),
+        ("stripe.key_file", raw.stripe.key_file.as_ref()),
+        ("stripe.webhook_secrets_file", raw.stripe.webhook_secrets_file.as_ref()),
         ("traces.headers_file", raw.traces.headers_file.as_ref()),
     ];
     let own = own.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path?.clone())));

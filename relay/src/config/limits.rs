@@ -121,20 +121,36 @@ pub(super) fn limits(raw: &RawLimits) -> Result<Limits, Wrong> {
     if !(1..=1 << 20).contains(&memory_mib) {
         return Err(("limits.memory_mib", format!("{memory_mib} is not from 1 to {}", 1 << 20)));
     }
+    // Nobody would get in, and nothing would say why.
+    let some = |key, value: Option<u32>, default: u32| match value.unwrap_or(default) {
+        0 => Err((key, "0 would let nobody in; leave it out for the default".to_owned())),
+        value => Ok(value),
+    };
+    let pending = raw.pending_handshakes.unwrap_or(1024);
+    if !(1..=1 << 20).contains(&pending) {
+        return Err(("limits.pending_handshakes", format!("{pending} is not from 1 to {}", 1 << 20)));
+    }
+    let request_body = mib("limits.request_body_mib", raw.request_body_mib, 32, 1024)?;
+    let bodies_in_memory = mib("limits.bodies_in_memory_mib", raw.bodies_in_memory_mib, 256, 4095)?;
+    // A tenant has half of it.
+    if request_body > bodies_in_memory / 2 {
+        let why = format!("the largest body would never find room: name at least {}", (request_body >> 20) * 2);
+        return Err(("limits.bodies_in_memory_mib", why));
+    }
     Ok(Limits {
         requests_per_minute: raw.requests_per_minute.unwrap_or(100),
         tokens_per_minute: raw.tokens_per_minute.filter(|count| *count > 0),
-        requests_at_once: raw.requests_at_once.unwrap_or(50),
+        requests_at_once: some("limits.requests_at_once", raw.requests_at_once, 50)?,
         streams_per_tunnel: streams,
-        instances_per_device: raw.instances_per_device.unwrap_or(4),
-        handshakes_per_second: raw.handshakes_per_second.unwrap_or(20),
-        pending_handshakes: raw.pending_handshakes.unwrap_or(1024),
-        request_body: mib("limits.request_body_mib", raw.request_body_mib, 32, 1024)?,
+        instances_per_device: some("limits.instances_per_device", raw.instances_per_device, 4)?,
+        handshakes_per_second: some("limits.handshakes_per_second", raw.handshakes_per_second, 20)?,
+        pending_handshakes: pending,
+        request_body,
         answer_body: mib("limits.answer_body_mib", raw.answer_body_mib, 32, 1024)?,
-        bodies_in_memory: mib("limits.bodies_in_memory_mib", raw.bodies_in_memory_mib, 256, 4095)?,
+        bodies_in_memory,
         unread_events: mib("limits.unread_events_mib", raw.unread_events_mib, 8, 1024)? as usize,
         memory: (memory_mib as usize) << 20,
-        streams_per_tenant: raw.streams_per_tenant.unwrap_or(1024),
+        streams_per_tenant: some("limits.streams_per_tenant", raw.streams_per_tenant, 1024)?,
         // A quarter of it all.
         event_logs: mib("limits.event_logs_mib", raw.event_logs_mib, (memory_mib / 4).clamp(1, 4095), 4095)? as usize,
         session_history_tokens: raw.session_history_tokens.unwrap_or(32_000),

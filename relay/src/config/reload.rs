@@ -97,6 +97,17 @@ impl Config {
         if other_traces && !difference.needs_restart.iter().any(|key| key.starts_with("traces.")) {
             difference.needs_restart.push("traces.headers_file".into());
         }
+        let other_stripe = match (&self.stripe, &new.stripe) {
+            (Some(known), Some(wanted)) => !known.has_keys_of(wanted),
+            _ => false,
+        };
+        if other_stripe && !difference.needs_restart.iter().any(|key| key.starts_with("stripe.")) {
+            difference.needs_restart.push("stripe.key_file, stripe.webhook_secrets_file".into());
+        }
+        let prices = "billing.prices_file".to_owned();
+        if self.own_catalogue != new.own_catalogue && !difference.applied.contains(&prices) {
+            difference.applied.push(prices);
+        }
         difference.applied.sort_unstable();
         let http = match (&self.http, new.http) {
             (Some(old), Some(new)) if !other_port => Some(Http {

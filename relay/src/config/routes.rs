@@ -25,6 +25,13 @@ pub struct Route {
     pub max_output: Option<NanoUsd>,
 }
 
+impl Route {
+    /// It says what its models may cost.
+    pub(crate) fn has_bounds(&self) -> bool {
+        self.max_input.is_some() || self.max_output.is_some()
+    }
+}
+
 /// One model of a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Target {

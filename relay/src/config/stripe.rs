@@ -2,7 +2,7 @@
 
 use super::check::{Keys, Wrong};
 use super::raw::RawStripe;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use std::path::Path;
 use std::time::Duration;
 
@@ -27,6 +27,17 @@ pub struct Stripe {
     pub look_every: Duration,
     /// Its name may lead to an address that is not public.
     pub private: bool,
+}
+
+impl Stripe {
+    /// Whether both would be known by the same keys.
+    pub(crate) fn has_keys_of(&self, other: &Self) -> bool {
+        let shown = |one: &Self| -> Vec<String> {
+            let all = std::iter::once(&one.key).chain(&one.webhook_secrets);
+            all.map(|secret| secret.expose_secret().to_owned()).collect()
+        };
+        shown(self) == shown(other)
+    }
 }
 
 fn secret(name: &'static str, (env, file): (Option<&str>, Option<&Path>), keys: Keys) -> Result<Option<String>, Wrong> {

@@ -14,7 +14,7 @@ price = { input = "0.50", output = "1.50" }
 pub const TEMPLATE: &str = r#"# Configuration of belayd, the belay relay.
 # Every key is shown with its default unless it says otherwise. Check with: belayd config check
 
-# "development", "staging" or "production". Staging refuses keys that everybody can read and secrets that stand in
+# "development", "staging" or "production". Staging refuses key files that everybody can read and secrets that stand in
 # examples; production also refuses the demo provider, plain HTTP that other machines can reach or that leads to a
 # provider elsewhere, and keys for tests.
 environment = "development"
@@ -62,7 +62,7 @@ patience_s = 60
 keep_alive_s = 15
 
 # Tokens (JWT) of an identity provider are taken beside API keys: signed with the issuer's key ("EdDSA" or "RS256"),
-# from one PEM file or a set of keys (JWKS); both are read again when they change. They say who pays (tenant_claim),
+# from one PEM file (key_file) or a set of keys (jwks_file); both are read again when they change. They say who pays (tenant_claim),
 # what for (scope: read write escalate admin), sub, iat and exp.
 # [[jwt]]
 # issuer = "https://id.example.org"
@@ -130,7 +130,8 @@ default_max_output_tokens = 4096
 # /webhooks/stripe of the HTTP side: checkout.session.completed, payment_intent.succeeded and .payment_failed,
 # charge.refunded, refund.created, .updated and .failed, charge.dispute.created, .closed, .funds_withdrawn and
 # .funds_reinstated, invoice.paid), top-ups by themselves, and a meter for tenants that pay later (those with a ceiling,
-# for what they are below zero; its values are nano-dollars). Secrets of webhooks are a line each; two are good while one takes the place of the other.
+# for what they are below zero; its values are nano-dollars). Secrets of webhooks are a line each; two are good while one
+# takes the place of the other. Both can come from the environment: key_env, webhook_secret_env.
 # [stripe]
 # key_file = "/etc/belayd/stripe.key"
 # webhook_secrets_file = "/etc/belayd/stripe-webhook.secrets"
@@ -196,7 +197,8 @@ expired_grace_ms = 2592000000
 # Its prices are found by its address; for another address name its place in the list (prices). With
 # any_model, callers may name any of its models, as "provider/model", and not only those below. A name that leads
 # to an address that is not public is not asked, unless private = true; an address that is written here is meant. With
-# trace_context = true it is told where a request stands in a trace (the header traceparent).
+# trace_context = true it is told where a request stands in a trace (the header traceparent). url is the address of its
+# API, with or without /v1; without it, the provider's own. The demo provider says a word every pace_ms.
 [providers.demo]
 kind = "demo"
 
@@ -209,6 +211,12 @@ kind = "demo"
 # [providers.openai]
 # kind = "openai"
 # key_file = "/etc/belayd/openai.key"
+
+# [providers.own]
+# kind = "openai"
+# url = "http://127.0.0.1:11434/v1"
+# private = false
+# trace_context = false
 
 # Models by the name that callers use. What is not said is taken from the list of prices: context_tokens,
 # price, and for cap_field what the provider takes; max_output_tokens is then as large as the context. A

@@ -15,7 +15,8 @@ use crate::settings::Settings;
 use crate::store::StoreError;
 use crate::store::central::{Standing, admit};
 use crate::store::executor::Db;
-use crate::store::ledger::hold::{self, HoldOutcome, HoldRefusal, Usable};
+use crate::store::ledger::hold::{self, HoldOutcome, HoldRefusal, HoldRequest, Usable};
+use crate::tenants::TenantHandle;
 use belay_protocol::message::{Dialect, EscalateRequest, Failed, FailureCode};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -31,6 +32,14 @@ pub(super) struct Begun {
     pub(super) offers: Offers,
     /// To the first of them. Errors: why it cannot be made.
     pub(super) call: Result<CallFuture, String>,
+}
+
+/// A request that may ask its book.
+struct Asked {
+    settings: Arc<Settings>,
+    plan: plan::Plan,
+    tenant: Arc<TenantHandle>,
+    hold_request: HoldRequest,
 }
 
 /// What became of a request before it ran.
@@ -99,12 +108,32 @@ impl Escalator {
         let plan = self.plan(&settings, request, body, conversation)?;
         let tenant = self.tenants.handle(&caller.tenant).await.map_err(|error| store_failed(id, &error))?;
         let hold_request = plan.hold_request((self, &settings.config), caller, request, body, &tenant.rates);
-        let input_bytes = hold_request.input_bytes;
-        let registration = match self.flights.enter(&caller.tenant, id, &caller.device, hold_request.digest) {
-            Entered::New(registration) => registration,
+        let mut registration = match self.flights.enter(&caller.tenant, id, &caller.device, hold_request.digest) {
+            Entered::New(registration) => Some(registration),
             Entered::Known => return Ok(Beginning::Known),
             Entered::Conflict => return Err(refused(id, &HoldRefusal::Conflict)),
         };
+        let asked = Asked { settings, plan, tenant, hold_request };
+        let beginning = self.set_aside(caller, request, (body, asked), &mut registration, traced).await;
+        if let Some(registration) = registration {
+            // Who came for the same request meanwhile is told to ask again, and hears then what became of it.
+            registration.close().await;
+        }
+        beginning
+    }
+
+    /// Sets the money aside. `registration` is taken by a request that can be sent.
+    async fn set_aside(
+        &self,
+        caller: &Caller,
+        request: &EscalateRequest,
+        (body, asked): (&Bytes, Asked),
+        registration: &mut Option<Registration>,
+        traced: &mut Traced,
+    ) -> Result<Beginning, Failed> {
+        let id = request.request_id;
+        let Asked { settings, plan, tenant, hold_request } = asked;
+        let input_bytes = hold_request.input_bytes;
         if self.draining.is_cancelled() {
             return Err(failed(id, FailureCode::DRAINING, "the relay is going down", "try again in a moment"));
         }
@@ -146,6 +175,10 @@ impl Escalator {
                 let offers = Offers::new(usable, sent, settings.config.retries);
                 let model = &offers.candidate(&plan).model;
                 debug!(held = %amount, output_cap, provider = %model.provider, model = %model.name, "money held");
+                // It is there: this runs once.
+                let registration = registration
+                    .take()
+                    .ok_or_else(|| failed(id, FailureCode::INTERNAL, "the request has no place", "ask again"))?;
                 Ok(Beginning::Begun(Box::new(Begun { settings, plan, held, registration, offers, call })))
             }
             HoldOutcome::Finished { end, provider, model } => {

@@ -3,9 +3,9 @@
 use super::delivery::{Delivery, Events};
 use super::runner::Flight;
 use super::{Escalator, Held, failed, send_failed, store_failed};
-use crate::store::StoreError;
 use crate::store::executor::Db;
 use crate::store::ledger::settle::{Settled, Settlement, settle, void};
+use crate::store::{Connection, StoreError};
 use belay_protocol::frame::{FrameType, frame};
 use belay_protocol::id::{RequestId, TenantId};
 use belay_protocol::message::{Failed, FailureCode, Outcome, UnitKind, UsageLine};
@@ -18,6 +18,9 @@ use tracing::{info, warn};
 /// How often a settlement is tried while the store fails, before it is left to the sweeper.
 const SETTLE_TRIES: u32 = 6;
 
+/// What is said of a request that took too long.
+const PAST_DEADLINE: &str = "the request took longer than its deadline";
+
 /// How a request came to its end.
 #[derive(Debug)]
 pub(super) enum Ending {
@@ -27,6 +30,8 @@ pub(super) enum Ending {
     After(Outcome, String),
     /// The provider never saw it: nothing is charged.
     NotDispatched(FailureCode, String),
+    /// The time that its caller gave it, or the relay gives any, was over.
+    PastDeadline,
     /// The provider refused it with this status; its words are on their way to the client.
     RefusedByProvider(u16),
 }
@@ -69,6 +74,7 @@ impl Flight<'_> {
         match ending {
             Ending::Complete => self.settle(Outcome::COMPLETE, String::new()).await,
             Ending::After(outcome, why) => self.settle(outcome, why).await,
+            Ending::PastDeadline => self.settle(Outcome::TIMED_OUT, PAST_DEADLINE.into()).await,
             Ending::NotDispatched(code, why) => {
                 let remedy = "try again; if it persists, ask the operator of the relay";
                 self.void(failed(id, code, why, remedy)).await;
@@ -107,7 +113,7 @@ impl Flight<'_> {
                 self.held.guard.disarm();
                 self.held.tenant.journal.end(settled.end.request_id);
                 let end = &settled.end;
-                self.escalator.metrics.settled(&self.candidate().model.provider, end, settled.absorbed);
+                self.escalator.metrics.settled(&settled.provider, end, settled.absorbed);
                 self.held.tenant.unflushed.add(end.cost, self.escalator.env.clock.now_ms());
                 self.held.count(tokens(&end.usage), self.escalator.env.clock.now_ms());
                 info!(outcome = %end.outcome, cost = %end.cost, balance = %end.balance, estimated = end.estimated,
@@ -142,11 +148,14 @@ impl Flight<'_> {
 
     async fn void(mut self, failure: Failed) {
         let (id, tenant) = (self.held.guard.request_id, self.held.tenant.id.clone());
+        // Should the store fail for long, the sweeper gives it back.
+        self.held.guard.voiding();
         match self.escalator.void(&tenant, id).await {
             Ok(true) => {
                 self.held.guard.disarm();
                 self.held.tenant.journal.end(id);
                 self.held.count(0, self.escalator.env.clock.now_ms());
+                self.escalator.metrics.refused(failure.code);
                 info!(code = %failure.code, "request voided: {}", failure.message);
                 self.fail(&failure).await;
             }
@@ -174,14 +183,31 @@ impl Escalator {
     /// Settles durably. A commit whose outcome is unknown is tried again: settling twice gives the
     /// same answer.
     pub(super) async fn settle(&self, tenant: &TenantId, settlement: Settlement) -> Result<Settled, StoreError> {
+        let command = || {
+            let settlement = settlement.clone();
+            move |connection: &Connection| settle(connection, &settlement)
+        };
+        self.insist(tenant, "a settlement", command).await
+    }
+
+    /// Gives a hold back, durably; doing it twice does it once. False: it was settled.
+    async fn void(&self, tenant: &TenantId, id: RequestId) -> Result<bool, StoreError> {
+        let now_ms = self.env.clock.now_ms();
+        self.insist(tenant, "giving a hold back", || move |connection: &Connection| void(connection, id, now_ms)).await
+    }
+
+    /// Tries a command again for as long as its failure may pass, some seconds at the most.
+    async fn insist<T, F>(&self, tenant: &TenantId, what: &str, command: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnMut(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
         let mut wait = Duration::from_millis(20);
         let mut tries = 1;
         loop {
-            let settlement = settlement.clone();
-            let db = Db::Tenant(tenant.clone());
-            match self.store.run(db, move |connection| settle(connection, &settlement)).await {
+            match self.store.run(Db::Tenant(tenant.clone()), command()).await {
                 Err(error) if tries < SETTLE_TRIES && error.may_pass() => {
-                    warn!(%error, tries, "a settlement failed; trying again");
+                    warn!(%error, tries, "{what} failed; trying again");
                     sleep(wait).await;
                     wait *= 3;
                     tries += 1;
@@ -189,10 +215,5 @@ impl Escalator {
                 other => return other,
             }
         }
-    }
-
-    pub(super) async fn void(&self, tenant: &TenantId, id: RequestId) -> Result<bool, StoreError> {
-        let now_ms = self.env.clock.now_ms();
-        self.store.run(Db::Tenant(tenant.clone()), move |connection| void(connection, id, now_ms)).await
     }
 }

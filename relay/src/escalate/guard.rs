@@ -11,6 +11,8 @@ pub(crate) struct HoldGuard {
     pub(super) tenant: TenantId,
     pub(crate) request_id: RequestId,
     pub(crate) input_bytes: u64,
+    /// When it was, or is being, made.
+    made_ms: u64,
     progress: Progress,
     unresolved: Unresolved,
     stage: Stage,
@@ -19,7 +21,7 @@ pub(crate) struct HoldGuard {
 /// What is known of a hold.
 enum Stage {
     /// Its transaction is on the way; nobody knows how it ended.
-    Queued { made_ms: u64 },
+    Queued,
     /// It is there, with the number of its lease.
     Held { lease: u64 },
     /// There is none, or no more.
@@ -35,8 +37,8 @@ impl HoldGuard {
         made_ms: u64,
         unresolved: Unresolved,
     ) -> Self {
-        let stage = Stage::Queued { made_ms };
-        Self { tenant: tenant.clone(), request_id, input_bytes, progress: Progress::default(), unresolved, stage }
+        let (tenant, progress, stage) = (tenant.clone(), Progress::default(), Stage::Queued);
+        Self { tenant, request_id, input_bytes, made_ms, progress, unresolved, stage }
     }
 
     /// The hold is there: its lease begins.
@@ -44,6 +46,13 @@ impl HoldGuard {
         let how = How::Held { input_bytes: self.input_bytes, progress: self.progress };
         let lost = Lost { tenant: self.tenant.clone(), request_id: self.request_id, how };
         self.stage = Stage::Held { lease: self.unresolved.lease(lost) };
+    }
+
+    /// It is to be given back, whatever becomes of its task: its provider was not called, or has refused it.
+    pub(super) fn voiding(&mut self) {
+        if let Stage::Held { lease } = self.stage {
+            self.unresolved.voiding(lease, self.made_ms);
+        }
     }
 
     /// How far the answer has come: on that it is settled should nobody do better. Renews the lease.
@@ -77,8 +86,8 @@ impl HoldGuard {
 impl Drop for HoldGuard {
     fn drop(&mut self) {
         let lost = match self.stage {
-            Stage::Queued { made_ms } => {
-                let how = How::Unknown { made_ms };
+            Stage::Queued => {
+                let how = How::Void { made_ms: self.made_ms };
                 Some(Lost { tenant: self.tenant.clone(), request_id: self.request_id, how })
             }
             // Unless the sweeper has it already.

@@ -45,6 +45,12 @@ impl Health {
         }
     }
 
+    /// True while it is left alone, or its trial is not over.
+    pub(crate) fn is_ill(&self, provider: &str, model: &str) -> bool {
+        let states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        states.get(&(provider.to_owned(), model.to_owned())).is_some_and(|state| state.ill_until_ms > 0)
+    }
+
     /// It did not answer; `retry_after_ms`: it said when it will. True if it has become ill.
     pub(crate) fn failed(&self, provider: &str, model: &str, retry_after_ms: Option<u64>, now_ms: u64) -> bool {
         let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -14,7 +14,14 @@ use belay_protocol::error::ProtocolError;
 use belay_protocol::frame::{FrameType, MAX_CHUNK};
 use belay_protocol::message::{Content, Outcome, ResponseHead};
 use bytes::{Bytes, BytesMut};
-use tokio::time::Instant;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// How long the words of a refusal are waited for.
+const WORDS: Duration = Duration::from_secs(10);
 
 /// In place of what a session does not keep of an answer.
 const NOT_KEPT: &str = "\n[the rest of this answer is not kept]";
@@ -180,11 +187,18 @@ impl Flight<'_> {
         if let Err(error) = self.queue_head(&answer, false) {
             return Ending::not_dispatched(error.to_string());
         }
-        let deadline = Instant::now() + self.settings.config.timeouts.between_events;
+        let mut timer = pin!(sleep(self.settings.config.timeouts.between_events.min(WORDS)));
         let limit = 1 << 20;
         let mut size = 0;
         let mut words = BytesMut::new();
-        while let Ok(Some(Ok(chunk))) = tokio::time::timeout_at(deadline, answer.chunk()).await {
+        loop {
+            // Nothing is charged, whatever ends it.
+            let piece = poll_fn(|cx| match self.poll_interruption(cx) {
+                Poll::Ready(_) => Poll::Ready(None),
+                Poll::Pending if timer.as_mut().poll(cx).is_ready() => Poll::Ready(None),
+                Poll::Pending => answer.body.poll_chunk(cx),
+            });
+            let Some(Ok(chunk)) = piece.await else { break };
             size += chunk.len();
             if size > limit {
                 break;

@@ -30,8 +30,7 @@ impl Patience<'_> {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             if now >= self.deadline {
-                let why = "the request took longer than its deadline";
-                return Poll::Ready(Ending::After(Outcome::TIMED_OUT, why.into()));
+                return Poll::Ready(Ending::PastDeadline);
             }
             if !self.paused && now >= self.until {
                 return Poll::Ready(Ending::After(Outcome::TIMED_OUT, "the provider fell silent".into()));

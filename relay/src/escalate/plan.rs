@@ -153,7 +153,7 @@ fn models(
     let models = config
         .resolve(&request.model)
         .map_err(|message| (FailureCode::UNKNOWN_MODEL, message, "name one of the relay's models or aliases"))?;
-    let Some(route) = config.route(&request.model).filter(|_| models.len() > 1) else {
+    let Some(route) = config.route(&request.model).filter(|route| models.len() > 1 || route.has_bounds()) else {
         return Ok((models, None));
     };
     let Chosen { models, unfit } = choose(route, models, needs, chooser);
@@ -283,6 +283,7 @@ impl Plan {
             Source::Body(facts) => {
                 let cap_field = match candidate.dialect {
                     Dialect::OPENAI_RESPONSES => "max_output_tokens",
+                    Dialect::ANTHROPIC => "max_tokens",
                     _ => cap_field,
                 };
                 let max_output_tokens = has_output(self.operation).then_some(output_cap);

@@ -53,12 +53,13 @@ pub(crate) fn choose(route: &Route, models: Vec<Arc<Model>>, needs: &Needs, choo
         }
         Prefer::Order => drawn(fit, chooser.random),
     };
-    // A stable sort: among the well ones, and among the ill, the order stays. Only those are asked for their
-    // health that would be asked before the first well one.
+    // Those that are left alone come after the others; each group keeps its order. Only one may be tried, and leads then.
     let leads = ordered.iter().position(|model| chooser.health.may_lead(&model.provider, &model.name, chooser.now_ms));
     if let Some(place) = leads {
-        let model = ordered.remove(place);
-        ordered.insert(0, model);
+        let leader = ordered.remove(place);
+        let (ill, well): (Vec<_>, Vec<_>) =
+            ordered.into_iter().partition(|model| chooser.health.is_ill(&model.provider, &model.name));
+        ordered = std::iter::once(leader).chain(well).chain(ill).collect();
     }
     Chosen { models: ordered, unfit }
 }

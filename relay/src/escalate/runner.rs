@@ -33,6 +33,9 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::{Instrument, Span, info, warn};
 
+/// What is said of an answer that broke off.
+const BROKEN: &str = "the provider's connection failed";
+
 /// A request in flight.
 pub(super) struct Flight<'a> {
     pub(super) escalator: &'a Escalator,
@@ -180,15 +183,28 @@ impl Flight<'_> {
                 return Poll::Ready(Err(if is_sent { ending } else { ending.before_the_call() }));
             }
             is_sent = true;
-            if timer.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(Ending::After(Outcome::TIMED_OUT, "the provider sent nothing in time".into())));
+            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+                return Poll::Ready(answer.map_err(|error| self.no_answer(&error)));
             }
-            answer.as_mut().poll(cx).map_err(|error| match error {
-                ProviderError::Unreachable(why) => Ending::not_dispatched(format!("cannot reach the provider: {why}")),
-                ProviderError::Broken(why) => Ending::After(Outcome::PROVIDER_FAILED, why),
-            })
+            ready!(timer.as_mut().poll(cx));
+            // Of a caller in a hurry, the provider has done nothing wrong.
+            Poll::Ready(Err(if Instant::now() >= self.deadline {
+                Ending::PastDeadline
+            } else {
+                Ending::After(Outcome::TIMED_OUT, "the provider sent nothing in time".into())
+            }))
         })
         .await
+    }
+
+    /// What the caller hears; addresses and networks are the operator's.
+    fn no_answer(&self, error: &ProviderError) -> Ending {
+        let provider = &self.candidate().model.provider;
+        self.span.in_scope(|| warn!(%provider, %error, "a provider gave no answer"));
+        match error {
+            ProviderError::Unreachable(_) => Ending::not_dispatched(format!("cannot reach the provider {provider}")),
+            ProviderError::Broken(_) => Ending::After(Outcome::PROVIDER_FAILED, BROKEN.into()),
+        }
     }
 
     /// Passes a successful answer on until its end.
@@ -243,7 +259,7 @@ impl Flight<'_> {
     }
 
     /// Ready when the request must end for a reason of the relay or of the client.
-    fn poll_interruption(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+    pub(super) fn poll_interruption(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
         if self.revoked.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ending::After(Outcome::REVOKED, "access was revoked".into()));
         }
@@ -337,7 +353,7 @@ impl Flight<'_> {
             let before = self.log.next();
             let taken = match chunk {
                 None => Err(self.provider_ended(streams)),
-                Some(Err(error)) => Err(Ending::After(Outcome::PROVIDER_FAILED, error.to_string())),
+                Some(Err(error)) => Err(self.no_answer(&error)),
                 Some(Ok(chunk)) if streams => self.take_events(splitter, chunk),
                 Some(Ok(chunk)) => self.take_bytes(chunk),
             };

@@ -53,8 +53,8 @@ pub(super) struct Lost {
 
 #[derive(Debug, Clone)]
 pub(super) enum How {
-    /// It was held at that time, or not: its provider was not called.
-    Unknown { made_ms: u64 },
+    /// It was held at that time, or not: nothing is charged. Its provider was not called, or has refused it.
+    Void { made_ms: u64 },
     /// Its task ended without settling.
     Held { input_bytes: u64, progress: Progress },
     /// Its settlement did not get through.
@@ -94,6 +94,14 @@ impl Unresolved {
         if let Some(lease) = self.lock().leases.get_mut(&number) {
             lease.until = Instant::now() + LEASE;
             lease.hold.how = How::Settle(Box::new(settlement.clone()));
+        }
+    }
+
+    /// The hold is to be given back, whatever becomes of its task.
+    pub(super) fn voiding(&self, number: u64, made_ms: u64) {
+        if let Some(lease) = self.lock().leases.get_mut(&number) {
+            lease.until = Instant::now() + LEASE;
+            lease.hold.how = How::Void { made_ms };
         }
     }
 
@@ -164,7 +172,7 @@ impl Escalator {
     async fn resolve(&self, lost: &Lost) -> Result<(), StoreError> {
         let (id, now_ms) = (lost.request_id, self.env.clock.now_ms());
         match &lost.how {
-            How::Unknown { made_ms } => {
+            How::Void { made_ms } => {
                 let made_ms = *made_ms;
                 let db = Db::Tenant(lost.tenant.clone());
                 self.store.run(db, move |connection| void_made_at(connection, id, made_ms, now_ms)).await
@@ -181,7 +189,15 @@ impl Escalator {
 
     async fn settle_lost(&self, tenant: &TenantId, settlement: Settlement) -> Result<(), StoreError> {
         let (id, now_ms) = (settlement.request_id, settlement.now_ms);
-        let settled = self.settle(tenant, settlement).await?;
+        let settled = match self.settle(tenant, settlement).await {
+            Ok(settled) => settled,
+            Err(error @ StoreError::NoHold { .. }) => {
+                warn!(%tenant, request = %id, %error, "there is nothing to settle any more");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        self.metrics.settled(&settled.provider, &settled.end, settled.absorbed);
         let handle = self.tenants.handle(tenant).await?;
         handle.unflushed.add(settled.end.cost, now_ms);
         handle.journal.end(id);
@@ -207,7 +223,7 @@ mod tests {
         let lost = unresolved.take().into_iter().map(|lost| match lost.how {
             How::Held { progress, .. } => (lost.request_id.0[0], Some(progress.events)),
             How::Settle(settlement) => (lost.request_id.0[0], Some(settlement.events)),
-            How::Unknown { .. } => (lost.request_id.0[0], None),
+            How::Void { .. } => (lost.request_id.0[0], None),
         });
         lost.collect()
     }
@@ -256,6 +272,17 @@ mod tests {
             answer: Arc::default(),
             now_ms: 7,
         };
+        for is_late in [false, true] {
+            let mut guard = held(&unresolved, 4);
+            guard.note(Progress { events: 3, ..Progress::default() });
+            guard.voiding();
+            if is_late {
+                advance(LEASE * 2).await;
+            } else {
+                drop(guard);
+            }
+            assert_eq!(taken(&unresolved), [(4, None)], "what is to be given back is never charged");
+        }
         for is_late in [false, true] {
             let mut guard = held(&unresolved, 3);
             guard.note(Progress { events: 3, ..Progress::default() });

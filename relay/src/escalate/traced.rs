@@ -42,13 +42,13 @@ impl Tracer {
 
     /// One more of a tenant, if it is within its share.
     fn takes(&self, tenant: &TenantId, now_ms: u64) -> bool {
-        let now_us = now_ms.saturating_mul(1000);
+        let now_ns = now_ms.saturating_mul(1_000_000);
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
         if shares.len() >= TENANTS {
-            shares.retain(|_, used_until| *used_until > now_us);
+            shares.retain(|_, used_until| *used_until > now_ns);
         }
         let share = shares.entry(tenant.clone()).or_default();
-        let taken = SHARE.take(*share, now_us);
+        let taken = SHARE.take(*share, now_ns);
         if let Ok(used) = taken {
             *share = used;
         }
@@ -175,6 +175,7 @@ impl Traced {
                 }
             }
             Err(Ending::NotDispatched(code, _)) if *code != FailureCode::CANCELLED => call.failed(code.name()),
+            Err(Ending::PastDeadline) => call.failed(Outcome::TIMED_OUT.name()),
             Err(Ending::After(outcome, _)) => {
                 if let Some(kind) = wrong(*outcome) {
                     call.failed(kind);
