@@ -175,7 +175,9 @@ fn read_header(start: &[u8], size: u64) -> Result<BTreeMap<String, Tensor>, Adap
     }
     let Header(tensors) =
         serde_json::from_slice(header).map_err(|error| weights(format!("its header cannot be read: {error}")))?;
-    check_places(&tensors, size - 8 - length)?;
+    // It may have become shorter since it was looked at.
+    let data = size.checked_sub(8 + length).ok_or_else(|| weights("it is cut short"))?;
+    check_places(&tensors, data)?;
     Ok(tensors)
 }
 

@@ -96,15 +96,19 @@ impl ItemKey {
             _ => (name, String::new()),
         };
         let mark = if number < 2 { format!(" (conflict {label})") } else { format!(" (conflict {label} {number})") };
-        let mut stem = stem;
-        while stem.len() + mark.len() + ending.len() > MAX_NAME
-            || folder.len() + 1 + stem.len() + mark.len() + ending.len() > MAX_KEY
-        {
-            let Some((last, _)) = stem.char_indices().next_back() else { break };
-            stem = &stem[..last];
-        }
-        let slash = if folder.is_empty() { "" } else { "/" };
-        Self(format!("{folder}{slash}{stem}{mark}{ending}"))
+        let in_folder = |folder: &str| {
+            let slash = if folder.is_empty() { "" } else { "/" };
+            let before = folder.len() + slash.len();
+            let room = MAX_NAME.min(MAX_KEY.saturating_sub(before)).checked_sub(mark.len() + ending.len())?;
+            let stem = stem[..stem.floor_char_boundary(room.min(stem.len()))].trim_end();
+            let key = format!("{folder}{slash}{stem}{mark}{ending}");
+            (!stem.is_empty()).then(|| Self::try_from(key).ok()).flatten()
+        };
+        // Where the path leaves no room for another name, the copy lies further up.
+        let mut folders = std::iter::successors(Some(folder), |folder| {
+            (!folder.is_empty()).then(|| folder.rsplit_once('/').map_or("", |(above, _)| above))
+        });
+        folders.find_map(in_folder).unwrap_or_else(|| Self(format!("conflict {number}")))
     }
 }
 
@@ -348,6 +352,14 @@ mod tests {
         assert_eq!(beside(".env", 1).as_str(), ".env (conflict laptop 2026-11-26)");
         for long in ["x".repeat(MAX_NAME), format!("{}.md", "ü".repeat(110)), format!("{}x", "d/".repeat(31))] {
             let copy = beside(&long[..long.len().min(MAX_NAME)], 12);
+            assert!(copy.as_str().parse::<ItemKey>().is_ok(), "{copy}");
+        }
+        // Where the folder takes all the room that there is.
+        for len in 960..=MAX_KEY - 5 {
+            let folder = format!("{}/", "d".repeat(200)).repeat(5);
+            let key = format!("{}/a.md", &folder[..len.min(folder.len() - 1)]);
+            let Ok(key) = key.parse::<ItemKey>() else { continue };
+            let copy = key.beside("laptop 2026-11-26", 12);
             assert!(copy.as_str().parse::<ItemKey>().is_ok(), "{copy}");
         }
     }

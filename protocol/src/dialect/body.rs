@@ -61,6 +61,8 @@ pub struct BodyFacts {
     pub max_output_tokens: Option<u32>,
     /// Where the output cap stands, also when it is null.
     pub cap_span: Option<Range<usize>>,
+    /// The name that it stands under, quotes included.
+    pub cap_name: Option<Spanned<String>>,
     /// How many answers are asked for (`n`).
     pub choices: u32,
     /// OpenAI: `stream_options.include_usage`.
@@ -91,13 +93,12 @@ pub fn inspect(dialect: Dialect, body: &[u8]) -> Result<BodyFacts, BodyError> {
         match field.name.as_ref() {
             "model" => facts.model = Some(field.spanned("model", "a string")?),
             "stream" => facts.stream = field.nullable("stream", "true or false")?.unwrap_or(false),
-            "max_tokens" | "max_completion_tokens" | "max_output_tokens"
-                if (dialect == Dialect::OPENAI_RESPONSES) == (field.name == "max_output_tokens") =>
-            {
+            name if cap_fields(dialect).contains(&name) => {
                 if facts.cap_span.is_some() {
                     return Err(BodyError::Duplicate("max_tokens and max_completion_tokens".into()));
                 }
                 facts.cap_span = Some(field.span.clone());
+                facts.cap_name = Some(Spanned { value: field.name.to_string(), span: field.name_span(body) });
                 facts.max_output_tokens = field.nullable("max_tokens", "a positive whole number")?;
                 if facts.max_output_tokens == Some(0) {
                     return Err(BodyError::WrongType { field: "max_tokens", expected: "at least 1" });
@@ -135,6 +136,52 @@ pub fn inspect(dialect: Dialect, body: &[u8]) -> Result<BodyFacts, BodyError> {
     Ok(facts)
 }
 
+/// What bodies of a dialect call the output cap.
+fn cap_fields(dialect: Dialect) -> &'static [&'static str] {
+    match dialect {
+        Dialect::ANTHROPIC => &["max_tokens"],
+        Dialect::OPENAI_RESPONSES => &["max_output_tokens"],
+        _ => &["max_tokens", "max_completion_tokens"],
+    }
+}
+
+/// Names that decide what is read here, and what a request costs. Some servers take them in any case of letters.
+const DECIDING: [&str; 33] = [
+    "model",
+    "stream",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "n",
+    "best_of",
+    "stream_options",
+    "prediction",
+    "tools",
+    "functions",
+    "messages",
+    "system",
+    "input",
+    "previous_response_id",
+    "conversation",
+    "prompt",
+    "service_tier",
+    "speed",
+    "inference_geo",
+    "web_search_options",
+    "mcp_servers",
+    "container",
+    "background",
+    "audio",
+    "modalities",
+    "models",
+    "route",
+    "provider",
+    "plugins",
+    "search_parameters",
+    "web_search",
+    "enable_search",
+];
+
 /// Refuses fields that change the price in a way that no price list bounds.
 fn refuse_unpriced(field: &Field<'_>) -> Result<(), BodyError> {
     let text = field.raw.get();
@@ -163,17 +210,13 @@ fn refuse_unpriced(field: &Field<'_>) -> Result<(), BodyError> {
         "plugins" | "search_parameters" | "web_search" | "enable_search" if !matches!(text, "null" | "false") => {
             unpriced("searches that the provider runs have no price here; leave them out")
         }
-        "tools" => {
-            for kind in tool_types(field.raw)? {
-                if !is_client_side(&kind) {
-                    return Err(BodyError::Unpriced {
-                        field: format!("tools: {:?}", clip("type", &kind)),
-                        why: "tools that the provider runs have no price here; leave them out",
-                    });
-                }
-            }
-            Ok(())
-        }
+        "tools" => match provider_side(field.raw)? {
+            None => Ok(()),
+            Some(kind) => Err(BodyError::Unpriced {
+                field: format!("tools: {:?}", clip("type", &kind)),
+                why: "tools that the provider runs have no price here; leave them out",
+            }),
+        },
         _ => Ok(()),
     }
 }
@@ -212,6 +255,14 @@ struct Field<'a> {
 }
 
 impl Field<'_> {
+    /// Where its name stands in `body`: there is nothing but blanks and a colon between the two.
+    fn name_span(&self, body: &[u8]) -> Range<usize> {
+        let end = body[..self.span.start].iter().rposition(|byte| *byte == b'"').unwrap_or(0);
+        // A name that is known here has no quotes in it, however it is written.
+        let start = body[..end].iter().rposition(|byte| *byte == b'"').unwrap_or(0);
+        start..end + 1
+    }
+
     fn nullable<T: serde::de::DeserializeOwned>(
         &self,
         field: &'static str,
@@ -237,8 +288,14 @@ fn fields(body: &[u8]) -> Result<Vec<Field<'_>>, BodyError> {
     let base = text.as_ptr() as usize;
     let mut fields: Vec<Field<'_>> = Vec::with_capacity(raw.len());
     for (name, raw) in raw {
-        if fields.iter().any(|field| field.name == name) {
+        if fields.iter().any(|field| field.name.eq_ignore_ascii_case(&name)) {
             return Err(BodyError::Duplicate(name.chars().take(80).collect()));
+        }
+        if DECIDING.iter().any(|known| known.eq_ignore_ascii_case(&name) && *known != name) {
+            return Err(BodyError::Unpriced {
+                field: name.into_owned(),
+                why: "some servers would take it for the field in lower case; write it so, or leave it out",
+            });
         }
         // The raw value borrows from `text`, so its address tells where it stands.
         let start = raw.get().as_ptr() as usize - base;
@@ -309,14 +366,30 @@ fn include_usage(raw: &RawValue) -> Result<bool, BodyError> {
         })
 }
 
-fn tool_types(raw: &RawValue) -> Result<Vec<String>, BodyError> {
+/// The first tool that the provider would run, those in a namespace included.
+fn provider_side(raw: &RawValue) -> Result<Option<String>, BodyError> {
     #[derive(serde::Deserialize)]
     struct Tool {
         r#type: Option<String>,
+        environment: Option<Environment>,
+        #[serde(default)]
+        tools: Vec<Tool>,
     }
-    serde_json::from_str::<Option<Vec<Tool>>>(raw.get())
-        .map(|tools| tools.unwrap_or_default().into_iter().filter_map(|tool| tool.r#type).collect())
-        .map_err(|_| BodyError::WrongType { field: "tools", expected: "a list of tools" })
+    /// Where a shell runs: here, unless a container of the provider's is named.
+    #[derive(serde::Deserialize)]
+    struct Environment {
+        r#type: Option<String>,
+    }
+    fn first(tools: Vec<Tool>) -> Option<String> {
+        tools.into_iter().find_map(|tool| {
+            let elsewhere = tool.environment.and_then(|at| at.r#type).filter(|kind| kind != "local");
+            let foreign = tool.r#type.filter(|kind| !is_client_side(kind));
+            foreign.or(elsewhere).or_else(|| first(tool.tools))
+        })
+    }
+    let tools = serde_json::from_str::<Option<Vec<Tool>>>(raw.get());
+    let tools = tools.map_err(|_| BodyError::WrongType { field: "tools", expected: "a list of tools" })?;
+    Ok(first(tools.unwrap_or_default()))
 }
 
 #[cfg(test)]

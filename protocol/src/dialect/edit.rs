@@ -13,7 +13,7 @@ pub struct Edits<'a> {
     pub model: &'a str,
     /// The output cap in tokens, always sent; `None` where there is no output.
     pub max_output_tokens: Option<u32>,
-    /// The field that names the cap where the body has none.
+    /// The field that names the cap at the provider.
     pub cap_field: &'a str,
 }
 
@@ -35,6 +35,12 @@ pub fn apply(dialect: Dialect, body: &Bytes, facts: &BodyFacts, edits: &Edits<'_
             Some(span) => splices.push((span.clone(), cap.to_string())),
             None => inserted += &format!("\"{}\":{cap},", edits.cap_field),
         }
+    }
+    if let Some(name) = facts.cap_name.as_ref().filter(|name| {
+        // A name that the provider does not know would be a cap that it does not keep.
+        edits.max_output_tokens.is_some() && name.value != edits.cap_field
+    }) {
+        splices.push((name.span.clone(), json_string(edits.cap_field)));
     }
     if dialect == Dialect::OPENAI_CHAT && facts.stream && !facts.include_usage {
         match &facts.stream_options {

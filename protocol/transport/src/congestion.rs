@@ -69,6 +69,10 @@ struct State {
     last_sent: u64,
     /// quinn's smoothed round trip, from which the single ones follow.
     smoothed: Option<Duration>,
+    /// What it was before anything was measured.
+    assumed: Option<Duration>,
+    /// When a mark made the window smaller: what was sent before says nothing new.
+    marked: Option<Instant>,
     /// The round trip of this acknowledgement is taken in.
     taken: bool,
     /// The window has just been set; what is seen now was sent before.
@@ -107,6 +111,8 @@ impl State {
             round: Round { window: FIRST * mtu, next_window: FIRST * mtu, ..Round::default() },
             last_sent: 0,
             smoothed: None,
+            assumed: None,
+            marked: None,
             taken: false,
             settling: false,
             free_rounds: 0,
@@ -126,6 +132,10 @@ impl State {
         }
         // All packets of one acknowledgement come with the same average.
         if std::mem::replace(&mut self.taken, true) {
+            return;
+        }
+        // Before anything is measured, the average is what quinn begins with; the first that is measured is a round trip.
+        if self.smoothed.is_none() && *self.assumed.get_or_insert(smoothed) == smoothed {
             return;
         }
         let before = self.smoothed.replace(smoothed).unwrap_or(smoothed);
@@ -271,14 +281,15 @@ impl Controller for State {
         self.acknowledgement_ends(now, largest);
     }
 
-    fn on_congestion_event(&mut self, _now: Instant, _sent: Instant, persistent: bool, lost_bytes: u64) {
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, persistent: bool, lost_bytes: u64) {
         self.lost += lost_bytes;
         if persistent {
             self.doubling = true;
             self.drained = None;
             self.set(0);
-        } else if lost_bytes == 0 {
-            // A router on the way has marked a packet: its queue is long.
+        } else if lost_bytes == 0 && self.marked.is_none_or(|since| sent > since) {
+            // A router on the way has marked a packet: its queue is long. It marks many, and is answered once a round.
+            self.marked = Some(now);
             self.doubling = false;
             self.set(self.window / 20 * 19);
             if let Some((_, go_on_with)) = &mut self.drained {
@@ -333,6 +344,16 @@ mod tests {
     }
 
     #[test]
+    fn a_long_way_is_not_taken_for_a_queue_at_first() {
+        for round_trip_ms in [150, 250, 400] {
+            let mut line = Line::new(100_000_000, round_trip_ms, 1 << 22);
+            line.run(5);
+            let used = line.used(5);
+            assert!(used > 0.4, "{round_trip_ms} ms: only {used:.2} of the line in the first five seconds");
+        }
+    }
+
+    #[test]
     fn loss_by_chance_costs_no_more_than_it_takes() {
         let mut line = Line::new(20_000_000, 100, 1 << 20);
         line.loss_permille = 50;
@@ -359,7 +380,10 @@ mod tests {
         line.run(10);
         let (before, now) = (line.state.window(), Instant::now());
         line.state.on_congestion_event(now, now, false, 0);
-        assert!(line.state.window() < before, "a packet was marked");
+        let after = line.state.window();
+        assert!(after < before, "a packet was marked");
+        line.state.on_congestion_event(now, now, false, 0);
+        assert_eq!(line.state.window(), after, "what was sent before the answer says nothing new");
         line.state.on_congestion_event(now, now, true, PACKET);
         assert_eq!(line.state.window(), FLOOR * PACKET);
         line.run(5);

@@ -78,8 +78,13 @@ impl LossyLines {
             return None;
         }
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let line = lines.get_mut(&transmit.destination)?;
         let now = Instant::now();
+        if lines.get(&transmit.destination)?.until <= now {
+            lines.remove(&transmit.destination);
+            self.count.store(lines.len(), Ordering::Relaxed);
+            return None;
+        }
+        let line = lines.get_mut(&transmit.destination)?;
         let since = now.duration_since(std::mem::replace(&mut line.sent, now));
         let lone = transmit.segment_size.is_none() && transmit.contents.len() <= LARGEST;
         let copy = lone.then(|| Sent {

@@ -54,10 +54,10 @@ pub(super) fn read(body: &Value, to: Dialect) -> Result<Asked, Untranslatable> {
     };
     match fields.take("system") {
         None => {}
-        Some(Value::String(text)) => asked.system.push(text.clone()),
+        Some(Value::String(text)) => asked.instruct(text.clone()),
         Some(Value::Array(blocks)) => {
             for (number, block) in blocks.iter().enumerate() {
-                asked.system.push(text_block(block, format!("system[{number}]"), to)?);
+                asked.instruct(text_block(block, format!("system[{number}]"), to)?);
             }
         }
         Some(_) => return Err(fields.malformed("system", "a string or a list of text blocks")),

@@ -64,12 +64,25 @@ pub(super) enum Choice {
 }
 
 impl Asked {
-    /// Adds to the last turn if it is of the same side: results of several tools belong into one.
-    pub(super) fn push(&mut self, role: Role, parts: Vec<Part>) {
+    /// Adds to the last turn if it is of the same side: results of several tools belong into one. What says nothing, such
+    /// as an answer that was cancelled at once, is no turn: Anthropic refuses such.
+    pub(super) fn push(&mut self, role: Role, mut parts: Vec<Part>) {
+        parts.retain(|part| !matches!(part, Part::Text(text) if text.is_empty()));
+        if parts.is_empty() {
+            return;
+        }
         match self.turns.last_mut() {
             Some(last) if last.role == role => last.parts.extend(parts),
             _ => self.turns.push(Turn { role, parts }),
         }
+    }
+}
+
+impl Asked {
+    /// Adds instructions; none are none.
+    pub(super) fn instruct(&mut self, text: impl Into<String>) {
+        self.system.push(text.into());
+        self.system.retain(|text| !text.is_empty());
     }
 }
 

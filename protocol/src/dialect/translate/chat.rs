@@ -108,7 +108,7 @@ fn read_message(asked: &mut Asked, message: &Value, path: String, to: Dialect) -
             }
             for part in read_content(&mut fields, &path, to)? {
                 match part {
-                    Part::Text(text) => asked.system.push(text),
+                    Part::Text(text) => asked.instruct(text),
                     _ => return Err(fields.refused("content", "instructions are text")),
                 }
             }
@@ -118,7 +118,8 @@ fn read_message(asked: &mut Asked, message: &Value, path: String, to: Dialect) -
             asked.push(Role::User, parts);
         }
         "assistant" => {
-            fields.pass(&["annotations"]);
+            // What it thought is of no use to another model.
+            fields.pass(&["annotations", "reasoning_content", "reasoning"]);
             let mut parts = read_content(&mut fields, &path, to)?;
             if let Some(words) = fields.text("refusal")? {
                 parts.push(Part::Text(words.to_owned()));

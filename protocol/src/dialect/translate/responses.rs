@@ -46,7 +46,7 @@ pub(super) fn read(body: &Value, to: Dialect) -> Result<Asked, Untranslatable> {
     }
     asked.top_p = fields.number("top_p")?;
     asked.user = fields.text("user")?.map(str::to_owned);
-    asked.system.extend(fields.text("instructions")?.map(str::to_owned));
+    asked.instruct(fields.text("instructions")?.unwrap_or_default());
     for (number, tool) in fields.list("tools")?.iter().enumerate() {
         asked.tools.push(read_tool(tool, format!("tools[{number}]"), to)?);
     }
@@ -67,6 +67,11 @@ pub(super) fn read(body: &Value, to: Dialect) -> Result<Asked, Untranslatable> {
 }
 
 fn read_item(asked: &mut Asked, item: &Value, path: String, to: Dialect) -> Result<(), Untranslatable> {
+    // A thought that is readable came from here, or is of no use to another model.
+    let is_sealed = item.get("encrypted_content").is_some_and(|sealed| !sealed.is_null());
+    if item.get("type").is_some_and(|kind| kind == "reasoning") && !is_sealed {
+        return Ok(());
+    }
     let mut fields = Fields::of(item, path.clone(), to)?;
     fields.pass(&["id", "status"]);
     match fields.text("type")?.unwrap_or("message") {
@@ -82,7 +87,7 @@ fn read_item(asked: &mut Asked, item: &Value, path: String, to: Dialect) -> Resu
                     }
                     for part in parts {
                         match part {
-                            Part::Text(text) => asked.system.push(text),
+                            Part::Text(text) => asked.instruct(text),
                             _ => return Err(fields.refused("content", "instructions are text")),
                         }
                     }

@@ -29,8 +29,10 @@ impl UsageMeter {
     fn openai_content(&mut self, chunk: &OpenAiChunk<'_>) {
         for choice in chunk.choices.iter().flatten() {
             for part in [&choice.delta, &choice.message].into_iter().flatten() {
-                let texts = [part.content, part.refusal, part.reasoning_content];
-                self.output_bytes += texts.into_iter().flatten().map(string_len).sum::<u64>();
+                // Servers call it by either name, some by both.
+                let thoughts = [part.reasoning_content, part.reasoning].into_iter().flatten().map(string_len);
+                let texts = [part.content, part.refusal].into_iter().flatten().map(string_len);
+                self.output_bytes += texts.sum::<u64>() + thoughts.max().unwrap_or(0);
                 for call in part.tool_calls.iter().flatten() {
                     self.output_bytes += call.function.as_ref().and_then(|f| f.arguments).map_or(0, string_len);
                 }
@@ -97,6 +99,8 @@ struct OpenAiPart<'a> {
     refusal: Option<&'a RawValue>,
     #[serde(borrow)]
     reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning: Option<&'a RawValue>,
     #[serde(borrow)]
     tool_calls: Option<Vec<OpenAiToolCall<'a>>>,
 }

@@ -2,6 +2,7 @@
 
 use super::State;
 use crate::env::Random;
+use crate::params::INITIAL_RTT;
 use quinn::congestion::Controller;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -71,10 +72,11 @@ impl Line {
                 continue;
             }
             let trip = Duration::from_micros(at - sent);
-            let smoothed = self.smoothed.unwrap_or(trip);
+            // As quinn does: told of before the average has it, which is another thing at first.
+            let smoothed = self.smoothed.unwrap_or(INITIAL_RTT);
             self.state.acknowledged(now, smoothed, PACKET, false);
             self.state.acknowledgement_ends(now, Some(number));
-            self.smoothed = Some((smoothed * 7 + trip) / 8);
+            self.smoothed = Some(self.smoothed.map_or(trip, |smoothed| (smoothed * 7 + trip) / 8));
             self.delivered += PACKET;
         }
     }

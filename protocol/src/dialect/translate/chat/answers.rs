@@ -25,12 +25,7 @@ impl Reader {
             deltas.push(Delta::Begin(text(data, "/id")));
         }
         if let Some(choice) = first_choice(data) {
-            for pointer in ["/delta/reasoning_content", "/delta/reasoning"] {
-                let thought = text(choice, pointer);
-                if !thought.is_empty() {
-                    deltas.push(Delta::Thought(thought));
-                }
-            }
+            deltas.extend(choice.get("delta").and_then(thought));
             for pointer in ["/delta/content", "/delta/refusal"] {
                 let said = text(choice, pointer);
                 if !said.is_empty() {
@@ -75,15 +70,19 @@ fn first_choice(data: &Value) -> Option<&Value> {
     choices.iter().find(|choice| choice.get("index").and_then(Value::as_u64).unwrap_or(0) == 0)
 }
 
+/// What it thinks: servers call it by either name, some by both.
+fn thought(said: &Value) -> Option<Delta> {
+    let thoughts = ["/reasoning_content", "/reasoning"].map(|pointer| text(said, pointer));
+    thoughts.into_iter().find(|thought| !thought.is_empty()).map(Delta::Thought)
+}
+
 /// Reads a whole answer.
 pub(in super::super) fn whole(value: &Value) -> Result<Vec<Delta>, &'static str> {
     let choice = first_choice(value).ok_or("the answer has no choices")?;
     let mut deltas = vec![Delta::Begin(text(value, "/id"))];
-    for (pointer, make) in [
-        ("/message/reasoning_content", Delta::Thought as fn(String) -> Delta),
-        ("/message/content", Delta::Text),
-        ("/message/refusal", Delta::Text),
-    ] {
+    deltas.extend(choice.get("message").and_then(thought));
+    for (pointer, make) in [("/message/content", Delta::Text as fn(String) -> Delta), ("/message/refusal", Delta::Text)]
+    {
         let said = text(choice, pointer);
         if !said.is_empty() {
             deltas.push(make(said));
