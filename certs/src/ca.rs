@@ -45,6 +45,14 @@ impl Authority {
                 why: format!("{CERTIFICATE_FILE} is there but {KEY_FILE} is not; restore it from a backup"),
             });
         }
+        if key_path.exists() {
+            // Its certificate was never written, or is lost: the key is what devices know it by, and it stays.
+            let key = KeyPair::from_pem(&String::from_utf8_lossy(&file::read(&key_path)?)).map_err(make)?;
+            let made = params(&key, now_ms, 1).self_signed(&key).map_err(make)?.der().clone();
+            let authority = Self::of(made, key)?;
+            file::write_private(&certificate_path, pem("CERTIFICATE", &authority.certificate).as_bytes())?;
+            return Ok(authority);
+        }
         let authority = Self::create(now_ms)?;
         authority.write(&certificate_path, &key_path)?;
         Ok(authority)

@@ -154,8 +154,8 @@ impl Authorities {
             if standing.former.is_none() {
                 return Err(CertError::Rollover("no former authority is trusted"));
             }
-            remove(&self.dir.join(FORMER))?;
-            remove(&self.dir.join(CROSS))
+            remove(&self.dir, FORMER)?;
+            remove(&self.dir, CROSS)
         })
     }
 
@@ -209,12 +209,15 @@ fn rename(dir: &Path, from: &str, to: &str) -> Result<(), CertError> {
     file::sync_directory(dir).map_err(failed)
 }
 
-fn remove(path: &Path) -> Result<(), CertError> {
-    fs::remove_file(path).map_err(|source| CertError::File {
-        operation: "remove",
-        path: path.display().to_string(),
-        source,
-    })
+/// Removes a file for good; one that is gone already is no error.
+fn remove(dir: &Path, name: &str) -> Result<(), CertError> {
+    let path = dir.join(name);
+    let failed = |source| CertError::File { operation: "remove", path: path.display().to_string(), source };
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    file::sync_directory(dir).map_err(failed)
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ impl Client {
             });
             match told.await {
                 Ok(done) => return Ok((rows, done)),
-                Err(ClientError::Lost(_)) if !tunnel.takes_streams() && Instant::now() < until => {}
+                Err(error) if tunnel.is_over(&error).await && Instant::now() < until => {}
                 Err(error) => return Err(error),
             }
         }
@@ -100,7 +100,7 @@ impl Client {
             });
             match told.await {
                 Ok(_) => return Ok(rows),
-                Err(ClientError::Lost(_)) if !tunnel.takes_streams() => {}
+                Err(error) if tunnel.is_over(&error).await => {}
                 Err(error) => return Err(error),
             }
         }

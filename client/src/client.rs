@@ -64,6 +64,8 @@ pub struct Client {
     resume_window: Duration,
     network: Arc<Notify>,
     task: Mutex<Option<JoinHandle<()>>>,
+    /// Renews the certificate.
+    renewing: Mutex<Option<JoinHandle<()>>>,
     traces: Option<Traces>,
     /// Hands spans over until it is told to stop.
     exporting: Mutex<Option<JoinHandle<()>>>,
@@ -96,7 +98,10 @@ impl Client {
         }
         // It ends with the client.
         let (stop, dialer, tunnels) = (client.tunnels.stop.clone(), client.dialer.clone(), Arc::clone(&client.tunnels));
-        tokio::spawn(async move { stop.run_until_cancelled(renewal.run(dialer, tunnels)).await });
+        let renewing = tokio::spawn(async move {
+            stop.run_until_cancelled(renewal.run(dialer, tunnels)).await;
+        });
+        client.renewing = Mutex::new(Some(renewing));
         Ok(client)
     }
 
@@ -144,6 +149,7 @@ impl Client {
             resume_window,
             network,
             task,
+            renewing: Mutex::default(),
             traces: None,
             exporting: Mutex::default(),
             stop_exporting: CancellationToken::new(),
@@ -156,7 +162,14 @@ impl Client {
         self.tunnels.status.subscribe()
     }
 
-    /// Who this client is.
+    /// When the certificate that is shown now ends, milliseconds since 1970.
+    #[must_use]
+    pub fn certificate_ends_ms(&self) -> u64 {
+        let renewal = self.dialer.renewal.as_ref();
+        renewal.map_or(self.identity.expires_ms, |renewal| renewal.ends_ms())
+    }
+
+    /// Who this client is, as it was when it started.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
@@ -242,7 +255,7 @@ impl Client {
             let tunnel = self.tunnels.tunnel(until).await?;
             match tunnel.call(kind, request).await {
                 // Once it is known to be over, the next one is waited for.
-                Err(ClientError::Lost(_)) if !tunnel.takes_streams() && Instant::now() < until => {}
+                Err(error) if tunnel.is_over(&error).await && Instant::now() < until => {}
                 other => return other,
             }
         }
@@ -257,10 +270,12 @@ impl Client {
     /// connection's end says nothing of the kind.
     pub async fn close(&self) {
         self.tunnels.stop.cancel();
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(task) = task {
-            // It can only fail by a panic, which has been reported where it happened.
-            let _ = task.await;
+        for task in [&self.task, &self.renewing] {
+            let task = task.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(task) = task {
+                // It can only fail by a panic, which has been reported where it happened.
+                let _ = task.await;
+            }
         }
         self.stop_exporting.cancel();
         let exporting = self.exporting.lock().unwrap_or_else(PoisonError::into_inner).take();

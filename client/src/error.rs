@@ -84,19 +84,19 @@ impl ClientError {
         }
     }
 
+    /// The relay wants nothing more of this device, ever, or of this version of the client.
+    #[must_use]
+    pub fn is_final(code: CloseCode) -> bool {
+        matches!(code, CloseCode::REVOKED | CloseCode::UNKNOWN_DEVICE | CloseCode::EXPIRED | CloseCode::VERSION)
+    }
+
     /// The tunnel is gone, and another one may do: nothing that the relay would say again.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Lost(_) => true,
-            Self::Closed(code) => !matches!(
-                *code,
-                CloseCode::REVOKED
-                    | CloseCode::SUSPENDED
-                    | CloseCode::UNKNOWN_DEVICE
-                    | CloseCode::EXPIRED
-                    | CloseCode::VERSION
-                    | CloseCode::TOO_MANY_INSTANCES
-            ),
+            Self::Closed(code) => {
+                !Self::is_final(*code) && !matches!(*code, CloseCode::SUSPENDED | CloseCode::TOO_MANY_INSTANCES)
+            }
             _ => false,
         }
     }

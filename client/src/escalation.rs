@@ -312,6 +312,9 @@ impl Escalation {
         let gone = head.content == Content::GONE;
         self.dialect = head.dialect;
         if !std::mem::replace(&mut self.has_head, true) {
+            if !gone && head.first_event < self.next {
+                return Err(out_of_order(head.first_event, self.next));
+            }
             self.next = if gone { self.next } else { head.first_event };
             return Ok(Some(Answer::Head(head)));
         }

@@ -44,6 +44,8 @@ pub(crate) struct Fallback {
     failed_returns: u32,
     /// Tunnels over QUIC that fell silent soon, one after the other.
     short: u32,
+    /// The tunnel that is up, or was last, has fallen silent.
+    is_silent: bool,
     /// The pause before the next attempt over QUIC, and when that is.
     pause: Duration,
     probe_at: Instant,
@@ -58,6 +60,7 @@ impl Fallback {
             returned: None,
             failed_returns: 0,
             short: 0,
+            is_silent: false,
             pause: FIRST_PROBE,
             probe_at: now,
         }
@@ -83,7 +86,8 @@ impl Fallback {
 
     /// The tunnel has fallen silent.
     pub(crate) fn fell_silent(&mut self) {
-        if self.path == Path::Quic {
+        // Once for each tunnel: it may come back, and be suspected again.
+        if self.path == Path::Quic && !std::mem::replace(&mut self.is_silent, true) {
             self.short = if self.since.elapsed() < SOUND { self.short + 1 } else { 1 };
         }
     }
@@ -91,6 +95,7 @@ impl Fallback {
     /// A tunnel is up. `came_back`: over QUIC, beside one over TCP.
     pub(crate) fn up(&mut self, path: Path, came_back: bool) {
         let now = Instant::now();
+        self.is_silent = false;
         match path {
             Path::Quic if came_back => self.returned = Some(now),
             // One QUIC tunnel after another: whether the return lasts is still open.

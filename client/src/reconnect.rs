@@ -196,9 +196,7 @@ impl Keeper {
     fn after(&mut self, error: ClientError, go_away: Option<GoAway>) -> Next {
         debug!(%error, "an attempt ended");
         match error {
-            ClientError::Closed(
-                code @ (CloseCode::REVOKED | CloseCode::UNKNOWN_DEVICE | CloseCode::VERSION | CloseCode::EXPIRED),
-            ) => return Next::Refused(code),
+            ClientError::Closed(code) if ClientError::is_final(code) => return Next::Refused(code),
             // Only the operator can change these, so there is no hurry.
             ClientError::Closed(code @ (CloseCode::SUSPENDED | CloseCode::TOO_MANY_INSTANCES)) => {
                 self.tunnels.refuse(Some(code));
@@ -231,17 +229,29 @@ impl Keeper {
                 Next::Connect
             }
             () = sleep(wait) => Next::Connect,
+            () = self.waited_for() => Next::Connect,
         }
     }
 
-    /// Waits until the machine has another address on the way to where the relay last was.
+    /// Ready a while after somebody begins to wait for an answer.
+    async fn waited_for(&self) {
+        let mut outstanding = self.tunnels.outstanding();
+        // Its sender is there for as long as the tunnels are.
+        let _ = outstanding.wait_for(|count| *count > 0).await;
+        sleep(self.env.random.part_of(LONGEST_WHILE_WAITED_FOR)).await;
+    }
+
+    /// Waits until the machine has another address on the way to where the relay last was, or one again.
     async fn another_network(&self) -> IpAddr {
         let Some(remote) = self.target.last_good else { return std::future::pending().await };
+        let mut had_none = self.env.net.local_ip(remote).is_none();
         loop {
             sleep(LOOK_AT_NETWORK).await;
             let local_ip = self.env.net.local_ip(remote);
-            if let Some(local_ip) = local_ip.filter(|_| local_ip != self.local_ip) {
-                return local_ip;
+            match local_ip {
+                Some(local_ip) if had_none || Some(local_ip) != self.local_ip => return local_ip,
+                Some(_) => {}
+                None => had_none = true,
             }
         }
     }

@@ -12,6 +12,7 @@ use belay_certs::issue::{BACKDATED, DeviceKey};
 use belay_protocol::kind::StreamKind;
 use belay_protocol::message::{FailureCode, RenewAnswer, RenewRequest};
 use belay_transport::env::Env;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -44,6 +45,8 @@ pub(crate) struct Renewal {
     asked: Mutex<(u64, u64)>,
     /// One at a time: several tunnels may find that it is due.
     turn: tokio::sync::Mutex<()>,
+    /// What is shown is not in the directory yet.
+    unsaved: AtomicBool,
 }
 
 impl Renewal {
@@ -57,11 +60,17 @@ impl Renewal {
         let times = times(env, identity)?;
         let identity = Mutex::new((identity.clone(), times));
         let (asked, turn) = (Mutex::default(), tokio::sync::Mutex::default());
-        Ok(Self { env: env.clone(), key: key.copy()?, state, identity, asked, turn })
+        let unsaved = AtomicBool::new(false);
+        Ok(Self { env: env.clone(), key: key.copy()?, state, identity, asked, turn, unsaved })
     }
 
     fn now(&self) -> (Identity, Times) {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// When the certificate ends that is shown now.
+    pub(crate) fn ends_ms(&self) -> u64 {
+        self.now().1.ends_ms
     }
 
     /// When it is time, by its age or since the relay has asked.
@@ -115,7 +124,15 @@ impl Renewal {
             self.asked(since_ms);
             let left = Duration::from_millis(self.due_ms().saturating_sub(self.env.clock.now_ms()));
             if !left.is_zero() {
-                pause(&mut wishes, left.min(LOOK)).await;
+                // The disk may have been full.
+                let soon = match self.save() {
+                    Ok(()) => LOOK,
+                    Err(error) => {
+                        warn!(%error, "the device's renewed certificate cannot be kept yet");
+                        AGAIN
+                    }
+                };
+                pause(&mut wishes, left.min(soon)).await;
                 continue;
             }
             let renewed = match tunnels.tunnel_within(TUNNEL).await {
@@ -170,10 +187,18 @@ impl Renewal {
         // What cannot be used is not kept.
         self.show(dialer, identity.clone())?;
         self.granted(wished_ms);
-        if let Some(state) = &self.state {
-            state.save_renewed(&identity)?;
-        }
+        self.unsaved.store(true, Ordering::Relaxed);
+        self.save()?;
         info!(ends_ms = identity.expires_ms, "the device's certificate was renewed");
+        Ok(())
+    }
+
+    /// Keeps what was renewed, unless it is kept.
+    fn save(&self) -> Result<(), ClientError> {
+        if let Some(state) = self.state.as_ref().filter(|_| self.unsaved.load(Ordering::Relaxed)) {
+            state.save_renewed(&self.now().0)?;
+            self.unsaved.store(false, Ordering::Relaxed);
+        }
         Ok(())
     }
 

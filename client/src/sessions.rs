@@ -80,7 +80,7 @@ impl Client {
                 each(said)
             });
             match told.await {
-                Err(ClientError::Lost(_)) if !tunnel.takes_streams() => {}
+                Err(error) if tunnel.is_over(&error).await => {}
                 Err(ClientError::Lost(why)) => return Err(tunnel.lost(why)),
                 other => return other,
             }
@@ -102,7 +102,7 @@ impl Client {
             let tunnel = self.tunnel_until(until).await?;
             match send_message(&tunnel, &request, text.clone()).await {
                 Ok(SessionAdded { number }) => return Ok(number),
-                Err(ClientError::Lost(_)) if !tunnel.takes_streams() && Instant::now() < until => {}
+                Err(error) if tunnel.is_over(&error).await && Instant::now() < until => {}
                 Err(error) => return Err(error),
             }
         }

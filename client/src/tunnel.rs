@@ -156,6 +156,18 @@ impl Tunnel {
         })
     }
 
+    /// Whether this is over and another tunnel may do better: for what may be asked again. A stream may see the end before
+    /// the connection does.
+    pub(crate) async fn is_over(&self, error: &ClientError) -> bool {
+        if !error.is_passing() {
+            return false;
+        }
+        if self.takes_streams() {
+            let _ = timeout(REASON, self.connection().closed()).await;
+        }
+        !self.takes_streams()
+    }
+
     /// Sends a request and reads the list that answers it, to its end. Errors: those of
     /// [`Self::call`]; a list without its end is `Lost`. `each` says whether it wants more; `None`: it
     /// did not. `D` is the end of such a list.

@@ -2,12 +2,14 @@
 
 use super::Global;
 use super::exit::{Incomplete, trace_id};
+use super::sessions::print::plain;
 use anyhow::{Context, bail};
 use belay_client::{Answer, ClientError, Escalation};
 use belay_protocol::dialect::answer::body_text;
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{Content, End, Outcome, ResponseHead, UnitKind};
 use belay_protocol::money::NanoUsd;
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::pin::pin;
 use std::time::Instant;
@@ -77,7 +79,7 @@ async fn read(global: &Global, escalation: &mut Escalation, begun: Instant) -> a
                 note(global, &format!("back after {:.1} s{rest}", after.as_secs_f64()));
             }
             Answer::Failed(failed) => {
-                let provider = String::from_utf8_lossy(&refusal);
+                let provider = plain(&String::from_utf8_lossy(&refusal));
                 let error = anyhow::Error::new(ClientError::from(failed));
                 return Err(if provider.is_empty() {
                     error
@@ -125,6 +127,8 @@ impl Printer {
     fn print(&mut self, piece: &str) -> anyhow::Result<()> {
         if self.live && !piece.is_empty() {
             self.ends_line = piece.ends_with('\n');
+            // A model may say anything; a terminal would obey some of it.
+            let piece = if self.stdout.is_terminal() { Cow::Owned(plain(piece)) } else { Cow::Borrowed(piece) };
             self.stdout
                 .write_all(piece.as_bytes())
                 .and_then(|()| self.stdout.flush())

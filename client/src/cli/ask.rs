@@ -72,7 +72,7 @@ pub(super) struct RequestArgs {
     #[arg(long, value_name = "DOLLARS")]
     pub(super) cost_cap: Option<NanoUsd>,
     /// End the request after so many seconds
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) deadline: Option<u32>,
     /// Do not stream: wait for the whole answer
     #[arg(long)]

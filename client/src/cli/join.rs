@@ -4,6 +4,7 @@ use super::exit::Usage;
 use super::{Global, print_json};
 use belay_certs::invite::Invite;
 use belay_client::{ClientError, enrol};
+use belay_protocol::error::CloseCode;
 use belay_transport::env::Env;
 use clap::Args;
 
@@ -53,7 +54,7 @@ pub(super) async fn logout(global: &Global, args: &LogoutArgs) -> anyhow::Result
         revoked = match left {
             Ok(_) => true,
             // It is out already: nothing is left but to forget.
-            Err(ClientError::Closed(_)) => false,
+            Err(ClientError::Closed(code)) if ClientError::is_final(code) && code != CloseCode::VERSION => false,
             Err(error) => {
                 return Err(anyhow::Error::new(error)
                     .context("the relay was not told; try again, or forget the identity alone with --offline"));

@@ -24,7 +24,7 @@ use anyhow::Context;
 use belay_client::state::StateDir;
 use belay_client::{Client, Options};
 use belay_transport::env::Env;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -51,6 +51,9 @@ struct Cli {
     command: Command,
 }
 
+/// The longest that anything is waited for, in seconds: a year. More would overflow a clock.
+const LONGEST_WAIT: u64 = 366 * 86_400;
+
 #[derive(Debug, Clone, Args)]
 struct Global {
     /// Where this computer's identity is kept (default: the platform's place for application data)
@@ -60,7 +63,7 @@ struct Global {
     #[arg(long, global = true)]
     json: bool,
     /// How long to wait for the relay, in seconds
-    #[arg(long, global = true, default_value_t = 15, value_name = "SECONDS")]
+    #[arg(long, global = true, default_value_t = 15, value_name = "SECONDS", value_parser = value_parser!(u64).range(..=LONGEST_WAIT))]
     wait: u64,
     /// Send spans of requests to a collector of OpenTelemetry there (OTLP over HTTP), such as http://127.0.0.1:4318;
     /// headers for it: OTEL_EXPORTER_OTLP_HEADERS

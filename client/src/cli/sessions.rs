@@ -1,6 +1,6 @@
 //! `belay sessions`: conversations that the relay keeps.
 
-mod print;
+pub(super) mod print;
 
 pub(super) use print::plain;
 

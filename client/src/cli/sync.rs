@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
   belay sync folders --knowledge ~/notes --adapters ~/adapters --settings ~/.config/ai/settings.json
   belay sync                       follow them, until Ctrl-C
   belay sync --once --dry-run      show what would be done
-  belay sync log notes/plan.md     what the document was in the last 30 days")]
+  belay sync log plan.md           what the document was in the last 30 days")]
 pub(super) struct SyncArgs {
     /// Bring both sides together, then end
     #[arg(long)]
@@ -55,12 +55,12 @@ enum What {
     #[command(after_help = "Example:\n  belay sync resume")]
     Resume,
     /// Show what an item was in the last 30 days
-    #[command(after_help = "Examples:\n  belay sync log notes/plan.md\n  belay sync log theme --kind setting")]
+    #[command(after_help = "Examples:\n  belay sync log plan.md\n  belay sync log theme --kind setting")]
     Log(ItemArgs),
     /// Make an item again what it was
     #[command(after_help = "Examples:
-  belay sync restore notes/plan.md              what it was before
-  belay sync restore notes/plan.md --to 3f9c    a revision of its log")]
+  belay sync restore plan.md              what it was before
+  belay sync restore plan.md --to 3f9c    a revision of its log")]
     Restore {
         #[command(flatten)]
         item: ItemArgs,
@@ -223,13 +223,19 @@ fn set_folders(global: &Global, state: &StateDir, args: FoldersArgs) -> anyhow::
             Kind::Setting => config.settings = None,
         }
     }
-    let given = |path: Option<PathBuf>, now: Option<PathBuf>| match path {
-        Some(path) => absolute(&path).map(Some),
+    let mut named = vec![];
+    let mut given = |kind, path: Option<PathBuf>, now: Option<PathBuf>| match path {
+        Some(path) => {
+            named.push(kind);
+            absolute(&path).map(Some)
+        }
         None => Ok(now),
     };
-    config.knowledge = given(args.knowledge, config.knowledge)?;
-    config.adapters = given(args.adapters, config.adapters)?;
-    config.settings = given(args.settings, config.settings)?;
+    config.knowledge = given(ItemKind::DOCUMENT, args.knowledge, config.knowledge)?;
+    config.adapters = given(ItemKind::ADAPTER, args.adapters, config.adapters)?;
+    config.settings = given(ItemKind::SETTING, args.settings, config.settings)?;
+    // One that is named again and is not what it was is set up anew.
+    let anew: Vec<ItemKind> = named.into_iter().filter(|kind| config.forget_if_lost(*kind)).collect();
     if !args.ignore.is_empty() {
         config.ignore = args.ignore;
     }
@@ -238,8 +244,9 @@ fn set_folders(global: &Global, state: &StateDir, args: FoldersArgs) -> anyhow::
         // Nobody else is at work in what changes.
         let _lock = SyncLock::take(state)?;
         config.set_up(&Env::system().random)?;
+        // In this order: with what was agreed on of the other folder, an empty one would mean that all was deleted.
+        forget_moved(state, &anew, &before, &config)?;
         config.save(state)?;
-        forget_moved(state, &before, &config)?;
     }
     if global.json {
         return print_json(&config);
@@ -258,13 +265,16 @@ fn set_folders(global: &Global, state: &StateDir, args: FoldersArgs) -> anyhow::
 }
 
 /// What was agreed on of one folder says nothing of another: what is not in it was not deleted.
-fn forget_moved(state: &StateDir, before: &SyncConfig, now: &SyncConfig) -> anyhow::Result<()> {
+fn forget_moved(state: &StateDir, anew: &[ItemKind], before: &SyncConfig, now: &SyncConfig) -> anyhow::Result<()> {
     let kinds = [
         (ItemKind::DOCUMENT, &before.knowledge, &now.knowledge),
         (ItemKind::ADAPTER, &before.adapters, &now.adapters),
         (ItemKind::SETTING, &before.settings, &now.settings),
     ];
-    let moved: Vec<_> = kinds.into_iter().filter(|(_, before, now)| before.is_some() && before != now).collect();
+    let is_moved = |(kind, before, now): &(ItemKind, &Option<PathBuf>, &Option<PathBuf>)| {
+        before.is_some() && before != now || anew.contains(kind)
+    };
+    let moved: Vec<_> = kinds.into_iter().filter(is_moved).collect();
     if moved.is_empty() {
         return Ok(());
     }

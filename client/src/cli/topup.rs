@@ -1,11 +1,11 @@
 //! `belay topup`: a page to pay at, and the wait until the money is there.
 
-use super::Global;
+use super::{Global, LONGEST_WAIT};
 use anyhow::{Context, bail};
 use belay_client::{Client, ClientError};
 use belay_protocol::message::Balance;
 use belay_protocol::money::NanoUsd;
-use clap::Args;
+use clap::{Args, value_parser};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::process::{Command, Stdio};
@@ -26,7 +26,7 @@ pub(super) struct TopUpArgs {
     #[arg(long)]
     open: bool,
     /// How long to wait for the money, in seconds; 0: not at all [default: 1800 at a terminal, else 0]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u64).range(..=LONGEST_WAIT))]
     wait_for_money: Option<u64>,
 }
 

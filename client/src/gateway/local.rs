@@ -10,6 +10,7 @@ use super::Shared;
 use super::lanes::Place;
 use crate::error::ClientError;
 use crate::tunnel::{Tunnel, closed};
+use crate::tunnels::Outstanding;
 use belay_http::patient::Patient;
 use belay_http::refusal::Refusal;
 use belay_protocol::codec::Message;
@@ -224,7 +225,7 @@ async fn carry(shared: &Shared, mut near: Stream) -> Option<CloseCode> {
         _ = poll_fn(|cx| near.writer.poll_stopped(cx)) => return None,
         opened = far_end(shared, kind) => opened,
     };
-    let (tunnel, mut far, _place) = match opened {
+    let (tunnel, mut far, _place, _waits) = match opened {
         Ok(opened) => opened,
         Err(NoFarEnd::Busy(message)) => {
             send_failed(near, message).await;
@@ -257,7 +258,7 @@ async fn send_failed(mut near: Stream, message: String) {
     }
 }
 
-type FarEnd = (Arc<Tunnel>, (FrameWriter, FrameReader), Option<Place>);
+type FarEnd = (Arc<Tunnel>, (FrameWriter, FrameReader), Option<Place>, Option<Outstanding>);
 
 /// Why there is no stream to the relay.
 enum NoFarEnd {
@@ -277,6 +278,8 @@ async fn far_end(shared: &Shared, kind: StreamKind) -> Result<FarEnd, NoFarEnd> 
         _ => None,
     };
     let client = place.as_ref().map_or(&shared.client, |place| &place.client);
+    // Somebody waits for what comes, so that a silent path is soon left; a feed may be silent for long.
+    let waits = (kind != StreamKind::Feed).then(|| client.waits());
     let is_first = Arc::ptr_eq(client, &shared.client);
     let lost = |error| match error {
         ClientError::Closed(code) if is_first => NoFarEnd::Lost(code),
@@ -286,7 +289,7 @@ async fn far_end(shared: &Shared, kind: StreamKind) -> Result<FarEnd, NoFarEnd> 
     };
     let tunnel = client.tunnel(wait).await.map_err(lost)?;
     let far = tunnel.stream(kind).await.map_err(lost)?;
-    Ok((tunnel, far, place))
+    Ok((tunnel, far, place, waits))
 }
 
 /// How a pair of streams ended.

@@ -64,7 +64,7 @@ pub(super) fn status(shared: &Shared) -> Value {
         "tunnel": tunnel,
         "tenant": identity.tenant,
         "device": identity.device,
-        "certificate_expires_ms": identity.expires_ms,
+        "certificate_expires_ms": shared.client.certificate_ends_ms(),
         "now_ms": shared.client.now_ms(),
         "gateway": {
             "version": env!("CARGO_PKG_VERSION"),

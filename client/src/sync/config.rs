@@ -1,6 +1,7 @@
 //! What is synced on this computer: `sync.json` beside its identity.
 
 use super::adapters::Adapters;
+use super::disk::Root;
 use super::folder::Folder;
 use super::place::{Place, PlaceError};
 use super::settings::Settings;
@@ -101,6 +102,18 @@ impl SyncConfig {
             Settings::new(path, self.settings_mark()).set_up()?;
         }
         self.places().map(|_| ())
+    }
+
+    /// Forgets the mark of a kind's place where the place does not have it any more, so that it is set up anew.
+    pub fn forget_if_lost(&mut self, kind: ItemKind) -> bool {
+        let path = match kind {
+            ItemKind::DOCUMENT => self.knowledge.clone(),
+            ItemKind::ADAPTER => self.adapters.clone(),
+            _ => self.settings.as_deref().and_then(Path::parent).map(Path::to_owned),
+        };
+        let Some(path) = path else { return false };
+        let is_lost = self.marks.get(&path).is_some_and(|mark| Root::new(&path, mark).check().is_err());
+        is_lost && self.marks.remove(&path).is_some()
     }
 
     fn mark(&self, path: &Path) -> &str {

@@ -75,6 +75,9 @@ impl Root {
     pub(super) fn set_up(&self) -> Result<(), PlaceError> {
         let own = self.own();
         fs::create_dir_all(&own).map_err(|error| PlaceError::io(format!("cannot make {}", own.display()), error))?;
+        // What arrives lies there before it has its place, and the permissions of what it replaces.
+        #[cfg(unix)]
+        let _ = fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o700));
         let marker = own.join(MARKER);
         let text = format!(
             "{}\nThis folder is synced by belay. Without this file, belay takes it for another one, and stops.\n",
@@ -96,7 +99,7 @@ impl Root {
         let path = self.path.display();
         Err(PlaceError::Missing(format!(
             "{path} is not there, or is not the folder that was set up (by {OWN}/{MARKER} in it); connect its disk, or \
-             set it up anew: belay sync folders"
+             set it up anew: belay sync folders, with its path"
         )))
     }
 

@@ -245,7 +245,9 @@ impl<R: Remote> Engine<R> {
         let is_new = entry.head.as_ref().is_none_or(|head| head.revision != change.revision);
         entry.head = Some(Head { revision: change.revision, sig });
         if is_new {
-            entry.inline = (change.content == SyncContent::INLINE).then_some(change.inline);
+            // Of kinds that have no place here, nobody will ask for it.
+            let is_wanted = change.content == SyncContent::INLINE && self.places.contains_key(&name.0);
+            entry.inline = is_wanted.then_some(change.inline);
         }
         if entry.head.as_ref().map(|head| head.revision) == entry.base.as_ref().map(|base| base.revision) {
             entry.inline = None;

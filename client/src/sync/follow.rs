@@ -131,7 +131,7 @@ pub async fn follow(
     let (here, there) = (Arc::new(Notify::new()), Notify::new());
     let mut watched = identities(config);
     let (mut watcher, mut unwatched) = watch(config, Arc::clone(&here));
-    let mut backoff = SOON;
+    let (mut backoff, mut restless) = (SOON, UNSETTLED);
     // What was told before a first round is in it.
     let mut next = Instant::now();
     let feed = feed(client, within, &there);
@@ -139,7 +139,10 @@ pub async fn follow(
     loop {
         tokio::select! {
             biased;
-            () = here.notified() => burst(&here).await,
+            () = here.notified() => {
+                burst(&here).await;
+                restless = UNSETTLED;
+            }
             () = there.notified() => {}
             () = sleep_until(next) => {}
             () = &mut feed => {}
@@ -162,8 +165,9 @@ pub async fn follow(
             + match engine.round(false, events).await {
                 Ok(report) => {
                     backoff = SOON;
-                    let wait = if report.total().unsettled > 0 {
-                        UNSETTLED
+                    let is_unsettled = report.total().unsettled > 0;
+                    let wait = if is_unsettled {
+                        restless
                     } else if !report.problems.is_empty() {
                         PROBLEMS
                     } else if !unwatched.is_empty() {
@@ -171,6 +175,8 @@ pub async fn follow(
                     } else {
                         ROUND
                     };
+                    // What is written to without end is looked at less and less often.
+                    restless = if is_unsettled { (restless * 2).min(UNWATCHED) } else { UNSETTLED };
                     states(State::InStep(report));
                     wait
                 }
@@ -191,7 +197,9 @@ fn may_pass(error: &ClientError) -> bool {
         ClientError::Unreachable { .. } | ClientError::Lost(_) | ClientError::Failed(_) | ClientError::State { .. } => {
             true
         }
-        ClientError::Closed(_) => error.is_passing(),
+        ClientError::Protocol(_) => true,
+        // As the tunnel does, which is tried on for.
+        ClientError::Closed(code) => !ClientError::is_final(*code),
         _ => false,
     }
 }

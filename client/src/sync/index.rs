@@ -290,11 +290,12 @@ impl Index {
     /// Forgets what was agreed on of a kind: its place is another one now.
     pub fn forget_bases(&self, kind: ItemKind) -> Result<(), ClientError> {
         let write = || -> rusqlite::Result<()> {
+            let transaction = self.connection.unchecked_transaction()?;
             // The relay's content, where it was in the index, is not any more: it comes again.
-            self.connection.execute("DELETE FROM item WHERE kind = ?1", [kind.0])?;
-            self.connection.execute("DELETE FROM push WHERE kind = ?1", [kind.0])?;
-            self.connection.execute("UPDATE state SET cursor = ''", [])?;
-            Ok(())
+            transaction.execute("DELETE FROM item WHERE kind = ?1", [kind.0])?;
+            transaction.execute("DELETE FROM push WHERE kind = ?1", [kind.0])?;
+            transaction.execute("UPDATE state SET cursor = ''", [])?;
+            transaction.commit()
         };
         write().map_err(|error| failed(&error))
     }

@@ -78,9 +78,9 @@ impl Tunnelled<'_> {
 }
 
 /// What was not done over a tunnel is done again over the next one, if it was the tunnel that failed. Errors: it was not.
-pub(super) fn again(tunnel: &Tunnel, error: TransferError) -> Result<(), TransferError> {
+pub(super) async fn again(tunnel: &Tunnel, error: TransferError) -> Result<(), TransferError> {
     match error {
-        TransferError::Relay(ClientError::Lost(_)) if !tunnel.takes_streams() => Ok(()),
+        TransferError::Relay(error) if tunnel.is_over(&error).await => Ok(()),
         TransferError::Relay(ClientError::Failed(failed)) if failed.code == FailureCode::DRAINING => Ok(()),
         TransferError::Relay(ClientError::Lost(why)) => Err(tunnel.lost(why).into()),
         other => Err(other),
@@ -111,7 +111,7 @@ impl Remote for Tunnelled<'_> {
             };
             match pushed.await {
                 Ok(answers) => return Ok(answers),
-                Err(error) => again(&tunnel, error.into()).map_err(relay)?,
+                Err(error) => again(&tunnel, error.into()).await.map_err(relay)?,
             }
         }
     }
@@ -122,7 +122,7 @@ impl Remote for Tunnelled<'_> {
             let tunnel = self.tunnel().await?;
             match ask(&tunnel, StreamKind::Sync, &SyncGet { revision }).await {
                 Ok(got) => return Ok(got),
-                Err(error) => again(&tunnel, error.into()).map_err(relay)?,
+                Err(error) => again(&tunnel, error.into()).await.map_err(relay)?,
             }
         }
     }

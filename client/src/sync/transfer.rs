@@ -89,7 +89,7 @@ pub(super) async fn upload(
         let tunnel = of.tunnel().await?;
         match send_all(&tunnel, &begin, (parts, &offsets), source, progress).await {
             Ok(()) => return Ok(()),
-            Err(error) => again(&tunnel, error)?,
+            Err(error) => again(&tunnel, error).await?,
         }
     }
 }
@@ -215,7 +215,7 @@ pub(super) async fn download(
         let streams = lock(&receiving.waiting).len().min(STREAMS);
         match in_parallel(streams, || receive_parts(&receiving, &tunnel)).await {
             Ok(()) => return Ok(()),
-            Err(error) => again(&tunnel, error)?,
+            Err(error) => again(&tunnel, error).await?,
         }
     }
 }

@@ -54,7 +54,7 @@ pub(super) async fn show(global: &Global, client: &Client, given: &str, last: u3
         return print_json(&transcript::json(&session, pairs(&said)));
     }
     let row = &session.row;
-    println!("{}  ({}, {}, {})", transcript::heading(&session), row.session, counted(row.messages), row.cost);
+    println!("{}  ({}, {}, {})", plain(transcript::heading(&session)), row.session, counted(row.messages), row.cost);
     for said in &said {
         println!("\n{}\n{}", line(said), plain(said.text.trim_end()));
         if said.message.outcome != Outcome::COMPLETE {

@@ -1,6 +1,6 @@
 //! `belay sync lock`: a command that runs while a lock is held.
 
-use super::super::Global;
+use super::super::{Global, LONGEST_WAIT};
 use crate::cli::exit::{CommandFailed, Usage};
 use crate::cli::signals::Signals;
 use anyhow::Context;
@@ -25,7 +25,7 @@ pub(super) struct LockArgs {
     #[arg(value_name = "NAME")]
     key: ItemKey,
     /// How long to wait for it, in seconds
-    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 0, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=LONGEST_WAIT))]
     patience: u64,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
@@ -44,13 +44,12 @@ pub(super) async fn run(global: &Global, client: &Client, args: &LockArgs) -> an
         }
     };
     let ran = hold(client, args, (token, locked.fence)).await;
-    // Whatever became of the command.
+    // Whatever became of the command; what it says counts.
     match client.sync_unlock(&args.key, token, global.wait()).await {
+        Ok(_) => {}
         // It had passed to another.
         Err(ClientError::Failed(failed)) if failed.code == FailureCode::NOT_FOUND => {}
-        other => {
-            other?;
-        }
+        Err(error) => eprintln!("belay: the lock could not be given back, and ends by itself: {error}"),
     }
     let status = ran?;
     if status.success() {
