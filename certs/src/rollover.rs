@@ -16,7 +16,7 @@ use crate::{CertError, file, sha256};
 use rustls_pki_types::CertificateDer;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 const NEXT: &str = "next.pem";
 const NEXT_KEY: &str = "next.key";
@@ -91,6 +91,8 @@ impl Standing {
 pub struct Authorities {
     dir: PathBuf,
     standing: RwLock<Arc<Standing>>,
+    /// One change at a time.
+    changing: Mutex<()>,
 }
 
 impl Authorities {
@@ -101,7 +103,11 @@ impl Authorities {
         finish_switch(dir)?;
         Authority::load_or_create(dir, now_ms)?;
         let standing = read(dir)?;
-        Ok(Arc::new(Self { dir: dir.to_owned(), standing: RwLock::new(Arc::new(standing)) }))
+        Ok(Arc::new(Self {
+            dir: dir.to_owned(),
+            standing: RwLock::new(Arc::new(standing)),
+            changing: Mutex::default(),
+        }))
     }
 
     /// As it is now.
@@ -161,10 +167,12 @@ impl Authorities {
 
     /// Changes what lies on disk, and takes it over. Nothing else changes it meanwhile.
     fn change(&self, deed: impl FnOnce(&Standing) -> Result<(), CertError>) -> Result<(), CertError> {
-        let mut standing = self.standing.write().unwrap_or_else(PoisonError::into_inner);
-        let done = deed(&standing);
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever asks for it meanwhile does not wait for keys to be made and files to be written.
+        let done = deed(&self.standing());
         // Also what was broken off may have changed something.
-        *standing = Arc::new(read(&self.dir)?);
+        let now = Arc::new(read(&self.dir)?);
+        *self.standing.write().unwrap_or_else(PoisonError::into_inner) = now;
         done
     }
 }

@@ -17,6 +17,7 @@ mod models;
 mod own;
 mod recent;
 mod relayed;
+mod room;
 
 use crate::client::Client;
 use api::{Endpoint, endpoints};
@@ -33,6 +34,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lanes::Lanes;
 use recent::Recent;
+use room::Bodies;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -148,6 +150,7 @@ struct Shared {
     tasks: TaskTracker,
     /// Places for other commands that use the tunnel.
     commands: Arc<Semaphore>,
+    bodies: Bodies,
     /// Cancelled when it is to end.
     stop: CancellationToken,
     /// Cancelled when it waits no longer for answers that run.
@@ -176,6 +179,7 @@ impl Gateway {
             since_ms,
             tasks: TaskTracker::new(),
             commands: Arc::new(Semaphore::new(local::COMMANDS)),
+            bodies: Bodies::new(),
             stop: CancellationToken::new(),
             end: CancellationToken::new(),
         });

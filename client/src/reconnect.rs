@@ -229,7 +229,7 @@ impl Keeper {
                 Next::Connect
             }
             () = sleep(wait) => Next::Connect,
-            () = self.waited_for() => Next::Connect,
+            () = self.waited_for(), if wait > LONGEST_WHILE_WAITED_FOR => Next::Connect,
         }
     }
 

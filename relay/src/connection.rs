@@ -146,12 +146,16 @@ async fn accepted(shared: &Arc<Shared>, connection: Connection, place: Place) {
     }
 }
 
+/// Streams of a connection without a certificate, in all.
+const ENROLMENTS: usize = 32;
+
 /// A connection without a certificate: enrolment and nothing else.
 async fn enrol_only(shared: &Arc<Shared>, connection: &Connection) -> CloseCode {
     // It has one thing to do.
     let patience = sleep(shared.escalator.config().timeouts.hello * 2);
     tokio::pin!(patience);
-    loop {
+    // Each costs a look into central.
+    for _ in 0..ENROLMENTS {
         let accepted = tokio::select! {
             biased;
             () = shared.stop.cancelled() => return CloseCode::GOING_AWAY,
@@ -161,6 +165,13 @@ async fn enrol_only(shared: &Arc<Shared>, connection: &Connection) -> CloseCode 
         let Ok(stream) = accepted else { return CloseCode::DONE };
         let (shared_task, span) = (Arc::clone(shared), stream_span(&stream));
         shared.streams.spawn(async move { serve_stream(&shared_task, None, stream.into(), span).await });
+    }
+    // The last one may still be answered.
+    tokio::select! {
+        biased;
+        () = shared.stop.cancelled() => CloseCode::GOING_AWAY,
+        _ = connection.closed() => CloseCode::DONE,
+        () = &mut patience => CloseCode::TIMEOUT,
     }
 }
 

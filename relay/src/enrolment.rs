@@ -1,6 +1,7 @@
 //! Invites, enrolment and revocation: who may have a tunnel.
 
 use crate::escalate::Flights;
+use crate::ops::chores::Chores;
 use crate::registry::Registry;
 use crate::store::StoreError;
 use crate::store::central::audit::{Deed, note};
@@ -11,7 +12,7 @@ use belay_certs::rollover::Authorities;
 use belay_certs::sha256;
 use belay_protocol::error::CloseCode;
 use belay_protocol::id::{DeviceId, TenantId};
-use belay_protocol::message::{EnrolAnswer, EnrolRequest, RenewAnswer, RenewRequest};
+use belay_protocol::message::{EnrolAnswer, EnrolRequest, Failed, RenewAnswer, RenewRequest};
 use belay_transport::env::Env;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +48,7 @@ pub struct Enrolment {
     store: Store,
     registry: Arc<Registry>,
     flights: Arc<Flights>,
+    chores: Chores,
 }
 
 impl Enrolment {
@@ -59,7 +61,12 @@ impl Enrolment {
         registry: Arc<Registry>,
         flights: Arc<Flights>,
     ) -> Self {
-        Self { authorities, lifetime, env, store, registry, flights }
+        Self { authorities, lifetime, env, store, registry, flights, chores: Chores::default() }
+    }
+
+    /// Whether a device may renew its certificate now. Errors: it has asked too often.
+    pub(crate) fn may_renew(&self, device: &DeviceId) -> Result<(), Box<Failed>> {
+        self.chores.take(device, self.env.clock.now_ms())
     }
 
     /// The authority's fingerprint, for invites.

@@ -71,6 +71,14 @@ pub enum MasterKeyError {
     Store(#[from] StoreError),
 }
 
+impl MasterKeyError {
+    /// It is the key, and no disk: another attempt would find the same.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        !matches!(self, Self::File(_) | Self::Store(_))
+    }
+}
+
 /// What `master.id` says.
 #[derive(Debug, PartialEq, Eq)]
 enum Named {

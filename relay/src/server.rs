@@ -21,8 +21,10 @@ use crate::escalate::{Escalator, Flights, Health, Tracer, Unresolved};
 use crate::http::{Certificates, Http, HttpListener, HttpStartError};
 use crate::listener::{Gate, Listener};
 use crate::master_key::{self, MasterKeyError};
+use crate::ops::chores::Chores;
 use crate::ops::memory::{BodyBudget, Memory};
 use crate::ops::metrics::Metrics;
+use crate::ops::reserve::Reserve;
 use crate::ops::vitals::Vitals;
 use crate::providers::{self, Providers};
 use crate::registry::Registry;
@@ -186,6 +188,8 @@ impl Relay {
         let flights = Flights::new(config.limits.event_logs, Arc::clone(&memory));
         let registry = Arc::new(Registry::default());
         let (traces, exporter) = traces_of(&config, &env)?;
+        let reserve = Arc::new(Reserve::of(&config.state_dir, config.reserve));
+        reserve.look();
         let escalator = Arc::new(Escalator {
             settings: InForce::new(Settings { config: Arc::clone(&config), providers, price_version }),
             env: env.clone(),
@@ -198,6 +202,8 @@ impl Relay {
             draining: CancellationToken::new(),
             unresolved: Unresolved::default(),
             running: AtomicUsize::new(0),
+            chores: Chores::default(),
+            reserve: Arc::clone(&reserve),
             maintenance: Mutex::new(None),
             metrics: Arc::clone(&metrics),
             tracer: traces.map(Tracer::new),
@@ -221,7 +227,7 @@ impl Relay {
             escalator: Arc::clone(&escalator),
             enrolment: Arc::clone(&enrolment),
             sessions: Sessions::new(store.clone(), clock(), config.limits.sessions),
-            sync: Sync::new(store.clone(), blobs, clock(), config.limits.sync, metrics.sync.clone()),
+            sync: Sync::new(store.clone(), blobs, clock(), config.limits.sync, metrics.sync.clone()).beside(reserve),
             registry: Arc::clone(&registry),
             bodies: BodyBudget::new(config.limits.bodies_in_memory, config.limits.request_body, memory),
             streams: TaskTracker::new(),

@@ -48,15 +48,14 @@ pub(crate) fn run(program: &Path, name: &str, seconds: u64, seed: Option<u64>) -
         Ok(command)
     };
     let again = |input: &Path| eprintln!("  again: BELAY_FUZZ={name} {} {}", program.display(), input.display());
-    let mut failed = Fault::kept(&format!("fuzz-{name}"), 0, "no input breaks a promise");
-    failed.holds = false;
+    let (fault, bar) = (format!("fuzz-{name}"), "no input breaks a promise");
     for entry in fs::read_dir(&found)? {
         let input = entry?.path();
         let is_ours = input.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}-")));
         if is_ours && ends(target()?.arg(&input), Duration::from_secs(60))? != Some(true) {
             eprintln!("fuzz-{name}: what was found before still breaks it; its output: {}", log.display());
             again(&input);
-            return Ok(failed.worst("found before"));
+            return Ok(Fault::failed(&fault, "found before"));
         }
     }
     let mut command = target()?;
@@ -74,13 +73,13 @@ pub(crate) fn run(program: &Path, name: &str, seconds: u64, seed: Option<u64>) -
     let tried = last("stat::number_of_executed_units:").unwrap_or(0);
     let branches = last(" cov: ").map(|covered| format!("{covered} branches taken")).unwrap_or_default();
     if succeeded == Some(true) && tried > 0 {
-        return Ok(Fault { tried, holds: true, ..failed.worst(branches) });
+        return Ok(Fault::kept(&fault, tried, bar).worst(branches));
     }
     eprintln!("fuzz-{name} failed; its output: {}", log.display());
     if let Some((_, input)) = said.rsplit_once("Test unit written to ") {
         again(Path::new(input.lines().next().unwrap_or_default()));
     }
-    Ok(Fault { tried, ..failed.worst(branches) })
+    Ok(Fault { tried, ..Fault::failed(&fault, branches) })
 }
 
 /// The program of the targets, instrumented, and what tells it from others. Errors: it cannot be built.

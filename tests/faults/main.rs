@@ -78,9 +78,7 @@ fn gather(args: &Args) -> anyhow::Result<bool> {
     for name in all_names().filter(|name| is_wanted(name)) {
         let faults = runner.run(&name).unwrap_or_else(|error| {
             eprintln!("{name}: {error:#}");
-            let mut failed = Fault::kept(&name, 0, "it can be tried");
-            failed.holds = false;
-            vec![failed]
+            vec![Fault::failed(&name, "it cannot be tried")]
         });
         for fault in &faults {
             if args.json {
@@ -113,9 +111,10 @@ fn all_names() -> impl Iterator<Item = String> {
 fn shown(all: &[Fault]) -> String {
     let row = |fault: &Fault| {
         let count = |number: u64| number.to_string();
+        let known = |number: Option<u64>| number.map_or("?".to_owned(), count);
         let holds = if fault.holds { "yes" } else { "NO" };
         let Fault { fault, tried, lost, doubled, worst, bar, .. } = fault.clone();
-        vec![fault, count(tried), count(lost), count(doubled), worst, bar, holds.to_owned()]
+        vec![fault, count(tried), known(lost), known(doubled), worst, bar, holds.to_owned()]
     };
     let header = ["FAULT", "TRIED", "LOST", "DOUBLED", "WORST", "BAR", "HOLDS"];
     table::render(&header, &[1, 2, 3], &all.iter().map(row).collect::<Vec<_>>())

@@ -144,9 +144,9 @@ impl Runner {
                 "  again: cargo run --release -p belay-tests --bin faults -- --scale {}{seed} --only {name}",
                 self.scale
             );
-            let mut failed = Fault::kept(name, 0, "see its output");
-            failed.holds = false;
-            return Ok(vec![failed]);
+            let words = said.lines().skip_while(|line| !line.contains("panicked at")).nth(1);
+            let words: String = words.unwrap_or(how).chars().take(120).collect();
+            return Ok(vec![Fault::failed(name, words)]);
         }
         Ok(told)
     }

@@ -69,8 +69,8 @@ fn whoever_changes_access_or_money_is_named() {
         "operator key.create acme  read admin".into(),
         format!("key:{id} money.credit acme http gift $2.00"),
         format!("{by_device} device.leave acme {device}"),
-        format!("operator key.revoke  {id}"),
-        format!("operator device.revoke  {device} sold"),
+        format!("operator key.revoke acme {id}"),
+        format!("operator device.revoke acme {device} sold"),
         "operator config.reload".into(),
         "operator key.revoke  nobody".into(),
     ];

@@ -271,7 +271,10 @@ fn what_is_wrong_with_a_backup_is_found() {
     assert_ne!(relay.command(&["backup", &at]).unwrap().code, Some(0));
     code(&verify(&relay), 0, "");
     relay.restart().unwrap();
-    assert_ne!(relay.command(&["tenant", "list"]).unwrap().code, Some(0), "a lost book is not made anew");
+    let listed = relay.run(&["tenant", "list"]).unwrap();
+    let problem = listed[0]["problem"].as_str().unwrap_or_default();
+    assert!(problem.contains("restore --tenant"), "a lost book is not made anew: {listed}");
+    assert!(!book.exists());
     relay.terminate().unwrap();
     std::fs::rename(&aside, &book).unwrap();
     std::fs::rename(state.join("tenants/acme"), &away).unwrap();

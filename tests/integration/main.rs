@@ -19,6 +19,7 @@ mod erasure;
 mod faults;
 mod foreign;
 mod foreign_server;
+mod full_disk;
 mod gateway;
 mod gateway_callers;
 mod gateway_corpus;

@@ -233,15 +233,15 @@ fn all_books_come_under_another_master_key_and_a_relay_with_the_old_one_does_not
     for wrong in [&first[..], &[7; 32][..]] {
         std::fs::write(&key, wrong).unwrap();
         let words = "is not the master key that the books of this relay are under";
-        refused(&relay.command(&["serve"]).unwrap(), 1, words);
-        refused(&relay.command(&rotate).unwrap(), 1, "bring the right file back");
+        refused(&relay.command(&["serve"]).unwrap(), 77, words);
+        refused(&relay.command(&rotate).unwrap(), 77, "bring the right file back");
     }
     // Nor where nothing says which one is right but the books themselves.
     let name = relay.state().join("master.id");
     let named = std::fs::read(&name).unwrap();
     std::fs::remove_file(&name).unwrap();
     for command in [&["serve"][..], &rotate] {
-        refused(&relay.command(command).unwrap(), 1, "the book of acme is not under this master key");
+        refused(&relay.command(command).unwrap(), 77, "the book of acme is not under this master key");
         assert!(!name.exists(), "a wrong key claims nothing");
     }
     std::fs::write(&key, &second).unwrap();
@@ -260,23 +260,23 @@ fn all_books_come_under_another_master_key_and_a_relay_with_the_old_one_does_not
     std::fs::rename(&book, relay.dir().join("away")).unwrap();
     std::fs::write(&book, "no directory").unwrap();
     // A book that stands in the way is found before anything has changed.
-    refused(&relay.command(&to).unwrap(), 1, "the book of globex is not under this master key");
+    refused(&relay.command(&to).unwrap(), 77, "the book of globex is not under this master key");
     assert_eq!(std::fs::read(&name).unwrap(), named);
     std::fs::remove_file(&book).unwrap();
     std::fs::rename(relay.dir().join("away"), &book).unwrap();
     let did = relay.run(&to).unwrap();
     assert_eq!((did["tenants"].as_u64(), did["anew"]["provider_keys"].as_u64()), (Some(2), Some(1)));
     assert_eq!(did["to_place"].as_str().map(Path::new), Some(elsewhere.as_path()));
-    refused(&relay.command(&["serve"]).unwrap(), 1, "bring the right file back");
+    refused(&relay.command(&["serve"]).unwrap(), 77, "bring the right file back");
     std::fs::copy(&elsewhere, &key).unwrap();
     // As one that was broken off at its very end has left it, and in its middle: done again, it is through.
     let done = String::from_utf8(std::fs::read(&name).unwrap()).unwrap();
     let broken_off = format!("rotating {} {done}", String::from_utf8(named).unwrap());
     std::fs::write(&name, &broken_off).unwrap();
-    refused(&relay.command(&["serve"]).unwrap(), 1, "a change of the master key was broken off");
+    refused(&relay.command(&["serve"]).unwrap(), 77, "a change of the master key was broken off");
     refused(&relay.command(&["backup", at]).unwrap(), 77, "finish it first");
     std::fs::write(&key, &second).unwrap();
-    refused(&relay.command(&rotate).unwrap(), 1, "is not the key that the rotation which was broken off was to");
+    refused(&relay.command(&rotate).unwrap(), 77, "is not the key that the rotation which was broken off was to");
     let did = relay.run(&to).unwrap();
     // What was brought over the first time is not done again.
     assert_eq!((did["tenants"].as_u64(), did["anew"]["provider_keys"].as_u64()), (Some(2), Some(0)));

@@ -1,7 +1,7 @@
 //! Names that stand for several models: which is asked, when another is, and when one is asked again.
 
 use belay_client::escalation::{Collected, EscalationRequest};
-use belay_protocol::message::{Dialect, FailureCode};
+use belay_protocol::message::{Dialect, FailureCode, Outcome};
 use belay_tests::fake_provider::{FakeProvider, Script};
 use belay_tests::relay::{TestClient, TestRelay};
 use std::time::{Duration, Instant};
@@ -131,6 +131,63 @@ async fn who_fails_again_and_again_is_asked_after_the_others_until_it_answers() 
         assert_eq!(provider(&two.ask("both", PLAIN).await), "second");
     }
     assert_eq!(two.first.counts().requests, asked + 1);
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_are_ill_come_after_all_that_are_well() {
+    let providers = [(); 4].map(|()| FakeProvider::start());
+    let mut fakes = vec![];
+    for provider in providers {
+        fakes.push(provider.await.unwrap());
+    }
+    let part = |(number, fake): (usize, &FakeProvider)| {
+        format!(
+            "[providers.p{number}]\nkind = \"openai\"\nurl = \"{}\"\n[models.p{number}]\nprovider = \"p{number}\"\n\
+             max_output_tokens = 1000\n{LINES}\n",
+            fake.url()
+        )
+    };
+    let extra: String = fakes.iter().enumerate().map(part).collect();
+    let all = "[aliases]\nauto = \"demo\"\nall = [\"p0\", \"p1\", \"p2\", \"p3\"]\n";
+    let relay = TestRelay::start(&format!("{extra}{all}")).await;
+    let client = relay.client().await;
+    let ask = async || {
+        let body = format!(r#"{{"model":"all","stream":true,"max_tokens":50{PLAIN}}}"#);
+        let id = client.client.request_id();
+        client.send(EscalationRequest::new(id, Dialect::OPENAI_CHAT, "all", body.into_bytes())).await
+    };
+    for ill in [0, 1] {
+        fakes[ill].set_script(Script { status: 500, ..Script::default() });
+    }
+    for _ in 0..5 {
+        assert_eq!(provider(&ask().await), "p2");
+    }
+    let asked = || fakes.iter().map(|fake| fake.counts().requests).collect::<Vec<_>>();
+    assert_eq!(asked(), [5, 5, 5, 0]);
+    // The next well one stands in, and neither of the ill.
+    fakes[2].push_script(Script { status: 500, ..Script::default() });
+    assert_eq!(provider(&ask().await), "p3");
+    assert_eq!(asked(), [5, 5, 6, 1]);
+    relay.verify().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_in_a_hurry_makes_no_provider_ill() {
+    let two = Two::start([LINES, LINES], "[aliases]\nauto = \"demo\"\nboth = [\"first\", \"second\"]\n").await;
+    two.first.set_script(Script { hang: true, ..Script::default() });
+    for _ in 0..8 {
+        let body = format!(r#"{{"model":"both","stream":true,"max_tokens":50{PLAIN}}}"#);
+        let id = two.client.client.request_id();
+        let mut request = EscalationRequest::new(id, Dialect::OPENAI_CHAT, "both", body.into_bytes());
+        request.deadline_ms = Some(20);
+        let answer = two.client.send(request).await;
+        assert_eq!(answer.end.expect("settled").outcome, Outcome::TIMED_OUT);
+    }
+    assert_eq!((two.first.counts().requests, two.second.counts().requests), (8, 0));
+    two.first.set_script(Script::tokens(3));
+    assert_eq!(provider(&two.ask("both", PLAIN).await), "first");
     two.stop().await;
 }
 

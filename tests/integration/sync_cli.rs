@@ -290,6 +290,39 @@ fn a_full_disk_of_a_computer_is_said_and_loses_nothing() {
     assert_eq!(fs::read(out.join("small.md")).unwrap(), b"small");
 }
 
+/// What lies on a disk that is mounted in a folder is not deleted when it is unmounted.
+#[test]
+fn what_lies_on_a_disk_that_is_gone_was_not_deleted() {
+    let site = Site::start(1);
+    let (a, b) = (Computer::join(&site, "laptop"), Computer::join(&site, "desk"));
+    a.write("own.md", "on the folder's own disk");
+    a.text(&["--once"]);
+    let script = "set -e; mkdir \"$1/work\"; mount -t tmpfs tmpfs \"$1/work\"; mkdir \"$1/work/deep\"
+        echo plan > \"$1/work/plan.md\"; echo more > \"$1/work/deep/more.md\"
+        \"$2\" --home \"$3\" sync --once; umount \"$1/work\"
+        \"$2\" --home \"$3\" sync --once || echo it says so";
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]).arg(a.at("notes"));
+    command.arg(belay_tests::procs::binary("belay")).arg(&a.home);
+    let ran = run(&mut command);
+    if ran.code == Some(1) && ran.stderr.contains("unshare") {
+        assert!(!require_all(), "no namespaces: {}", ran.stderr);
+        eprintln!("SKIPPED: no namespaces here: {}", ran.stderr);
+        return;
+    }
+    exits(&ran, 0);
+    assert!(ran.stdout.contains("sent      work/deep/more.md"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("work: the disk that was mounted there is gone"), "{}", ran.stdout);
+    // Nothing of it went away, here or elsewhere.
+    b.text(&["--once"]);
+    assert_eq!(fs::read_to_string(b.at("notes").join("work/plan.md")).unwrap(), "plan\n");
+    // A line that is taken out means that it was meant.
+    fs::write(a.at("notes").join(".belay/disks"), "").unwrap();
+    a.text(&["--once"]);
+    b.text(&["--once"]);
+    assert!(!b.at("notes").join("work/plan.md").exists() && b.at("notes").join("own.md").exists());
+}
+
 #[test]
 fn long_transfers_show_their_progress_on_a_terminal_and_nowhere_else() {
     let site = Site::start(1);

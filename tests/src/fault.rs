@@ -24,11 +24,11 @@ pub struct Fault {
     pub fault: String,
     /// How often.
     pub tried: u64,
-    /// What was lost: requests, events or documents.
-    pub lost: u64,
+    /// What was lost: requests, events or documents. `None`: its test failed before it could tell.
+    pub lost: Option<u64>,
     /// And what was there twice, or paid twice.
-    pub doubled: u64,
-    /// The worst that was seen; empty: nothing is measured.
+    pub doubled: Option<u64>,
+    /// The worst that was seen, or how its test failed; empty: nothing is measured.
     pub worst: String,
     /// What was promised.
     pub bar: String,
@@ -41,7 +41,14 @@ impl Fault {
     #[must_use]
     pub fn kept(fault: &str, tried: u64, bar: &str) -> Self {
         let (fault, bar, worst) = (fault.to_owned(), bar.to_owned(), String::new());
-        Self { fault, tried, lost: 0, doubled: 0, worst, bar, holds: true }
+        Self { fault, tried, lost: Some(0), doubled: Some(0), worst, bar, holds: true }
+    }
+
+    /// A fault whose test has failed, in its words.
+    #[must_use]
+    pub fn failed(fault: &str, why: impl Into<String>) -> Self {
+        let (fault, worst, bar) = (fault.to_owned(), why.into(), "see its output".to_owned());
+        Self { fault, tried: 0, lost: None, doubled: None, worst, bar, holds: false }
     }
 
     /// With the worst that was seen.

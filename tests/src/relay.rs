@@ -33,7 +33,7 @@ pub fn config_text(state: &Path, extra: &str) -> String {
         }
     };
     table("[listen]", "quic = \"127.0.0.1:0\"");
-    table("[state]", &format!("dir = {:?}", state.display().to_string()));
+    table("[state]", &format!("dir = {:?}\nreserve_mib = 1", state.display().to_string()));
     table("[limits]", "requests_per_minute = 100000\nrequests_at_once = 1000\nhandshakes_per_second = 10000\n");
     table("[timeouts]", "drain_ms = 3000");
     // Tests say themselves when they want a provider to be asked again.

@@ -50,7 +50,8 @@ pub(super) struct GatewayArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   belay up
-  belay up --listen 127.0.0.1:8080 --token \"$(openssl rand -hex 16)\"
+  belay up --listen 127.0.0.1:8080
+  BELAY_TOKEN=\"$(cat gateway.token)\" belay up    (others on this computer see what stands behind --token)
   OPENAI_BASE_URL=http://127.0.0.1:4141/v1 OPENAI_API_KEY=any my-program
   ANTHROPIC_BASE_URL=http://127.0.0.1:4141 ANTHROPIC_API_KEY=any my-program")]
 pub(super) struct UpArgs {
@@ -106,6 +107,7 @@ pub(super) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
         _ => anyhow!("another belay up is just starting"),
     })?;
     let secret = Env::system().random.bytes::<16>().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let has_token = settings.token.is_some();
     settings.secret = Some(Token::from(secret.as_str()));
     let mut options = global.options()?;
     // It is the one that runs.
@@ -121,7 +123,7 @@ pub(super) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
     let listen = gateway.local_addr();
     let device = client.identity().device.clone();
     held.tell(&Told { process: std::process::id(), device, listen, secret })?;
-    announce(global, listen);
+    announce(global, listen, has_token);
     let stop = gateway.stopper();
     let serving = tokio::spawn(gateway.run());
     let ended = tokio::select! {
@@ -149,7 +151,7 @@ async fn hold(state: &StateDir) -> Result<Option<Held>, ClientError> {
 }
 
 /// What a person needs to use it.
-fn announce(global: &Global, local: SocketAddr) {
+fn announce(global: &Global, local: SocketAddr, has_token: bool) {
     if global.json {
         println!("{}", serde_json::json!({ "listening": local.to_string() }));
         return;
@@ -157,7 +159,8 @@ fn announce(global: &Global, local: SocketAddr) {
     println!("The gateway listens on http://{local}; its page shows what runs and what it costs.");
     println!("  OpenAI programs:     OPENAI_BASE_URL=http://{local}/v1");
     println!("  Anthropic programs:  ANTHROPIC_BASE_URL=http://{local}");
-    println!("Any API key will do: keys of providers stay at the relay. Ctrl-C ends it.");
+    let key = if has_token { "The API key is the token that it was started with" } else { "Any API key will do" };
+    println!("{key}: keys of providers stay at the relay. Ctrl-C ends it.");
 }
 
 /// Prints how the tunnel is whenever that changes. Ends with an error if the relay refuses for good.

@@ -5,6 +5,7 @@ use super::Shared;
 use super::body::Body;
 use super::recent::{Asked, Running};
 use super::relayed::Relayed;
+use super::room::WITHIN;
 use crate::escalation::{EscalationRequest, Reading};
 use belay_http::answer::{Terms, respond};
 use belay_http::api::Forward;
@@ -14,8 +15,9 @@ use belay_http::wishes::{Wishes, named, passed_on, peek};
 use belay_protocol::trace::TraceContext;
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, USER_AGENT};
-use http::{Response, request};
+use http::{Response, StatusCode, request};
 use hyper::body::Incoming;
+use tokio::time::timeout;
 
 /// So much of a model's name is remembered.
 const MODEL_SHOWN: usize = 200;
@@ -30,7 +32,12 @@ pub(super) async fn forward(
     upload: &mut Upload<Incoming>,
 ) -> Result<Response<Body>, Refusal> {
     let wishes = Wishes::read(&head.headers)?;
-    let body = upload.read(shared.settings.max_body).await?;
+    let mut room = shared.bodies.one();
+    let read = timeout(WITHIN, upload.read_into(&mut room, shared.settings.max_body)).await;
+    let body = read.map_err(|_| {
+        let message = format!("the request body did not come within {} s", WITHIN.as_secs());
+        Refusal::new(StatusCode::REQUEST_TIMEOUT, "timed_out", message)
+    })??;
     let (model, stream) = peek(&body)?;
     let again = wishes.idempotency_key.is_some();
     let identity = shared.client.identity();
@@ -64,7 +71,7 @@ pub(super) async fn forward(
     let place = shared.lanes.place(shared.settings.wait).await.map_err(|refusal| failed(&running, &refusal))?;
     let begun = place.client.escalate(request, shared.settings.wait).await;
     let escalation = begun.map_err(|error| failed(&running, &Refusal::from(&error)))?;
-    running.takes(place);
+    running.takes((place, room));
     let terms = Terms {
         keep_alive: shared.settings.keep_alive,
         end: shared.end.clone(),

@@ -4,6 +4,7 @@
 //! changes a few times in its life, under a lock.
 
 use super::lanes::Place;
+use super::room::BodyRoom;
 use belay_http::api::Forward;
 use belay_protocol::id::RequestId;
 use belay_protocol::message::{End, ResponseHead, UnitKind};
@@ -248,12 +249,12 @@ pub(super) struct Running {
     /// Its caller may come back.
     keeps: bool,
     /// Where it runs.
-    place: Option<Place>,
+    place: Option<(Place, BodyRoom)>,
 }
 
 impl Running {
-    /// It has a place, until it is over.
-    pub(super) fn takes(&mut self, place: Place) {
+    /// It has a place and room for its body, until it is over.
+    pub(super) fn takes(&mut self, place: (Place, BodyRoom)) {
         self.place = Some(place);
     }
 

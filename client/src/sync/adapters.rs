@@ -157,6 +157,8 @@ impl Place for Adapters {
                 scan.unknown.entry(key).or_insert(Unknown::Hidden);
             }
         }
+        let missing: Vec<ItemKey> = known.keys().filter(|key| !scan.items.contains_key(*key)).cloned().collect();
+        self.files.on_gone_disks(missing.iter(), &mut scan);
         for key in known.keys() {
             let is_there =
                 [self.weights(key), self.config(key)].iter().any(|path| std::fs::symlink_metadata(path).is_ok());

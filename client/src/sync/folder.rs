@@ -3,12 +3,13 @@
 use super::cut;
 use super::disk::{OWN, Root, look, modified_ms, stamp};
 use super::files::{file_parts, is_ready, new_file, open_file, stage};
+use super::mounts::{Mounts, is_below};
 use super::place::{Content, Known, Local, Place, PlaceError, Problem, Scan, Sig, Source, Staged, Stamp, Unknown};
 use super::written::{is_being_written, look_anew};
 use belay_protocol::item::{Digest, ItemKey, ItemKind, MAX_DEPTH, Parts};
 use ignore::WalkBuilder;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,7 @@ pub struct Folder {
     ignored: Gitignore,
     /// Files that were not quiet when they were looked at last, and since when they look as they do.
     restless: HashMap<ItemKey, (Stamp, Instant)>,
+    mounts: Mounts,
 }
 
 impl Folder {
@@ -57,7 +59,9 @@ impl Folder {
                 .map_err(|error| PlaceError::Unfit(format!("the pattern {pattern:?} makes no sense: {error}")))?;
         }
         let ignored = builder.build().map_err(|error| PlaceError::Unfit(error.to_string()))?;
-        Ok(Self { root: Root::new(path, mark), ignored, restless: HashMap::new() })
+        let root = Root::new(path, mark);
+        let mounts = Mounts::of(&root.path, &root.own());
+        Ok(Self { root, ignored, restless: HashMap::new(), mounts })
     }
 
     /// Makes the folder ready to be synced.
@@ -142,7 +146,21 @@ impl Folder {
         // A disk that went away while it was read has left fewer files than there are.
         self.root.check()?;
         self.restless.retain(|key, _| files.contains_key(key));
+        self.mounts.note(&files);
         Ok(files)
+    }
+
+    /// Of what is known and not there: what lies on a disk that is gone is only out of sight.
+    pub(super) fn on_gone_disks<'a>(&self, missing: impl Iterator<Item = &'a ItemKey>, scan: &mut Scan) {
+        let gone = self.mounts.gone();
+        let mut told = BTreeSet::new();
+        for key in missing {
+            if let Some(disk) = gone.iter().find(|disk| is_below(key, disk)) {
+                scan.unknown.insert(key.clone(), Unknown::Hidden);
+                told.insert(*disk);
+            }
+        }
+        scan.problems.extend(told.into_iter().map(|disk| self.mounts.problem(disk)));
     }
 
     /// Whether a file has been as it is for long enough to be whole.
@@ -249,6 +267,7 @@ impl Place for Folder {
                 }
             }
         }
+        self.on_gone_disks(known.keys().filter(|key| !files.contains_key(key)), &mut scan);
         self.missing(known, &files, &mut scan);
         Ok(scan)
     }

@@ -15,6 +15,7 @@ pub mod folder;
 pub mod follow;
 pub mod index;
 pub mod log;
+mod mounts;
 pub mod place;
 pub mod reconcile;
 pub mod remote;

@@ -37,7 +37,7 @@ pub(super) async fn look(global: &Global) -> anyhow::Result<Vec<Finding>> {
     let config = match Config::load_without_keys(&global.config) {
         Ok(config) => config,
         Err(error) => {
-            let remedy = "put it right; belayd config check names all that is wrong";
+            let remedy = "put it right, and look again: belayd config check names what is wrong, one thing at a time";
             return Ok(vec![Finding::bad("configuration", error.to_string(), remedy)]);
         }
     };
@@ -93,7 +93,11 @@ async fn at_rest(global: &Global, config: &Config) -> Vec<Finding> {
                 }
                 store.close();
             }
-            Err(error) => findings.push(Finding::bad("state", format!("{error:#}"), "who has it?")),
+            Err(error) => findings.push(Finding::bad(
+                "state",
+                format!("{error:#}"),
+                "end the process that has it (fuser shows which), or start the relay that it is",
+            )),
         }
     }
     findings

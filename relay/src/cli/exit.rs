@@ -3,6 +3,7 @@
 use belay_relay::admin::client::ClientError;
 use belay_relay::backup::BackupError;
 use belay_relay::config::ConfigError;
+use belay_relay::master_key::MasterKeyError;
 use belay_relay::store::lock::LockError;
 use belay_relay::{StartError, store::StoreError};
 use std::process::ExitCode;
@@ -32,10 +33,13 @@ fn code(error: &anyhow::Error) -> u8 {
         Some(ClientError::Refused(_)) => return REFUSED,
         _ => {}
     }
-    // No better a second later.
-    if let Some(StartError::NoMasterKey { .. } | StartError::Restoring { .. } | StartError::MasterKey(_)) =
-        error.downcast_ref::<StartError>()
-    {
+    let key = match error.downcast_ref::<StartError>() {
+        // No better a second later.
+        Some(StartError::NoMasterKey { .. } | StartError::Restoring { .. }) => return REFUSED,
+        Some(StartError::MasterKey(error)) => Some(error),
+        _ => error.downcast_ref::<MasterKeyError>(),
+    };
+    if key.is_some_and(MasterKeyError::is_lasting) {
         return REFUSED;
     }
     // `serve` meets these while it starts, `ledger verify` of a stopped relay by itself.

@@ -98,7 +98,11 @@ async fn run(config: Config, json: bool) -> anyhow::Result<()> {
         () = again => warn!("second signal: leaving at once; the next start settles what was running"),
     }
     stop.cancel();
-    admin.await.context("the admin listener failed")??;
+    // One that never ends its request keeps nobody here.
+    match tokio::time::timeout(LAST_ANSWERS, admin).await {
+        Ok(ended) => ended.context("the admin listener failed")??,
+        Err(_) => info!("an operator's connection did not end, and is left"),
+    }
     // The socket file goes with the process that owns it.
     let _ = std::fs::remove_file(socket);
     Ok(())
@@ -116,6 +120,8 @@ async fn reload(relay: &Relay, hangup: &mut Signal) {
 
 /// How often the service manager is told how the relay is.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
+/// How long operators' connections may take to end.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// How the relay is, in a line.
 fn line(relay: &Relay) -> String {

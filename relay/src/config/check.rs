@@ -78,6 +78,8 @@ pub struct Config {
     pub network_threads: usize,
     /// Everything that the relay remembers is below this directory.
     pub state_dir: PathBuf,
+    /// What is kept free on its disk for what runs, in bytes.
+    pub reserve: u64,
     /// The file of the master key.
     pub master_key: PathBuf,
     /// Threads of the store.
@@ -152,6 +154,11 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
         .state
         .dir
         .ok_or_else(|| wrong("state.dir", "is missing; name the directory for the relay's state".into()))?;
+    let reserve = raw.state.reserve_mib.unwrap_or(64);
+    if reserve > 1 << 20 {
+        return Err(wrong("state.reserve_mib", format!("{reserve} is not from 0 to {}", 1 << 20)));
+    }
+    let reserve = u64::from(reserve) << 20;
     let store_threads = raw.state.store_threads.unwrap_or(4);
     if !(1..=64).contains(&store_threads) {
         return Err(wrong("state.store_threads", format!("{store_threads} is not from 1 to 64")));
@@ -204,6 +211,7 @@ pub(super) fn check(raw: Raw, name: &str, keys: Keys) -> Result<Config, ConfigEr
         network_threads,
         master_key: raw.state.master_key_file.unwrap_or_else(|| state_dir.join(MASTER_KEY)),
         state_dir,
+        reserve,
         store_threads,
         idle_close: Duration::from_secs(raw.state.idle_close_s.unwrap_or(60)),
         log_format: raw.log.format,

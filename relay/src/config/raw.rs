@@ -109,6 +109,7 @@ impl RawStripe {
 pub(super) struct State {
     pub(super) dir: Option<PathBuf>,
     pub(super) master_key_file: Option<PathBuf>,
+    pub(super) reserve_mib: Option<u32>,
     pub(super) store_threads: Option<usize>,
     pub(super) idle_close_s: Option<u64>,
 }

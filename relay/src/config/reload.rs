@@ -134,6 +134,7 @@ impl Config {
             stripe: self.stripe.clone(),
             network_threads: self.network_threads,
             state_dir: self.state_dir.clone(),
+            reserve: self.reserve,
             master_key: self.master_key.clone(),
             store_threads: self.store_threads,
             idle_close: self.idle_close,

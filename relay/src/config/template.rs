@@ -80,6 +80,9 @@ dir = "belay-state"
 # master.key in the state directory; keep it elsewhere to have the books protected from whoever can write
 # that directory.
 # master_key_file = "/etc/belayd/master.key"
+# A file of that size is kept there. When the disk is nearly full it goes: what runs is settled in its room, and nothing
+# new begins until somebody has made more.
+reserve_mib = 64
 # Threads that write to SQLite.
 store_threads = 4
 # A tenant's file that nobody used for so many seconds is closed.
@@ -211,10 +214,7 @@ kind = "demo"
 # [providers.openai]
 # kind = "openai"
 # key_file = "/etc/belayd/openai.key"
-
-# [providers.own]
-# kind = "openai"
-# url = "http://127.0.0.1:11434/v1"
+# url = "https://api.openai.com/v1"
 # private = false
 # trace_context = false
 

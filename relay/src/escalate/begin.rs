@@ -137,6 +137,12 @@ impl Escalator {
         if self.draining.is_cancelled() {
             return Err(failed(id, FailureCode::DRAINING, "the relay is going down", "try again in a moment"));
         }
+        if self.reserve.is_short() {
+            let message = "the relay's disk is nearly full";
+            let mut full = failed(id, FailureCode::OVERLOADED, message, "ask the operator of the relay to make room");
+            full.retry_after_ms = Some(30_000);
+            return Err(full);
+        }
         let Some(charge) = self.memory.charge(memory::REQUEST) else {
             let message = "the relay has no memory left for new requests";
             let mut busy = failed(id, FailureCode::OVERLOADED, message, "try again after retry_after_ms");

@@ -208,6 +208,8 @@ impl Escalator {
             match self.store.run(Db::Tenant(tenant.clone()), command()).await {
                 Err(error) if tries < SETTLE_TRIES && error.may_pass() => {
                     warn!(%error, tries, "{what} failed; trying again");
+                    // The disk may be full, and the reserve is for this.
+                    self.reserve.look();
                     sleep(wait).await;
                     wait *= 3;
                     tries += 1;

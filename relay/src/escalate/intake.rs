@@ -108,7 +108,7 @@ impl Flight<'_> {
         if self.whole.len() + chunk.len() > limit {
             return Err(Ending::After(Outcome::LIMIT, format!("the answer is above {limit} bytes")));
         }
-        self.whole.extend_from_slice(&chunk);
+        self.whole.push(&chunk);
         // What is carried over is so once it is whole.
         if self.answers.is_some() { Ok(()) } else { self.emit_bytes(chunk) }
     }

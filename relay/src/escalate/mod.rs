@@ -37,6 +37,7 @@ mod suspend;
 mod sweeper;
 mod traced;
 mod watch;
+mod whole;
 
 pub use flights::Flights;
 pub use sweeper::Unresolved;
@@ -50,8 +51,10 @@ use traced::Traced;
 pub(crate) use traced::Tracer;
 
 use crate::config::Config;
+use crate::ops::chores::Chores;
 use crate::ops::memory::{BodyPermit, Memory};
 use crate::ops::metrics::Metrics;
+use crate::ops::reserve::Reserve;
 use crate::registry::Registry;
 use crate::secrets::KeySealer;
 use crate::settings::InForce;
@@ -128,6 +131,10 @@ pub struct Escalator {
     pub(crate) draining: CancellationToken,
     pub(crate) unresolved: Unresolved,
     pub(crate) running: AtomicUsize,
+    /// Small deeds that devices ask for.
+    pub(crate) chores: Chores,
+    /// Room for settling what runs when the disk is full.
+    pub(crate) reserve: Arc<Reserve>,
     /// Set by the operator: until when (milliseconds since 1970, 0: unknown), and why.
     pub(crate) maintenance: Mutex<Option<(u64, String)>>,
     /// What those who watch the relay are told.
@@ -174,6 +181,9 @@ impl Escalator {
         }
         if self.memory.is_nearly_full() {
             return RelayState::Degraded { reason: "memory is nearly used up; new requests may be refused".into() };
+        }
+        if self.reserve.is_short() {
+            return RelayState::Degraded { reason: "the disk is nearly full; new requests are refused".into() };
         }
         if self.unresolved.has_some() {
             return RelayState::Degraded { reason: "a book could not be written; it is tried again".into() };

@@ -13,6 +13,7 @@ use super::reader::{Heard, Reader};
 use super::sweeper::RENEW;
 use super::traced::Traced;
 use super::watch::Watch;
+use super::whole::Whole;
 use super::{Begun, ClientStream, Escalator, Held};
 use crate::ops::memory::BodyPermit;
 use crate::providers::{Answer, CallFuture, ProviderError};
@@ -23,7 +24,6 @@ use belay_protocol::dialect::usage::UsageMeter;
 use belay_protocol::frame::MAX_CHUNK;
 use belay_protocol::message::{EscalateRequest, Outcome, ResponseHead};
 use belay_protocol::stream::StreamError;
-use bytes::BytesMut;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -73,7 +73,7 @@ pub(super) struct Flight<'a> {
     /// Room for the request's body, until the provider has it.
     body_permit: Option<BodyPermit>,
     /// Whole answers that are not streamed are kept for their usage figures.
-    pub(super) whole: BytesMut,
+    pub(super) whole: Whole,
     /// What it says, where a session is to have it.
     pub(super) said: Option<String>,
     pub(super) traced: Traced,
@@ -105,7 +105,7 @@ impl Escalator {
             renewal: Box::pin(sleep(RENEW)),
             offers,
             body_permit: Some(body_permit),
-            whole: BytesMut::new(),
+            whole: Whole::new(&self.memory),
             said: plan.is_in_session().then(String::new),
             escalator: self,
             settings,
@@ -385,7 +385,6 @@ impl Flight<'_> {
     fn poll_write(&mut self, cx: &mut Context<'_>, watch: &Watch) -> Poll<Ending> {
         let Some(reader) = &mut self.reader else { return Poll::Pending };
         match reader.stream.writer.poll_flush(cx) {
-            Poll::Pending => {}
             Poll::Ready(Err(error)) => {
                 let left = self.left(&error);
                 // How long it may stay away must be waited for.
@@ -394,7 +393,7 @@ impl Flight<'_> {
             }
             // A client that says nothing more cannot acknowledge: what it took counts as read.
             Poll::Ready(Ok(())) if !reader.talks => self.log.acknowledge(u64::MAX),
-            Poll::Ready(Ok(())) => {}
+            Poll::Pending | Poll::Ready(Ok(())) => {}
         }
         Poll::Pending
     }

@@ -2,11 +2,11 @@
 //! hands usage over to central, and closes what is idle.
 
 use super::Escalator;
-use crate::store::StoreError;
 use crate::store::executor::Db;
 use crate::store::journal::Progress;
 use crate::store::ledger::recover::estimate;
-use crate::store::ledger::settle::{Settlement, void_made_at};
+use crate::store::ledger::settle::{Settlement, settle, void_made_at};
+use crate::store::{Connection, StoreError};
 use belay_protocol::id::{RequestId, TenantId};
 use belay_protocol::message::Outcome;
 use std::collections::HashMap;
@@ -125,36 +125,43 @@ impl Unresolved {
 }
 
 impl Escalator {
-    /// Sweeps until `stop`. The first round opens every tenant once, so that the holds of a dead
-    /// process do not wait for their tenant's next request.
+    /// Sweeps until `stop`. Meanwhile every tenant is opened once, so that the holds of a dead process do not wait for their
+    /// tenant's next request.
     pub async fn sweep(&self, stop: CancellationToken) {
-        match self.tenants.all().await {
-            Ok(tenants) => {
-                for tenant in tenants {
-                    if stop.is_cancelled() {
-                        return;
-                    }
-                    if let Err(error) = self.tenants.handle(&tenant.id).await {
-                        warn!(tenant = %tenant.id, %error, "cannot recover a tenant");
-                    }
-                    tokio::task::yield_now().await;
-                }
+        tokio::join!(self.recover_all(&stop), self.sweep_again_and_again(&stop));
+        self.resolve_lost().await;
+    }
+
+    async fn recover_all(&self, stop: &CancellationToken) {
+        let tenants = match self.tenants.all().await {
+            Ok(tenants) => tenants,
+            Err(error) => return warn!(%error, "cannot list the tenants"),
+        };
+        for tenant in tenants {
+            if stop.is_cancelled() {
+                return;
             }
-            Err(error) => warn!(%error, "cannot list the tenants"),
+            if let Err(error) = self.tenants.handle(&tenant.id).await {
+                warn!(tenant = %tenant.id, %error, "cannot recover a tenant");
+            }
+            tokio::task::yield_now().await;
         }
+    }
+
+    async fn sweep_again_and_again(&self, stop: &CancellationToken) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => return,
                 _ = ticks.tick() => {}
             }
+            self.reserve.look();
             self.resolve_lost().await;
             self.tenants.flush(Some(self.config().billing.flush)).await;
             self.tenants.close_idle();
         }
-        self.resolve_lost().await;
     }
 
     async fn resolve_lost(&self) {
@@ -189,7 +196,9 @@ impl Escalator {
 
     async fn settle_lost(&self, tenant: &TenantId, settlement: Settlement) -> Result<(), StoreError> {
         let (id, now_ms) = (settlement.request_id, settlement.now_ms);
-        let settled = match self.settle(tenant, settlement).await {
+        // Once: it is tried again in the next round, and others wait for this one.
+        let command = move |connection: &Connection| settle(connection, &settlement);
+        let settled = match self.store.run(Db::Tenant(tenant.clone()), command).await {
             Ok(settled) => settled,
             Err(error @ StoreError::NoHold { .. }) => {
                 warn!(%tenant, request = %id, %error, "there is nothing to settle any more");

@@ -104,10 +104,18 @@ impl Access {
         self.registry.callers()
     }
 
+    fn tokens(&self) -> Arc<Tokens> {
+        Arc::clone(&self.tokens.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Who asks. Errors: nobody knows.
     pub(super) async fn admit(&self, head: &Parts) -> Result<Admitted, Refusal> {
         let shown = credential(&head.headers).ok_or_else(unauthenticated)?;
         let hash = sha256(shown.as_bytes());
+        // A key that was taken away makes good tokens no more.
+        if shown.contains('.') && self.tokens().read_anew() {
+            self.callers().close_tokens();
+        }
         let known = match self.callers().find(&hash, self.env.clock.now_ms()) {
             Some(known) => known,
             None => {
@@ -169,8 +177,7 @@ impl Access {
     /// Its issuer says who pays: that there is such a tenant is the relay's to know. `None`: it is no token, or no good
     /// one.
     async fn by_token(&self, shown: &str) -> Result<Option<Known>, Refusal> {
-        let tokens = Arc::clone(&self.tokens.read().unwrap_or_else(PoisonError::into_inner));
-        let Some(known) = tokens.verify(shown, self.env.clock.now_ms()) else { return Ok(None) };
+        let Some(known) = self.tokens().verify(shown, self.env.clock.now_ms()) else { return Ok(None) };
         let id = known.tenant.clone();
         let found = self.store.run(Db::Central, move |connection| central::tenant(connection, &id)).await;
         match found {

@@ -107,7 +107,7 @@ impl Callers {
         self.close(|of, _| of == tenant);
     }
 
-    /// Forgets whoever came with a token, so that it is looked at anew; what runs goes on until the token ends.
+    /// Forgets whoever came with a token, so that it is looked at anew; what runs goes on.
     pub(crate) fn close_tokens(&self) {
         let mut inner = self.inner();
         inner.losses += 1;

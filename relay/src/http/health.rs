@@ -4,9 +4,7 @@ use super::Http;
 use super::money::{BalanceAnswer, Nothing, balance_of};
 use super::reply::{Asked, json};
 use super::shapes::Problems;
-use crate::store::central::is_readable;
 use crate::store::central::keys::KeyScope;
-use crate::store::executor::Db;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use belay_http::refusal::Refusal;
@@ -54,7 +52,7 @@ pub(super) async fn health(State(http): State<Arc<Http>>) -> Response {
     responses((status = 200, body = Health), (status = 503, body = Health)))]
 pub(super) async fn ready(State(http): State<Arc<Http>>) -> Response {
     let escalator = &http.shared.escalator;
-    let books = escalator.store.run(Db::Central, is_readable).await.is_ok();
+    let books = http.can_read_books().await;
     let ready = books && !escalator.draining.is_cancelled();
     let mut health = health_of(&http);
     if !books {

@@ -96,6 +96,13 @@ impl Tokens {
         Ok(Self { issuers: trusted.collect::<Result<_, _>>()? })
     }
 
+    /// Looks now and then whether keys have changed, and reads them anew. True: some were, so what was good may be so no
+    /// more.
+    pub(super) fn read_anew(&self) -> bool {
+        // Each is looked at.
+        self.issuers.iter().filter(|trusted| trusted.read_anew()).count() > 0
+    }
+
     /// Whose token this is. `None`: nobody's, for whatever reason.
     pub(super) fn verify(&self, token: &str, now_ms: u64) -> Option<Known> {
         let (head, body) = unverified(token)?;
@@ -143,23 +150,33 @@ fn unverified(token: &str) -> Option<(Head, Map<String, Value>)> {
 }
 
 impl Trusted {
-    /// The key of that name; of a PEM file, the one there is.
-    fn key(&self, kid: Option<&str>) -> Option<DecodingKey> {
+    fn read_anew(&self) -> bool {
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        if keys.looked.elapsed() >= LOOK {
-            keys.looked = Instant::now();
-            let now = stamp(path(&self.config));
-            if now != keys.stamp {
-                match read(&self.config) {
-                    Ok(all) => {
-                        info!(issuer = self.config.issuer, keys = all.len(), "the keys for tokens were read anew");
-                        (keys.all, keys.stamp) = (all, now);
-                    }
-                    // Those that were there go on: a file may be half written.
-                    Err(error) => warn!(%error, "the keys for tokens cannot be read; those before are used"),
-                }
+        if keys.looked.elapsed() < LOOK {
+            return false;
+        }
+        keys.looked = Instant::now();
+        let now = stamp(path(&self.config));
+        if now == keys.stamp {
+            return false;
+        }
+        match read(&self.config) {
+            Ok(all) => {
+                info!(issuer = self.config.issuer, keys = all.len(), "the keys for tokens were read anew");
+                (keys.all, keys.stamp) = (all, now);
+                true
+            }
+            // Those that were there go on: a file may be half written.
+            Err(error) => {
+                warn!(%error, "the keys for tokens cannot be read; those before are used");
+                false
             }
         }
+    }
+
+    /// The key of that name; of a PEM file, the one there is.
+    fn key(&self, kid: Option<&str>) -> Option<DecodingKey> {
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         let found = keys.all.iter().find(|(name, _)| name.is_none() || name.as_deref() == kid);
         found.map(|(_, key)| key.clone())
     }

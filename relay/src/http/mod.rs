@@ -54,11 +54,15 @@ pub enum HttpStartError {
 
 use crate::config;
 use crate::connection::Shared;
+use crate::store::central::is_readable;
+use crate::store::executor::Db;
 use access::Access;
 use jwt::Tokens;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -79,6 +83,8 @@ pub(crate) struct Http {
     certificates: Certificates,
     /// Places for events of strangers.
     hooks: Semaphore,
+    /// Whether the books could be read when somebody asked last.
+    books: Mutex<Option<(Instant, bool)>>,
     /// Cancelled when it waits no longer for answers that run.
     end: CancellationToken,
 }
@@ -101,7 +107,19 @@ impl Http {
         let hooks = Semaphore::new(stripe::AT_ONCE);
         let tls = RwLock::new(certificates.acceptor(&config.tls)?);
         let config = RwLock::new(Arc::new(config));
-        Ok(Arc::new(Self { access, config, tls, certificates, hooks, end: CancellationToken::new(), shared }))
+        let (books, end) = (Mutex::default(), CancellationToken::new());
+        Ok(Arc::new(Self { access, config, tls, certificates, hooks, books, end, shared }))
+    }
+
+    /// Whether the books can be read, as of a second ago at the most: strangers may ask as often as they like.
+    async fn can_read_books(&self) -> bool {
+        let known = *self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, can)) = known.filter(|(at, _)| at.elapsed() < Duration::from_secs(1)) {
+            return can;
+        }
+        let can = self.shared.escalator.store.run(Db::Central, is_readable).await.is_ok();
+        *self.books.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), can));
+        can
     }
 
     fn config(&self) -> Arc<config::Http> {

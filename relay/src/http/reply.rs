@@ -27,12 +27,14 @@ use tokio::time::{Instant, timeout, timeout_at};
 pub(super) struct Asked {
     pub(super) head: Parts,
     upload: Upload<Body>,
+    /// For the body, until the answer is there.
+    room: Option<BodyPermit>,
 }
 
 impl Asked {
     pub(super) fn new(request: Request) -> Self {
         let (head, body) = request.into_parts();
-        Self { upload: Upload::new(body, &head.headers), head }
+        Self { upload: Upload::new(body, &head.headers), head, room: None }
     }
 
     /// Who asks. Errors: nobody, or one that may not.
@@ -52,7 +54,8 @@ impl Asked {
     ) -> Result<(Admitted, T), Refusal> {
         let admitted = self.admit(http, scope).await?;
         plain(&self.head.headers)?;
-        let (body, _permit) = self.body(http, &admitted).await?;
+        let (body, permit) = self.body(http, &admitted).await?;
+        self.room = Some(permit);
         Ok((admitted, parse(&body)?))
     }
 

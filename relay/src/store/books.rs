@@ -265,7 +265,9 @@ impl Books {
         let (id, key) = (tenant.clone(), self.seal.clone());
         let of = tenant.clone();
         let sealed = self.store.run(Db::Central, move |connection| central::usage::sealed(connection, &of)).await?;
-        let mut report = self.run(tenant, move |connection| verify(connection, Some((&id, &key)), sealed)).await?;
+        // The whole of a large book takes longer than anybody's settlement may wait.
+        let look = move |connection: &Connection| verify(connection, Some((&id, &key)), sealed);
+        let mut report = self.store.go_through(tenant, look).await?;
         let _flushing = self.flushing.lock().await;
         let (id, epoch) = (tenant.clone(), self.run(tenant, outbox::epoch).await?);
         let handed = self.store.run(Db::Central, move |connection| {

@@ -60,18 +60,34 @@ pub fn erase(connection: &Connection) -> Result<Erased, StoreError> {
     Ok(erased)
 }
 
-/// Writes a database anew, without what lies between its rows. Errors: somebody uses it for too long; there is no room.
-pub(super) fn compact(path: &Path) -> Result<(), StoreError> {
-    let connection =
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+/// Moves what a database's log holds into it, so that nothing of before is left there. Errors: somebody reads it for too
+/// long.
+pub(super) fn empty_log(path: &Path) -> Result<(), StoreError> {
+    empty(&open(path)?)
+}
+
+fn open(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(Duration::from_secs(5))?;
-    // What is moved out of the log is overwritten there.
-    connection.execute_batch("PRAGMA secure_delete = ON; VACUUM;")?;
+    Ok(connection)
+}
+
+fn empty(connection: &Connection) -> Result<(), StoreError> {
     let is_busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
     if is_busy {
         let why = "somebody reads it still, so what was erased is in its log; do it again".into();
         return Err(StoreError::Failed { operation: "write a database anew", why });
     }
+    Ok(())
+}
+
+/// Writes a database anew, without what lies between its rows. Errors: somebody uses it for too long; there is no room.
+pub(super) fn compact(path: &Path) -> Result<(), StoreError> {
+    let connection = open(path)?;
+    // What is moved out of the log is overwritten there.
+    connection.execute_batch("PRAGMA secure_delete = ON; VACUUM;")?;
+    empty(&connection)?;
     // What a restore has moved aside is as much the tenant's.
     for entry in path.parent().and_then(|dir| std::fs::read_dir(dir).ok()).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().contains(".damaged-") {

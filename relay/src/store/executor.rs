@@ -1,50 +1,35 @@
 //! Who runs commands: threads with group commit, or, in a simulation, the caller itself.
 //!
-//! A database is owned by one worker. A worker takes all commands that wait (at most
-//! `MAX_BATCH`), groups them by database, and runs each group, with what comes meanwhile, in one
-//! `BEGIN IMMEDIATE` transaction. One that fails takes no neighbour with it: if it had written something,
-//! which is rare, the transaction is undone and run again with a savepoint per command (savepoints for all
-//! would copy every page that a command writes to). Replies leave after the commit. If the commit fails the
-//! outcome is unknown: the connection is dropped, everyone in the group is told so, and the next command opens
-//! the file anew.
+//! A database is owned by one worker (`worker`). A worker takes all commands that wait, groups them by database, and runs
+//! each group, with what comes meanwhile, in one `BEGIN IMMEDIATE` transaction (`commit`).
 //!
 //! The queue to a worker is bounded by its callers: each awaits the reply to its command, so there
 //! are never more commands in it than running operations.
 
-use super::StoreError;
-use super::readers::{self, Readers};
-use super::schema::{self, Durability, Kind};
+use super::commit::Typed;
+use super::readers::Readers;
+use super::schema::Durability;
 use super::watch::Watchers;
-use super::{central, copy, erase};
+use super::worker::{Job, Worker};
+use super::{StoreError, central};
 use crate::ops::metrics::StoreMetrics;
 use belay_protocol::id::TenantId;
 use rusqlite::Connection;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::sync::{oneshot, watch};
-use tracing::{error, warn};
+use tracing::error;
 
 /// The relay-wide database, in the state directory.
 pub const CENTRAL: &str = "central.db";
 /// A tenant's database, in its directory.
 pub const BOOK: &str = "tenant.db";
-/// Files that were written so long ago look different after another write.
-const SETTLED: Duration = Duration::from_secs(2);
-
-/// The most commands that share a commit.
-const MAX_BATCH: usize = 256;
-/// How often an idle worker looks for databases to checkpoint and close.
-const HOUSEKEEPING: Duration = Duration::from_millis(500);
-/// A write-ahead log above this is checkpointed as soon as nobody waits.
-const CHECKPOINT_BYTES: u64 = 4 << 20;
-/// A write-ahead log above this is checkpointed even while commands wait.
-const CHECKPOINT_NOW_BYTES: u64 = 64 << 20;
 
 /// Names a database.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -73,79 +58,32 @@ pub struct StoreConfig {
 /// A handle to the store; clones share it.
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
-    dir: PathBuf,
-    mode: Mode,
+pub(super) struct Inner {
+    pub(super) dir: PathBuf,
+    pub(super) mode: Mode,
     commits: Arc<AtomicU64>,
     watchers: Arc<Watchers>,
     metrics: StoreMetrics,
 }
 
-enum Mode {
-    Threads { senders: Vec<Sender<Job>>, threads: Mutex<Vec<JoinHandle<()>>>, readers: Readers },
+pub(super) enum Mode {
+    Threads {
+        senders: Vec<Sender<Job>>,
+        threads: Mutex<Vec<JoinHandle<()>>>,
+        /// For questions.
+        readers: Readers,
+        /// For what goes through a whole database.
+        long: Readers,
+    },
     Inline(Box<Mutex<Worker>>),
 }
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Store({})", self.inner.dir.display())
-    }
-}
-
-/// A command for one database, waiting for its commit.
-trait Command: Send {
-    /// Runs inside the transaction, and again if that had to be undone. `Err`: undo what it wrote.
-    fn apply(&mut self, connection: &Connection) -> Result<(), ()>;
-    /// Tells the caller, after the commit or its failure.
-    fn reply(self: Box<Self>, committed: Result<(), StoreError>);
-}
-
-enum Job {
-    Run {
-        db: Db,
-        command: Box<dyn Command>,
-    },
-    /// Answered as soon as the worker looks, whatever it has to do.
-    Hello(oneshot::Sender<()>),
-    /// Something is about to come.
-    Soon,
-    Stop,
-}
-
-struct Typed<T, E, F> {
-    run: F,
-    result: Option<Result<T, E>>,
-    sender: Option<oneshot::Sender<Result<T, E>>>,
-}
-
-impl<T, E, F> Command for Typed<T, E, F>
-where
-    T: Send,
-    E: From<StoreError> + Send,
-    F: FnMut(&Connection) -> Result<T, E> + Send,
-{
-    fn apply(&mut self, connection: &Connection) -> Result<(), ()> {
-        let result = (self.run)(connection);
-        let applied = result.as_ref().map(|_| ()).map_err(|_| ());
-        self.result = Some(result);
-        applied
-    }
-
-    fn reply(mut self: Box<Self>, committed: Result<(), StoreError>) {
-        let result = match (committed, self.result.take()) {
-            (Ok(()), Some(result)) => result,
-            // A refusal stands whether or not its neighbours' commit did.
-            (Err(_), Some(Err(refusal))) => Err(refusal),
-            (Err(error), _) => Err(error.into()),
-            (Ok(()), None) => Err(StoreError::Closed.into()),
-        };
-        if let Some(sender) = self.sender.take() {
-            // The caller may have gone; the commit stands all the same.
-            let _ = sender.send(result);
-        }
     }
 }
 
@@ -186,7 +124,8 @@ impl Store {
                 }
                 senders.push(sender);
             }
-            Mode::Threads { senders, threads: Mutex::new(threads), readers: Readers::start() }
+            let (readers, long) = (Readers::for_questions(), Readers::for_long());
+            Mode::Threads { senders, threads: Mutex::new(threads), readers, long }
         };
         Self { inner: Arc::new(Inner { dir: config.dir.clone(), mode, commits, watchers, metrics }) }
     }
@@ -226,28 +165,6 @@ impl Store {
         async move { receiver.await.unwrap_or_else(|_| Err(StoreError::Closed.into())) }
     }
 
-    /// Runs a question that may take long, beside the thread that writes to `tenant`'s book. It sees what is
-    /// durable by then. Errors: `TooLong`; writing is an error, too.
-    pub async fn read<T, F>(&self, tenant: &TenantId, mut question: F) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: FnMut(&Connection) -> Result<T, StoreError> + Send + 'static,
-    {
-        let Mode::Threads { readers, .. } = &self.inner.mode else {
-            return self.run(Db::Tenant(tenant.clone()), question).await;
-        };
-        // So that the file is there, with the newest schema.
-        self.run(Db::Tenant(tenant.clone()), |_| Ok::<_, StoreError>(())).await?;
-        let (sender, receiver) = oneshot::channel();
-        let path = tenant_dir(&self.inner.dir, tenant).join(BOOK);
-        readers.run(Box::new(move || {
-            let answer = readers::ask(&path, |connection| question(connection));
-            // Whoever asked may have gone.
-            let _ = sender.send(answer);
-        }));
-        receiver.await.unwrap_or(Err(StoreError::Closed))
-    }
-
     /// Wakes the worker of a tenant's book: a command for it is about to come. A thread that sleeps takes as long to wake
     /// as a small command takes to run.
     pub fn expect(&self, tenant: &TenantId) {
@@ -256,55 +173,7 @@ impl Store {
         }
     }
 
-    /// Copies a database into a new file, as it is at one moment; its worker goes on meanwhile.
-    pub async fn copy(&self, db: &Db, to: PathBuf) -> Result<(), StoreError> {
-        // One that is lost must not be made new, and take the place of a good copy.
-        if !self.has(db) {
-            return Err(StoreError::Lost { path: self.path(db).display().to_string() });
-        }
-        // With the newest schema.
-        self.run(db.clone(), |_| Ok::<_, StoreError>(())).await?;
-        let from = self.path(db);
-        let Mode::Threads { readers, .. } = &self.inner.mode else { return copy::copy(&from, &to) };
-        let (sender, receiver) = oneshot::channel();
-        readers.run(Box::new(move || {
-            // Whoever asked may have gone.
-            let _ = sender.send(copy::copy(&from, &to));
-        }));
-        receiver.await.unwrap_or(Err(StoreError::Closed))
-    }
-
-    /// Writes a database anew, so that nothing of what was deleted is left in its file. What else is asked of it waits.
-    pub async fn compact(&self, db: &Db) -> Result<(), StoreError> {
-        let path = self.path(db);
-        let Mode::Threads { readers, .. } = &self.inner.mode else { return erase::compact(&path) };
-        let (sender, receiver) = oneshot::channel();
-        readers.run(Box::new(move || {
-            // Whoever asked may have gone.
-            let _ = sender.send(erase::compact(&path));
-        }));
-        receiver.await.unwrap_or(Err(StoreError::Closed))
-    }
-
-    /// What tells one state of a database's files from another. `None`: they were written so lately that the next write
-    /// may look the same.
-    #[must_use]
-    pub fn stamp(&self, db: &Db) -> Option<String> {
-        let path = self.path(db);
-        let mut stamp = String::new();
-        for path in [path.clone(), path.with_extension("db-wal")] {
-            let Ok(meta) = std::fs::metadata(path) else { continue };
-            let age = meta.modified().ok()?.elapsed().ok()?;
-            if age < SETTLED {
-                return None;
-            }
-            let written = meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos();
-            stamp += &format!("{written}-{} ", meta.len());
-        }
-        Some(stamp)
-    }
-
-    fn path(&self, db: &Db) -> PathBuf {
+    pub(super) fn path(&self, db: &Db) -> PathBuf {
         match db {
             Db::Central => self.inner.dir.join(CENTRAL),
             Db::Tenant(tenant) => self.tenant_dir(tenant).join(BOOK),
@@ -356,8 +225,9 @@ impl Store {
     /// `Closed`.
     pub fn close(&self) {
         match &self.inner.mode {
-            Mode::Threads { senders, threads, readers } => {
+            Mode::Threads { senders, threads, readers, long } => {
                 readers.close();
+                long.close();
                 for sender in senders {
                     let _ = sender.send(Job::Stop);
                 }
@@ -392,288 +262,10 @@ fn worker_of(tenant: &TenantId, workers: usize) -> usize {
     1 + usize::try_from(hash % (workers as u64 - 1)).unwrap_or(0)
 }
 
-/// Whether a tenant's directory without a book has had one: something lies there.
-fn is_used(dir: &std::path::Path) -> bool {
-    let is_something =
-        |entry: std::fs::DirEntry| !entry.file_name().to_str().is_some_and(belay_certs::file::is_temporary);
-    std::fs::read_dir(dir).is_ok_and(|entries| entries.flatten().any(is_something))
-}
-
 /// The directory of a tenant's files below a state directory.
 #[must_use]
 pub fn tenant_dir(state: &std::path::Path, tenant: &TenantId) -> PathBuf {
     state.join("tenants").join(tenant.as_str())
-}
-
-/// Owns connections; lives on one thread.
-struct Worker {
-    config: StoreConfig,
-    open: HashMap<Db, Open>,
-    commits: Arc<AtomicU64>,
-    watchers: Arc<Watchers>,
-    metrics: StoreMetrics,
-    /// Of its logs, as it saw them last.
-    wal_bytes: i64,
-    commits_since_look: u32,
-}
-
-struct Open {
-    connection: Connection,
-    path: PathBuf,
-    used: Instant,
-}
-
-impl Worker {
-    fn serve(mut self, jobs: &Receiver<Job>) {
-        loop {
-            let first = match jobs.recv_timeout(HOUSEKEEPING) {
-                Ok(job) => job,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.checkpoint_large(CHECKPOINT_BYTES);
-                    self.close_idle(true);
-                    continue;
-                }
-                Err(RecvTimeoutError::Disconnected) => break,
-            };
-            let mut waiting = Waiting::default();
-            waiting.take(first);
-            waiting.take_all(jobs);
-            while let Some((db, group)) = waiting.groups.pop_front() {
-                let done = self.run_batch(&db, group, || waiting.more(&db, jobs));
-                self.metrics.queued.dec_by(done);
-            }
-            let stop = waiting.stop;
-            self.commits_since_look += 1;
-            if self.commits_since_look >= 512 {
-                self.commits_since_look = 0;
-                self.checkpoint_large(CHECKPOINT_NOW_BYTES);
-            }
-            if stop {
-                break;
-            }
-        }
-        self.close_all();
-    }
-
-    /// How many commands that were.
-    fn run_batch(
-        &mut self,
-        db: &Db,
-        mut group: Vec<Box<dyn Command>>,
-        more: impl FnMut() -> Vec<Box<dyn Command>>,
-    ) -> i64 {
-        let began = Instant::now();
-        let watchers = Arc::clone(&self.watchers);
-        let committed = match self.connection(db) {
-            Ok(connection) => transact(connection, &mut group, more).inspect(|()| {
-                if let Db::Tenant(tenant) = db {
-                    watchers.committed(tenant, connection);
-                }
-            }),
-            Err(error) => Err((error, false)),
-        };
-        self.commits.fetch_add(1, Ordering::Relaxed);
-        let committed = committed.map_err(|(error, broken)| {
-            if broken {
-                warn!(?db, %error, "a commit failed; its database is opened anew");
-                self.open.remove(db);
-            }
-            error
-        });
-        let done = i64::try_from(group.len()).unwrap_or(i64::MAX);
-        for command in group {
-            command.reply(committed.clone());
-        }
-        // Nobody waits for these.
-        self.metrics.batch.observe(done as f64);
-        self.metrics.commit.observe(began.elapsed().as_secs_f64());
-        done
-    }
-
-    fn connection(&mut self, db: &Db) -> Result<&Connection, StoreError> {
-        if !self.open.contains_key(db) {
-            if self.open.len() >= self.config.max_open {
-                self.close_least_used();
-            }
-            let (path, kind) = match db {
-                Db::Central => (self.config.dir.join(CENTRAL), Kind::Central),
-                Db::Tenant(tenant) => {
-                    let dir = tenant_dir(&self.config.dir, tenant);
-                    belay_certs::file::create_private_dir(&dir).map_err(|error| StoreError::Failed {
-                        operation: "make the tenant's directory",
-                        why: error.to_string(),
-                    })?;
-                    let book = dir.join(BOOK);
-                    if !book.exists() && is_used(&dir) {
-                        return Err(StoreError::Lost { path: book.display().to_string() });
-                    }
-                    (book, Kind::Tenant)
-                }
-            };
-            let connection = schema::open(&path, kind, self.config.durability)?;
-            self.open.insert(db.clone(), Open { connection, path, used: Instant::now() });
-        }
-        match self.open.get_mut(db) {
-            Some(open) => {
-                open.used = Instant::now();
-                Ok(&open.connection)
-            }
-            None => Err(StoreError::Closed),
-        }
-    }
-
-    /// Moves large write-ahead logs into their databases.
-    fn checkpoint_large(&mut self, above: u64) {
-        let mut left = 0;
-        for open in self.open.values() {
-            let wal = open.path.with_extension("db-wal");
-            let len = std::fs::metadata(&wal).map_or(0, |meta| meta.len());
-            if len > above {
-                checkpoint(&open.connection, "TRUNCATE");
-            } else {
-                left += i64::try_from(len).unwrap_or(0);
-            }
-        }
-        self.metrics.wal.inc_by(left - self.wal_bytes);
-        self.wal_bytes = left;
-    }
-
-    fn close_idle(&mut self, look: bool) {
-        if !look && self.open.len() < self.config.max_open {
-            return;
-        }
-        let idle = self.config.idle_close;
-        self.open.retain(|_, open| {
-            let keep = open.used.elapsed() < idle;
-            if !keep {
-                checkpoint(&open.connection, "TRUNCATE");
-            }
-            keep
-        });
-    }
-
-    fn close_least_used(&mut self) {
-        let oldest = self.open.iter().min_by_key(|(_, open)| open.used).map(|(db, _)| db.clone());
-        if let Some(open) = oldest.and_then(|db| self.open.remove(&db)) {
-            checkpoint(&open.connection, "TRUNCATE");
-        }
-    }
-
-    fn close_all(&mut self) {
-        for (_, open) in self.open.drain() {
-            checkpoint(&open.connection, "TRUNCATE");
-        }
-    }
-}
-
-fn checkpoint(connection: &Connection, mode: &str) {
-    // A reader that stands in the log must not hold up everybody's commands: then it is moved the next time.
-    let result = connection.busy_timeout(Duration::ZERO).and_then(|()| {
-        let moved = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()));
-        connection.busy_timeout(schema::BUSY).and(moved)
-    });
-    if let Err(error) = result {
-        // Nothing is lost: the log is replayed at the next open.
-        warn!(%error, "a checkpoint failed");
-    }
-}
-
-/// Commands that wait, in order of arrival per database; few databases wait at once.
-#[derive(Default)]
-struct Waiting {
-    groups: VecDeque<(Db, Vec<Box<dyn Command>>)>,
-    stop: bool,
-}
-
-impl Waiting {
-    fn take(&mut self, job: Job) {
-        match job {
-            Job::Stop => self.stop = true,
-            Job::Soon => {}
-            // Whoever asked may have gone.
-            Job::Hello(asker) => drop(asker.send(())),
-            Job::Run { db, command } => match self.groups.iter_mut().find(|(known, _)| *known == db) {
-                Some((_, group)) => group.push(command),
-                None => self.groups.push_back((db, vec![command])),
-            },
-        }
-    }
-
-    fn take_all(&mut self, jobs: &Receiver<Job>) {
-        jobs.try_iter().take(MAX_BATCH - 1).for_each(|job| self.take(job));
-    }
-
-    /// What has come for a database since.
-    fn more(&mut self, db: &Db, jobs: &Receiver<Job>) -> Vec<Box<dyn Command>> {
-        self.take_all(jobs);
-        let at = self.groups.iter().position(|(known, _)| known == db);
-        at.and_then(|at| self.groups.remove(at)).map(|(_, group)| group).unwrap_or_default()
-    }
-}
-
-/// Runs a group in one transaction, and with it what `more` has come meanwhile: a commit is dear, and
-/// whoever comes a moment later would have to wait for the next. `Err((error, broken))`: nothing is known
-/// to be kept; `broken` says that the connection must not be used again.
-fn transact(
-    connection: &Connection,
-    group: &mut Vec<Box<dyn Command>>,
-    mut more: impl FnMut() -> Vec<Box<dyn Command>>,
-) -> Result<(), (StoreError, bool)> {
-    run(connection, "BEGIN IMMEDIATE").map_err(failed)?;
-    let mut done = 0;
-    while done < group.len() {
-        for command in &mut group[done..] {
-            let before = connection.total_changes();
-            let is_refused = command.apply(connection).is_err();
-            still_open(connection)?;
-            if is_refused && connection.total_changes() != before {
-                run(connection, "ROLLBACK").map_err(failed)?;
-                return transact_apart(connection, group);
-            }
-        }
-        done = group.len();
-        if done < MAX_BATCH {
-            group.extend(more());
-        }
-    }
-    run(connection, "COMMIT").map_err(unknown)
-}
-
-/// The same for commands of which one has to be undone alone.
-fn transact_apart(connection: &Connection, group: &mut [Box<dyn Command>]) -> Result<(), (StoreError, bool)> {
-    run(connection, "BEGIN IMMEDIATE").map_err(failed)?;
-    for command in group {
-        run(connection, "SAVEPOINT command").map_err(failed)?;
-        let is_refused = command.apply(connection).is_err();
-        still_open(connection)?;
-        if is_refused {
-            run(connection, "ROLLBACK TO command").map_err(failed)?;
-        }
-        run(connection, "RELEASE command").map_err(failed)?;
-    }
-    run(connection, "COMMIT").map_err(unknown)
-}
-
-/// Errors: SQLite has undone the whole transaction by itself, as it does when the disk fails or is full. Whatever came
-/// next would be durable statement by statement.
-fn still_open(connection: &Connection) -> Result<(), (StoreError, bool)> {
-    if !connection.is_autocommit() {
-        return Ok(());
-    }
-    let why = "the disk failed or is full, and the transaction was undone".to_owned();
-    Err((StoreError::Failed { operation: "write", why }, true))
-}
-
-fn run(connection: &Connection, statement: &str) -> rusqlite::Result<()> {
-    connection.prepare_cached(statement)?.execute([]).map(|_| ())
-}
-
-fn failed(error: rusqlite::Error) -> (StoreError, bool) {
-    (StoreError::Failed { operation: "begin", why: error.to_string() }, true)
-}
-
-fn unknown(error: rusqlite::Error) -> (StoreError, bool) {
-    (StoreError::Unknown { why: error.to_string() }, true)
 }
 
 #[cfg(test)]
@@ -721,56 +313,6 @@ mod tests {
             if threads > 0 {
                 assert!(matches!(store.run(db(), count).await, Err(StoreError::Closed)));
             }
-        }
-    }
-
-    #[test]
-    fn only_what_has_written_before_it_failed_makes_others_run_again() {
-        let dir = tempfile::tempdir().expect("made");
-        let connection = schema::open(&dir.path().join("t.db"), Kind::Tenant, Durability::None).expect("opened");
-        let runs: Arc<[AtomicU64; 3]> = Arc::default();
-        let counted = |at: usize, command: fn(&Connection) -> Result<(), StoreError>| -> Box<dyn Command> {
-            let runs = Arc::clone(&runs);
-            let run = move |connection: &Connection| {
-                runs[at].fetch_add(1, Ordering::Relaxed);
-                command(connection)
-            };
-            Box::new(Typed { run, result: None, sender: None })
-        };
-        let told = || runs.iter().map(|runs| runs.swap(0, Ordering::Relaxed)).collect::<Vec<_>>();
-        let refuse = |_: &Connection| Err(StoreError::Closed);
-        let mut group = vec![counted(0, |on| put("a")(on)), counted(1, refuse), counted(2, |on| put("b")(on))];
-        transact(&connection, &mut group, Vec::new).expect("committed");
-        assert_eq!((told(), count(&connection).expect("counted")), (vec![1, 1, 1], 2));
-        let twice = |on: &Connection| put("d")(on).and_then(|()| put("d")(on));
-        let mut group = vec![counted(0, |on| put("c")(on)), counted(1, twice)];
-        let mut late = vec![counted(2, |on| put("e")(on))];
-        transact(&connection, &mut group, || std::mem::take(&mut late)).expect("committed");
-        assert_eq!((told(), count(&connection).expect("counted")), (vec![2, 2, 0], 3));
-        // Who came meanwhile was not asked for yet, and waits for the next transaction.
-        assert_eq!(late.len(), 1);
-    }
-
-    #[tokio::test]
-    async fn where_the_disk_undoes_a_transaction_nothing_of_the_group_is_kept() {
-        let dir = tempfile::tempdir().expect("made");
-        let connection = schema::open(&dir.path().join("t.db"), Kind::Tenant, Durability::None).expect("opened");
-        let command = |run: fn(&Connection) -> Result<(), StoreError>| -> Box<dyn Command> {
-            Box::new(Typed { run, result: None, sender: None })
-        };
-        // What SQLite does by itself where a page cannot be written; the command may not even notice.
-        let undone = |on: &Connection| Ok(on.execute_batch("ROLLBACK")?);
-        let unnoticed: fn(&Connection) -> Result<(), StoreError> = undone;
-        let noticed =
-            |on: &Connection| on.execute_batch("ROLLBACK").map_err(StoreError::from).and(Err(StoreError::Closed));
-        for fault in [unnoticed, noticed] {
-            let mut group = vec![command(|on| put("a")(on)), command(fault), command(|on| put("b")(on))];
-            let (error, is_broken) = transact(&connection, &mut group, Vec::new).expect_err("undone");
-            assert!(is_broken && error.may_pass(), "{error}");
-            assert_eq!(count(&connection).expect("counted"), 0);
-            let (_, is_broken) = transact_apart(&connection, &mut group).expect_err("undone");
-            assert!(is_broken);
-            assert_eq!(count(&connection).expect("counted"), 0);
         }
     }
 

@@ -7,8 +7,10 @@
 //! database, [`journal`] the dispatch journal beside the book, [`schema`] the migrations, [`old`] what was exported from
 //! the deployment before.
 
+mod aside;
 pub mod books;
 pub mod central;
+mod commit;
 pub mod copy;
 pub(crate) mod daily;
 pub mod erase;
@@ -22,6 +24,7 @@ pub mod schema;
 pub mod sessions;
 pub mod sync;
 mod watch;
+mod worker;
 
 use belay_protocol::error::ProtocolError;
 use belay_protocol::id::RequestId;

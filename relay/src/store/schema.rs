@@ -70,6 +70,8 @@ pub fn open(path: &Path, kind: Kind, durability: Durability) -> Result<Connectio
         connection.pragma_update(None, "cache_size", -512)?;
         connection.pragma_update(None, "temp_store", "memory")?;
         connection.busy_timeout(BUSY)?;
+        // It is never written anew, and must be able to forget a tenant.
+        connection.pragma_update(None, "secure_delete", kind == Kind::Central)?;
         connection.set_prepared_statement_cache_capacity(64);
         Ok(())
     };

@@ -7,11 +7,14 @@ use belay_protocol::error::{ProtocolError, StreamCode};
 use belay_protocol::message::{Failed, FailureCode};
 use belay_protocol::stream::{FrameWriter, StreamError};
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 /// How long a client may take nothing of what waits for it.
 const TAKEN: Duration = Duration::from_secs(60);
+
+/// What a client takes at the least, in the long run, in bytes a second: what waits for it takes room that others need.
+const SLOWEST: u64 = 16 << 10;
 
 /// Why there is no answer.
 pub(super) enum NoAnswer {
@@ -63,14 +66,31 @@ pub(super) async fn end(stream: &mut ClientStream, answered: Result<(), NoAnswer
     }
 }
 
-/// Waits until the client has taken what is queued; as long as it takes something, it may go on.
+/// Waits until the client has taken what is queued; as long as it takes something, and that not too slowly, it may go on.
 pub(super) async fn taken(writer: &mut FrameWriter) -> Result<(), NoAnswer> {
+    let (all, begun) = (writer.queued(), Instant::now());
     loop {
         let before = writer.queued();
         match timeout(TAKEN, writer.flush()).await {
             Ok(flushed) => return Ok(flushed?),
-            Err(_) if writer.queued() < before => {}
+            Err(_) if writer.queued() < before && is_fast((all - writer.queued()) as u64, begun.elapsed()) => {}
             Err(_) => return Err(NoAnswer::Gone),
         }
+    }
+}
+
+fn is_fast(taken: u64, within: Duration) -> bool {
+    taken >= SLOWEST.saturating_mul(within.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_trickles_is_too_slow_and_who_is_on_a_poor_line_is_not() {
+        assert!(!is_fast(60, Duration::from_secs(60)));
+        assert!(is_fast(1 << 20, Duration::from_secs(60)));
+        assert!(!is_fast(1 << 20, Duration::from_secs(120)));
     }
 }

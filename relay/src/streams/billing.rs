@@ -86,8 +86,12 @@ async fn answer(
             Ok(settled) => writer.queue_raw(frame(FrameType::End, &settled.end_bytes)?),
             Err(failed) => return Err(NoAnswer::Failed(Box::new(failed))),
         },
-        Asked::TopUp(request) => writer.queue(&TopUp { url: pay_at(escalator, caller, request.amount).await? })?,
+        Asked::TopUp(request) => {
+            may_ask(escalator, caller)?;
+            writer.queue(&TopUp { url: pay_at(escalator, caller, request.amount).await? })?;
+        }
         Asked::Flush => {
+            may_ask(escalator, caller)?;
             let pending = escalator.tenants.flush_one(&caller.tenant).await?;
             writer.queue(&Flushed { waiting_rows: unsigned(pending.rows), waiting: pending.cost })?;
         }
@@ -100,6 +104,11 @@ async fn answer(
         }
     }
     Ok(())
+}
+
+/// Errors: the device has asked for such things too often.
+fn may_ask(escalator: &Escalator, caller: &Caller) -> Result<(), NoAnswer> {
+    escalator.chores.take(&caller.device, escalator.env.clock.now_ms()).map_err(NoAnswer::Failed)
 }
 
 /// The page to pay at: Stripe's, or the operator's. Errors: there is none.

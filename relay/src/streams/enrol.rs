@@ -62,6 +62,9 @@ async fn enrol(enrolment: &Enrolment, request: EnrolRequest, stream: &mut Client
 }
 
 async fn renew(enrolment: &Enrolment, caller: &Caller, request: &RenewRequest, stream: &mut ClientStream) {
+    if let Err(failure) = enrolment.may_renew(&caller.device) {
+        return fail(stream, *failure, StreamCode::REFUSED).await;
+    }
     match enrolment.renew(&caller.tenant, &caller.device, request).await {
         Ok(answer) => {
             info!(expires_ms = answer.expires_ms, "certificate renewed");

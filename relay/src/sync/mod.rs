@@ -10,6 +10,7 @@ mod uploads;
 use self::uploads::Uploads;
 use crate::blobs::{BlobError, Blobs};
 use crate::ops::metrics::SyncMetrics;
+use crate::ops::reserve::Reserve;
 use crate::store::executor::{Db, Store};
 use crate::store::sync::feed::{self, Page};
 use crate::store::sync::push::{Push, Pushed, Source, push};
@@ -69,6 +70,8 @@ pub type Needed = (u32, u32);
 pub struct Sync {
     store: Store,
     blobs: Blobs,
+    /// Of the disk; `None`: nobody looks how full it is.
+    reserve: Option<Arc<Reserve>>,
     clock: Arc<dyn Clock>,
     /// What a tenant's items may take, in bytes.
     quota: Arc<AtomicU64>,
@@ -80,7 +83,28 @@ impl Sync {
     /// Items in that store, bytes in those blobs; a tenant's may take `quota` bytes.
     #[must_use]
     pub fn new(store: Store, blobs: Blobs, clock: Arc<dyn Clock>, quota: u64, metrics: SyncMetrics) -> Self {
-        Self { store, blobs, clock, quota: Arc::new(AtomicU64::new(quota)), metrics, uploads: Uploads::default() }
+        Self {
+            store,
+            blobs,
+            reserve: None,
+            clock,
+            quota: Arc::new(AtomicU64::new(quota)),
+            metrics,
+            uploads: Uploads::default(),
+        }
+    }
+
+    /// Takes nothing new while the disk is nearly full: what is left is for requests that run.
+    #[must_use]
+    pub(crate) fn beside(self, reserve: Arc<Reserve>) -> Self {
+        Self { reserve: Some(reserve), ..self }
+    }
+
+    fn has_room(&self) -> Result<(), SyncError> {
+        match &self.reserve {
+            Some(reserve) if reserve.is_short() => Err(BlobError::Full.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Another quota from now on.
@@ -198,6 +222,7 @@ impl Sync {
         kind: ItemKind,
         parts: &[u8],
     ) -> Result<Vec<Needed>, SyncError> {
+        self.has_room()?;
         let parts = check::announced(kind, parts)?;
         self.uploads.supersede(tenant, revision).await;
         let (quota, now_ms, wanted) = (self.quota(), self.now_ms(), parts.clone());
@@ -248,6 +273,7 @@ impl Sync {
         (encoding, bytes): (Encoding, Bytes),
         had_beginning: bool,
     ) -> Result<(), SyncError> {
+        self.has_room()?;
         let dir = self.store.tenant_dir(tenant);
         let len = bytes.len() as u64;
         let kept = self.blobs.keep(&dir, part, encoding, bytes).await;

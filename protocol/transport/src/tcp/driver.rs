@@ -29,6 +29,7 @@ pub(super) async fn client<T>(connection: h2::client::Connection<T, Bytes>, sock
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
+    let _ends = EndsAnyway(Arc::clone(&shared));
     let mut connection = Box::pin(connection);
     let pings = connection.ping_pong();
     let mut pings = pin!(ping(pings, &shared));
@@ -56,6 +57,7 @@ pub(super) async fn relay<T>(
 ) where
     T: AsyncRead + AsyncWrite + Unpin,
 {
+    let _ends = EndsAnyway(Arc::clone(&shared));
     let pings = connection.ping_pong();
     let mut pings = pin!(ping(pings, &shared));
     let mut opened = 0_u32;
@@ -65,7 +67,7 @@ pub(super) async fn relay<T>(
             (code, reason) = shared.wanted_closed() => {
                 // Streams that come now are dropped: nobody takes them any more.
                 write_all(&shared, |cx| connection.poll_accept(cx).map(|next| next.is_none())).await;
-                connection.abrupt_shutdown(Reason::from(CLOSE_CODES + code.0));
+                connection.abrupt_shutdown(Reason::from(CLOSE_CODES + on_wire(code.0, CloseCode::INTERNAL.0)));
                 let _ = timeout(LAST_WORDS, poll_fn(|cx| connection.poll_closed(cx))).await;
                 break ended_here(&reason);
             }
@@ -84,6 +86,20 @@ pub(super) async fn relay<T>(
     drop(connection);
     linger(&socket).await;
     shared.end(ended);
+}
+
+/// A connection whose task has gone, for whatever reason, has ended: somebody waits for that.
+struct EndsAnyway(Arc<Shared>);
+
+impl Drop for EndsAnyway {
+    fn drop(&mut self) {
+        self.0.end(Ended { code: None, why: "the connection's task has ended".into() });
+    }
+}
+
+/// A code as HTTP/2 carries it. Over QUIC there are more numbers, and what came there may be passed on here.
+pub(super) fn on_wire(code: u32, other: u32) -> u32 {
+    if code <= 0xffff { code } else { other }
 }
 
 /// Answers a new stream and hands it over.

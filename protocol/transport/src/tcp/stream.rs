@@ -1,6 +1,7 @@
 //! HTTP/2 streams behind the protocol's traits.
 
 use super::STREAM_CODES;
+use super::driver::on_wire;
 use super::shared::{OpenStream, Shared};
 use crate::connection::Stream;
 use belay_protocol::error::StreamCode;
@@ -154,7 +155,7 @@ impl SendHalf for TcpSend {
 
     fn reset(&mut self, code: StreamCode) {
         self.ended = true;
-        self.stream.send_reset(Reason::from(STREAM_CODES + code.0));
+        self.stream.send_reset(Reason::from(STREAM_CODES + on_wire(code.0, StreamCode::INTERNAL.0)));
     }
 
     /// HTTP/2 as it is deployed has none; small send buffers keep streams out of each other's way.

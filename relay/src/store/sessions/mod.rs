@@ -272,7 +272,11 @@ fn append(connection: &Connection, row: i64, addition: &Addition) -> Result<u64,
     Ok(unsigned(number))
 }
 
-/// Deletes, restores or clears a session. Doing it again changes nothing.
+/// Messages that are cleared in one command: others of its thread wait meanwhile.
+const CLEARED_AT_ONCE: u32 = 2_000;
+
+/// Deletes, restores or clears a session. Doing it again changes nothing; a long one is not cleared before it has been done
+/// until it has no messages left.
 pub fn act(
     connection: &Connection,
     name: &SessionId,
@@ -299,13 +303,22 @@ pub fn act(
             connection
                 .prepare_cached(
                     "INSERT OR IGNORE INTO cleared (message_id, session, number, at_ms)
-                     SELECT message_id, session, number, ?2 FROM message WHERE session = ?1",
+                     SELECT message_id, session, number, ?2 FROM message WHERE session = ?1 ORDER BY number LIMIT ?3",
                 )?
-                .execute(params![stored.row, time(now_ms)])?;
-            connection.prepare_cached("DELETE FROM message WHERE session = ?1")?.execute([stored.row])?;
+                .execute(params![stored.row, time(now_ms), CLEARED_AT_ONCE])?;
+            let gone = connection
+                .prepare_cached(
+                    "DELETE FROM message WHERE id IN
+                     (SELECT id FROM message WHERE session = ?1 ORDER BY number LIMIT ?2)",
+                )?
+                .execute(params![stored.row, CLEARED_AT_ONCE])?;
+            let is_last = gone < CLEARED_AT_ONCE as usize;
             connection
-                .prepare_cached("UPDATE session SET messages = 0, cost_nano = 0 WHERE id = ?1")?
-                .execute([stored.row])?;
+                .prepare_cached(
+                    "UPDATE session SET messages = iif(?3, 0, max(messages - ?2, 1)), cost_nano = iif(?3, 0, cost_nano)
+                     WHERE id = ?1",
+                )?
+                .execute(params![stored.row, CLEARED_AT_ONCE, is_last])?;
             touch(connection, stored.row, now_ms)?;
         }
     }

@@ -125,17 +125,31 @@ impl Sessions {
         name: &SessionId,
         deed: Deed,
     ) -> Result<Result<(Stored, Context), Refusal>, StoreError> {
-        let (name, now_ms) = (name.clone(), self.now_ms());
-        self.run(tenant, move |connection| {
-            Ok(match act(connection, &name, deed, now_ms)? {
-                Ok(stored) => {
-                    let its_context = context(connection, &stored)?;
-                    Ok((stored, its_context))
+        let now_ms = self.now_ms();
+        let mut left = None;
+        loop {
+            let name = name.clone();
+            let done = self.run(tenant, move |connection| {
+                Ok(match act(connection, &name, deed, now_ms)? {
+                    Ok(stored) => {
+                        let its_context = context(connection, &stored)?;
+                        Ok((stored, its_context))
+                    }
+                    Err(refusal) => Err(refusal),
+                })
+            });
+            let done = done.await?;
+            // A long one goes in pieces; what others add meanwhile is not waited for.
+            match &done {
+                Ok((stored, _)) if deed == Deed::Clear && left.is_none_or(|left| stored.messages < left) => {
+                    if stored.messages == 0 {
+                        return Ok(done);
+                    }
+                    left = Some(stored.messages);
                 }
-                Err(refusal) => Err(refusal),
-            })
-        })
-        .await
+                _ => return Ok(done),
+            }
+        }
     }
 
     /// A page of sessions.

@@ -173,6 +173,25 @@ fn what_is_cleared_does_not_come_back_and_its_numbers_do_not_either() {
 }
 
 #[test]
+fn large_sessions_are_cleared_in_pieces() {
+    let (book, _dir) = book();
+    book.execute_batch("BEGIN").expect("begun");
+    for number in 0..2 * CLEARED_AT_ONCE + 100 {
+        let mut id = [0; 16];
+        id[..4].copy_from_slice(&number.to_le_bytes());
+        let message = Addition { message_id: MessageId(id), ..addition(1, SessionRole::USER, "word") };
+        add(&book, &name("s"), &message, u64::MAX).expect("stored").expect("added");
+    }
+    book.execute_batch("COMMIT").expect("committed");
+    let clear = || act(&book, &name("s"), Deed::Clear, NOW + 50).expect("stored").expect("there").messages;
+    let most = u64::from(CLEARED_AT_ONCE);
+    assert_eq!([clear(), clear(), clear(), clear()], [most + 100, 100, 0, 0]);
+    assert!(texts(&book, "s").is_empty() && places(&book, "word").is_empty());
+    let taken: i64 = book.query_row("SELECT bytes FROM session_size", [], |row| row.get(0)).expect("read");
+    assert!(taken < 10_000, "{taken} bytes are left");
+}
+
+#[test]
 fn large_sessions_are_forgotten_in_pieces() {
     let (book, _dir) = book();
     for number in 0..1200_u32 {
