@@ -89,6 +89,7 @@ impl Client {
         within: Duration,
         mut each: impl FnMut(StatementLine) -> bool,
     ) -> Result<u64, ClientError> {
+        let _waits = self.waits();
         let (mut after, mut rows) = (0, 0);
         loop {
             let tunnel = self.tunnel_until(Instant::now() + within).await?;

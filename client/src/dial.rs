@@ -237,8 +237,6 @@ impl Dialer {
                 biased;
                 Some(ended) = attempts.join_next() => match ended {
                     Ok((_, Ok(dialed))) => return Ok(dialed),
-                    // A relay has answered: another address leads to the same answer.
-                    Ok((_, Err(error @ ClientError::Closed(_)))) => return Err(error),
                     Ok((path, Err(error))) => {
                         if let Some(lane) = lanes.iter_mut().flatten().find(|lane| lane.path == path) {
                             lane.failed(error);

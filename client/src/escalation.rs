@@ -12,7 +12,7 @@ mod request;
 mod traced;
 mod watched;
 
-pub use answer::{Answer, Collected, raw_frame};
+pub use answer::{Answer, Collected};
 pub use request::{EscalationRequest, Reading};
 pub(crate) use traced::Traced;
 

@@ -87,7 +87,8 @@ impl Fallback {
     /// The tunnel has fallen silent.
     pub(crate) fn fell_silent(&mut self) {
         // Once for each tunnel: it may come back, and be suspected again.
-        if self.path == Path::Quic && !std::mem::replace(&mut self.is_silent, true) {
+        let is_first = !std::mem::replace(&mut self.is_silent, true);
+        if self.path == Path::Quic && (is_first || self.since.elapsed() >= SOUND) {
             self.short = if self.since.elapsed() < SOUND { self.short + 1 } else { 1 };
         }
     }

@@ -72,6 +72,7 @@ impl Client {
         within: Duration,
         mut each: impl FnMut(Said) -> bool,
     ) -> Result<Session, ClientError> {
+        let _waits = self.waits();
         loop {
             let tunnel = self.tunnel_until(Instant::now() + within).await?;
             let request = SessionGet { session: session.clone(), after, last };
@@ -98,6 +99,7 @@ impl Client {
         let (text, until) = (text.into(), Instant::now() + within);
         let text_len = u32::try_from(text.len()).unwrap_or(u32::MAX);
         let request = SessionAdd { session: session.clone(), message_id, role, model: String::new(), text_len };
+        let _waits = self.waits();
         loop {
             let tunnel = self.tunnel_until(until).await?;
             match send_message(&tunnel, &request, text.clone()).await {

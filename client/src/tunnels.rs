@@ -84,7 +84,8 @@ impl Tunnels {
 
     /// See [`crate::Client::tunnel`]. Dropping the future loses nothing.
     pub(crate) async fn tunnel(&self, until: Instant) -> Result<Arc<Tunnel>, ClientError> {
-        let _queued = Queued::new(self);
+        self.queued.fetch_add(1, Ordering::Relaxed);
+        let _queued = Queued(&self.queued);
         let mut current = self.current.subscribe();
         let mut status = self.status.subscribe();
         let began = Instant::now();
@@ -145,21 +146,11 @@ impl Tunnels {
     }
 }
 
-/// Somebody waits for a tunnel, and so for an answer: the next attempt comes soon.
-struct Queued<'a>(&'a Tunnels);
-
-impl<'a> Queued<'a> {
-    fn new(tunnels: &'a Tunnels) -> Self {
-        tunnels.queued.fetch_add(1, Ordering::Relaxed);
-        tunnels.outstanding.send_modify(|count| *count += 1);
-        Self(tunnels)
-    }
-}
+struct Queued<'a>(&'a AtomicUsize);
 
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
-        self.0.queued.fetch_sub(1, Ordering::Relaxed);
-        self.0.outstanding.send_modify(|count| *count -= 1);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -111,11 +111,13 @@ impl PriceSnapshot {
         i64::try_from(rounded_up).map(NanoUsd).map_err(|_| MoneyError::OutOfRange)
     }
 
-    /// Usage with the call itself, where that has a price of its own. Nobody else says how many calls one is.
+    /// Usage with the call itself, where that has a price of its own and nobody has said how many there were.
     pub(crate) fn with_call(&self, usage: &[UsageLine]) -> Vec<UsageLine> {
-        let told = usage.iter().filter(|line| line.kind != UnitKind::CALLS).cloned();
-        let has_price = self.lines.iter().any(|line| line.kind == UnitKind::CALLS);
-        told.chain(has_price.then_some(UsageLine { kind: UnitKind::CALLS, units: 1 })).collect()
+        let is_calls = |kind: UnitKind| kind == UnitKind::CALLS;
+        let is_missing =
+            self.lines.iter().any(|line| is_calls(line.kind)) && !usage.iter().any(|line| is_calls(line.kind));
+        let call = is_missing.then_some(UsageLine { kind: UnitKind::CALLS, units: 1 });
+        usage.iter().cloned().chain(call).collect()
     }
 
     /// What this usage costs, in nano-USD, multiplier included. Errors: `OutOfRange`.
@@ -220,7 +222,7 @@ mod tests {
         let hours = |kind| price.cost(&[UsageLine { kind, units: 1 }]).expect("in range").0;
         assert_eq!(hours(UnitKind::CACHE_WRITE_1H), 1, "no price of its own, nor of five minutes");
         let told = [UsageLine { kind: UnitKind::CALLS, units: 7 }, UsageLine { kind: UnitKind::INPUT, units: 1 }];
-        assert_eq!(price.with_call(&told), told[1..], "nobody else says how many calls one is");
+        assert_eq!(price.with_call(&told), told, "there is no price for them");
     }
 
     #[test]

@@ -226,7 +226,7 @@ impl Relay {
         let shared = Arc::new(Shared {
             escalator: Arc::clone(&escalator),
             enrolment: Arc::clone(&enrolment),
-            sessions: Sessions::new(store.clone(), clock(), config.limits.sessions),
+            sessions: Sessions::new(store.clone(), clock(), config.limits.sessions).beside(Arc::clone(&reserve)),
             sync: Sync::new(store.clone(), blobs, clock(), config.limits.sync, metrics.sync.clone()).beside(reserve),
             registry: Arc::clone(&registry),
             bodies: BodyBudget::new(config.limits.bodies_in_memory, config.limits.request_body, memory),

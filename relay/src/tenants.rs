@@ -59,19 +59,20 @@ impl Unflushed {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many were settled by now.
-    fn settled(&self) -> u64 {
-        self.lock().settled
+    /// How many were settled by now, and what waits for them.
+    fn known(&self) -> (u64, i64) {
+        let waiting = self.lock();
+        (waiting.settled, waiting.nano)
     }
 
-    /// This waits in the outbox, which was read when so many were `settled`. If one was since, what is known here stays: it
-    /// may be in what waits, or not.
-    fn set(&self, pending: &Pending, settled: u64) {
+    /// This waits in the outbox, which was read after so much was `known`, at `now_ms`. What was settled since may be in
+    /// it, or not: it counts once more, and from now on.
+    fn set(&self, pending: &Pending, known: (u64, i64), now_ms: u64) {
         let mut waiting = self.lock();
-        if waiting.settled == settled {
-            waiting.nano = pending.cost.0;
-            waiting.since_ms = pending.oldest_ms.map(|ms| u64::try_from(ms).unwrap_or(0));
-        }
+        let oldest_ms = pending.oldest_ms.map(|ms| u64::try_from(ms).unwrap_or(0));
+        let is_since = waiting.settled != known.0;
+        waiting.nano = pending.cost.0.saturating_add(waiting.nano.saturating_sub(known.1).max(0));
+        waiting.since_ms = oldest_ms.or(is_since.then_some(now_ms));
     }
 
     fn is_due(&self, policy: FlushPolicy, now_ms: u64) -> bool {
@@ -148,7 +149,7 @@ impl Tenants {
         let journal = Journal::start(&dir, kept).map_err(failed)?;
         let pending = self.store.run(Db::Tenant(id.clone()), outbox::pending).await?;
         let unflushed = Unflushed::default();
-        unflushed.set(&pending, 0);
+        unflushed.set(&pending, unflushed.known(), self.clock.now_ms());
         Ok(Arc::new(TenantHandle { id: id.clone(), journal, rates: Arc::default(), unflushed }))
     }
 
@@ -174,9 +175,9 @@ impl Tenants {
     /// Hands a tenant's usage over now. Returns what waits still.
     pub async fn flush_one(&self, id: &TenantId) -> Result<Pending, StoreError> {
         let handle = self.handle(id).await?;
-        let settled = handle.unflushed.settled();
+        let known = handle.unflushed.known();
         let pending = self.books.flush(id).await?;
-        handle.unflushed.set(&pending, settled);
+        handle.unflushed.set(&pending, known, self.clock.now_ms());
         Ok(pending)
     }
 
@@ -270,11 +271,12 @@ mod tests {
         let unflushed = Unflushed::default();
         let nothing = Pending::default();
         unflushed.add(NanoUsd(5), 1000);
-        let before = unflushed.settled();
+        let before = unflushed.known();
         unflushed.add(NanoUsd(7), 2000);
-        unflushed.set(&nothing, before);
+        unflushed.set(&nothing, before, 3000);
         assert!(!unflushed.is_empty(), "the second one may not have been read");
-        unflushed.set(&nothing, unflushed.settled());
+        assert_eq!(unflushed.known().1, 7);
+        unflushed.set(&nothing, unflushed.known(), 3000);
         assert!(unflushed.is_empty());
     }
 

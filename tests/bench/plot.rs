@@ -24,6 +24,8 @@ struct Plot {
     /// Up the side; logarithmic.
     unit: &'static str,
     points: &'static [&'static str],
+    /// And in a run of another length.
+    or_points: &'static [&'static str],
     curves: &'static [Curve],
 }
 
@@ -49,6 +51,7 @@ const PLOTS: [Plot; 4] = [
         along: "percentile",
         unit: "µs",
         points: &["p50", "p99"],
+        or_points: &[],
         curves: &[
             curve("direct", "direct_first_token_#"),
             curve("minimal proxy", "proxy_first_token_#"),
@@ -63,6 +66,7 @@ const PLOTS: [Plot; 4] = [
         along: "streams at once",
         unit: "µs",
         points: &["1", "32", "256"],
+        or_points: &[],
         curves: &[
             curve("direct", "direct_travel_#_p50"),
             curve("minimal proxy", "proxy_travel_#_p50"),
@@ -78,6 +82,7 @@ const PLOTS: [Plot; 4] = [
         along: "streams at once",
         unit: "µs",
         points: &["1", "32", "256"],
+        or_points: &[],
         curves: &[
             curve("over TCP, p50", "lossy_tcp_travel_#_p50"),
             curve("over QUIC, p50", "lossy_quic_travel_#_p50"),
@@ -90,7 +95,8 @@ const PLOTS: [Plot; 4] = [
         title: "A book that grows, without the disk",
         along: "entries",
         unit: "µs",
-        points: &["1", "100", "100000"],
+        points: &["1", "1000", "1000000"],
+        or_points: &["1", "100", "100000"],
         curves: &[curve("hold", "hold_at_#"), curve("usage of a month", "usage_at_#")],
     },
 ];
@@ -101,26 +107,29 @@ pub(crate) fn draw(report: &Report, dir: &Path) -> anyhow::Result<Vec<String>> {
     fs::create_dir_all(dir)?;
     let mut drawn = vec![];
     for plot in &PLOTS {
-        let points = |curve: &Curve| -> Option<Vec<f64>> {
-            plot.points.iter().map(|point| report.value(&curve.rows.replace('#', point))).collect()
-        };
-        let curves: Vec<(&Curve, Vec<f64>)> =
-            plot.curves.iter().filter_map(|curve| Some((curve, points(curve)?))).collect();
-        if !curves.is_empty() {
-            fs::write(dir.join(plot.file), plot.svg(&curves))?;
-            drawn.push(plot.file.to_owned());
+        for points in [plot.points, plot.or_points] {
+            let values = |curve: &Curve| -> Option<Vec<f64>> {
+                points.iter().map(|point| report.value(&curve.rows.replace('#', point))).collect()
+            };
+            let curves: Vec<(&Curve, Vec<f64>)> =
+                plot.curves.iter().filter_map(|curve| Some((curve, values(curve)?))).collect();
+            if !points.is_empty() && !curves.is_empty() {
+                fs::write(dir.join(plot.file), plot.svg(points, &curves))?;
+                drawn.push(plot.file.to_owned());
+                break;
+            }
         }
     }
     Ok(drawn)
 }
 
 impl Plot {
-    fn svg(&self, curves: &[(&Curve, Vec<f64>)]) -> String {
+    fn svg(&self, points: &[&str], curves: &[(&Curve, Vec<f64>)]) -> String {
         let all = || curves.iter().flat_map(|(_, values)| values.iter().copied());
         let low = all().fold(f64::INFINITY, f64::min).max(0.1).log10().floor();
         let high = all().fold(0.0, f64::max).max(1.0).log10().ceil().max(low + 1.0);
         let x = |number: usize| {
-            let step = (WIDTH - LEFT - RIGHT) / (self.points.len() - 1) as f64;
+            let step = (WIDTH - LEFT - RIGHT) / (points.len() - 1) as f64;
             LEFT + step * number as f64
         };
         let y = |value: f64| {
@@ -149,7 +158,7 @@ impl Plot {
             };
             line(format!("<text x=\"{end}\" y=\"{below:.1}\" text-anchor=\"end\">{value} {unit}</text>"));
         }
-        for (number, point) in self.points.iter().enumerate() {
+        for (number, point) in points.iter().enumerate() {
             let (at, below) = (x(number), HEIGHT - BOTTOM + 18.0);
             line(format!("<text x=\"{at:.1}\" y=\"{below}\" text-anchor=\"middle\">{point}</text>"));
         }

@@ -54,7 +54,7 @@ pub(crate) struct Row {
     bar: Option<f64>,
     holds: Option<bool>,
     /// A figure without which nothing else means anything.
-    #[serde(default, skip_serializing)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     condition: bool,
 }
 

@@ -43,7 +43,7 @@ asking=$!
 wait_for "it answers" test -s running.out
 # All but a little of what there is.
 dd if=/dev/zero of=filler bs=1M 2>/dev/null || true
-wait_for "the reserve is given" sh -c '! test -e state/reserve'
+wait_for "the reserve is given" sh -c '! test -s state/reserve'
 echo "refused: $("$3" ask --wait 2 hello 2>&1 || true)"
 echo "status: $("$2" status)"
 wait $asking && echo "what ran has ended"

@@ -127,11 +127,6 @@ impl Link {
         self.change(|state| state.ways[way as usize].blackhole = on);
     }
 
-    /// The relay has moved.
-    pub fn retarget(&self, relay: SocketAddr) {
-        self.change(|state| state.relay = relay);
-    }
-
     /// From now on the relay sees every client at a new port; the old ports are closed, as with a
     /// NAT that forgot. Needs a tokio runtime. Errors: no socket.
     pub fn change_address(&self) -> io::Result<()> {

@@ -34,10 +34,10 @@ pub(super) struct GatewayArgs {
     #[arg(long, value_name = "TOKEN", env = "BELAY_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Another name that callers may call this computer by
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = host)]
     allow_host: Vec<String>,
     /// An origin whose pages may ask, such as app://obsidian.md
-    #[arg(long, value_name = "ORIGIN")]
+    #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     allow_origin: Vec<String>,
     /// A caller that streams hears something after so many seconds of silence
     #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
@@ -147,6 +147,25 @@ async fn hold(state: &StateDir) -> Result<Option<Held>, ClientError> {
             return Ok(held);
         }
         sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// A name as it stands in a request, without a port.
+fn host(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains(['/', '*', ' ']) || text.contains(':') && !text.starts_with('[') {
+        return Err("a name alone, such as desk.local: no port, no path, and not all names".into());
+    }
+    Ok(text.to_owned())
+}
+
+/// An origin as browsers write it.
+fn origin(text: &str) -> Result<String, String> {
+    let whole = text.strip_suffix('/').unwrap_or(text);
+    match whole.split_once("://") {
+        Some((scheme, rest)) if !scheme.is_empty() && !rest.is_empty() && !rest.contains(['/', '*', ' ']) => {
+            Ok(whole.to_owned())
+        }
+        _ => Err("a scheme and a host, such as https://app.example.org: no path, and not all origins".into()),
     }
 }
 

@@ -3,8 +3,6 @@
 use super::Escalation;
 use crate::error::ClientError;
 use belay_protocol::dialect::answer;
-use belay_protocol::error::ProtocolError;
-use belay_protocol::frame::{FrameType, frame};
 use belay_protocol::message::{Content, End, Failed, ResponseHead};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::time::Duration;
@@ -82,13 +80,4 @@ impl Collected {
         }
         Ok(collected)
     }
-}
-
-/// A frame with a raw body, for tests that speak the protocol by hand.
-#[doc(hidden)]
-pub fn raw_frame(kind: FrameType, number: u64, payload: &[u8]) -> Result<Bytes, ProtocolError> {
-    let mut body = BytesMut::with_capacity(8 + payload.len());
-    body.put_u64_le(number);
-    body.put_slice(payload);
-    frame(kind, &body)
 }

@@ -146,6 +146,8 @@ impl Folder {
         // A disk that went away while it was read has left fewer files than there are.
         self.root.check()?;
         self.restless.retain(|key, _| files.contains_key(key));
+        // As they are noted now: somebody may have taken one out.
+        self.mounts = Mounts::of(&self.root.path, &self.root.own());
         self.mounts.note(&files);
         Ok(files)
     }

@@ -109,11 +109,6 @@ impl Index {
         Self::with(Connection::open(path).map_err(|error| failed(&error))?)
     }
 
-    /// One that is gone with the process, for tests.
-    pub fn in_memory() -> Result<Self, ClientError> {
-        Self::with(Connection::open_in_memory().map_err(|error| failed(&error))?)
-    }
-
     fn with(mut connection: Connection) -> Result<Self, ClientError> {
         let setup = |connection: &Connection| -> rusqlite::Result<()> {
             connection.pragma_update(None, "journal_mode", "wal")?;

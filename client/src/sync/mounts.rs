@@ -47,7 +47,7 @@ impl Mounts {
         if self.known.len() != before {
             let lines: String = self.known.iter().map(|disk| format!("{disk}\n")).collect();
             // It is noted at the next look; until then, what is on it counts as any other file.
-            if let Err(error) = fs::write(&self.file, lines) {
+            if let Err(error) = belay_certs::file::write_private(&self.file, lines.as_bytes()) {
                 warn!(%error, "cannot note a disk in a synced folder");
             }
         }

@@ -5,6 +5,7 @@ mod scan;
 use crate::message::Dialect;
 use scan::scan;
 use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
@@ -288,10 +289,11 @@ fn fields(body: &[u8]) -> Result<Vec<Field<'_>>, BodyError> {
     let base = text.as_ptr() as usize;
     let mut fields: Vec<Field<'_>> = Vec::with_capacity(raw.len());
     for (name, raw) in raw {
-        if fields.iter().any(|field| field.name.eq_ignore_ascii_case(&name)) {
+        let folded = folded(&name);
+        if fields.iter().any(|field| self::folded(&field.name) == folded) {
             return Err(BodyError::Duplicate(name.chars().take(80).collect()));
         }
-        if DECIDING.iter().any(|known| known.eq_ignore_ascii_case(&name) && *known != name) {
+        if folded != name && DECIDING.contains(&folded.as_ref()) {
             return Err(BodyError::Unpriced {
                 field: name.into_owned(),
                 why: "some servers would take it for the field in lower case; write it so, or leave it out",
@@ -302,6 +304,19 @@ fn fields(body: &[u8]) -> Result<Vec<Field<'_>>, BodyError> {
         fields.push(Field { name, raw, span: start..start + raw.get().len() });
     }
     Ok(fields)
+}
+
+/// A name in small letters, and with the two signs that become such in Unicode.
+fn folded(name: &str) -> Cow<'_, str> {
+    if name.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
+        return Cow::Borrowed(name);
+    }
+    let letter = |letter: char| match letter {
+        '\u{212a}' => 'k',
+        '\u{17f}' => 's',
+        other => other.to_ascii_lowercase(),
+    };
+    Cow::Owned(name.chars().map(letter).collect())
 }
 
 fn raw_fields(text: &str) -> Result<Vec<(Cow<'_, str>, &RawValue)>, serde_json::Error> {
@@ -371,20 +386,17 @@ fn provider_side(raw: &RawValue) -> Result<Option<String>, BodyError> {
     #[derive(serde::Deserialize)]
     struct Tool {
         r#type: Option<String>,
-        environment: Option<Environment>,
-        #[serde(default)]
-        tools: Vec<Tool>,
-    }
-    /// Where a shell runs: here, unless a container of the provider's is named.
-    #[derive(serde::Deserialize)]
-    struct Environment {
-        r#type: Option<String>,
+        /// Where a shell runs: here, unless a container of the provider's is named. Of other tools it is a word.
+        environment: Option<Value>,
+        tools: Option<Vec<Tool>>,
     }
     fn first(tools: Vec<Tool>) -> Option<String> {
         tools.into_iter().find_map(|tool| {
-            let elsewhere = tool.environment.and_then(|at| at.r#type).filter(|kind| kind != "local");
+            let place =
+                tool.environment.filter(Value::is_object).map(|at| at["type"].as_str().unwrap_or("?").to_owned());
+            let elsewhere = place.filter(|kind| kind != "local");
             let foreign = tool.r#type.filter(|kind| !is_client_side(kind));
-            foreign.or(elsewhere).or_else(|| first(tool.tools))
+            foreign.or(elsewhere).or_else(|| first(tool.tools.unwrap_or_default()))
         })
     }
     let tools = serde_json::from_str::<Option<Vec<Tool>>>(raw.get());
@@ -396,6 +408,30 @@ fn provider_side(raw: &RawValue) -> Result<Option<String>, BodyError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn tools_run_here_or_are_refused_and_names_are_known_in_any_letters() {
+        let with = |field: &str| inspect(Dialect::OPENAI_RESPONSES, format!("{{\"input\":\"hi\",{field}}}").as_bytes());
+        for good in [
+            r#""tools":[{"type":"shell"},{"type":"shell","environment":{"type":"local"}}]"#,
+            r#""tools":[{"type":"computer_use_preview","environment":"browser","display_width":1}]"#,
+            r#""tools":[{"type":"namespace","tools":[{"type":"function"}]},{"type":"function","tools":null}]"#,
+            r#""topK":3"#,
+        ] {
+            assert!(with(good).is_ok(), "{good}: {:?}", with(good));
+        }
+        for bad in [
+            r#""tools":[{"type":"shell","environment":{"type":"container_auto"}}]"#,
+            r#""tools":[{"type":"shell","environment":{"image":"x"}}]"#,
+            r#""tools":[{"type":"namespace","tools":[{"type":"web_search"}]}]"#,
+            r#""Max_Output_Tokens":100000"#,
+            "\"max_output_to\u{212a}en\u{17f}\":100000",
+            r#""Service_Tier":"priority""#,
+        ] {
+            assert!(matches!(with(bad), Err(BodyError::Unpriced { .. })), "{bad}: {:?}", with(bad));
+        }
+        assert!(matches!(with(r#""extra":1,"Extra":2"#), Err(BodyError::Duplicate(_))));
+    }
 
     #[test]
     fn facts_and_spans_of_an_openai_body() {

@@ -116,6 +116,20 @@ mod tests {
     }
 
     #[test]
+    fn the_cap_goes_under_the_name_that_the_provider_takes() {
+        let body = r#"{"model":"real", "max_completion_tokens" : 10,"stream":false}"#;
+        assert_eq!(edited(Dialect::OPENAI_CHAT, body, 10), r#"{"model":"real", "max_tokens" : 10,"stream":false}"#);
+        let escaped = "{\"max_compl\\u0065tion_tokens\":900,\"model\":\"real\"}";
+        assert_eq!(edited(Dialect::OPENAI_CHAT, escaped, 10), r#"{"max_tokens":10,"model":"real"}"#);
+        // Of Anthropic's bodies it is no name of a cap.
+        let other = r#"{"model":"real","max_completion_tokens":9}"#;
+        assert_eq!(
+            edited(Dialect::ANTHROPIC, other, 10),
+            r#"{"max_tokens":10,"model":"real","max_completion_tokens":9}"#
+        );
+    }
+
+    #[test]
     fn missing_fields_are_inserted_once() {
         assert_eq!(edited(Dialect::ANTHROPIC, "{}", 5), r#"{"model":"real","max_tokens":5}"#);
         assert_eq!(

@@ -132,9 +132,8 @@ pub(super) fn limits(raw: &RawLimits) -> Result<Limits, Wrong> {
     }
     let request_body = mib("limits.request_body_mib", raw.request_body_mib, 32, 1024)?;
     let bodies_in_memory = mib("limits.bodies_in_memory_mib", raw.bodies_in_memory_mib, 256, 4095)?;
-    // A tenant has half of it.
-    if request_body > bodies_in_memory / 2 {
-        let why = format!("the largest body would never find room: name at least {}", (request_body >> 20) * 2);
+    if request_body > bodies_in_memory {
+        let why = format!("the largest body would never find room: name at least {}", request_body >> 20);
         return Err(("limits.bodies_in_memory_mib", why));
     }
     Ok(Limits {

@@ -113,8 +113,11 @@ impl Flight<'_> {
                 self.held.guard.disarm();
                 self.held.tenant.journal.end(settled.end.request_id);
                 let end = &settled.end;
-                self.escalator.metrics.settled(&settled.provider, end, settled.absorbed);
-                self.held.tenant.unflushed.add(end.cost, self.escalator.env.clock.now_ms());
+                // Not what the sweeper has settled for a task that stood still.
+                if !settled.is_repeated {
+                    self.escalator.metrics.settled(&settled.provider, end, settled.absorbed);
+                    self.held.tenant.unflushed.add(end.cost, self.escalator.env.clock.now_ms());
+                }
                 self.held.count(tokens(&end.usage), self.escalator.env.clock.now_ms());
                 info!(outcome = %end.outcome, cost = %end.cost, balance = %end.balance, estimated = end.estimated,
                     events = end.events, first_event_ms = end.first_event_ms, total_ms = end.total_ms, "request settled");

@@ -46,9 +46,11 @@ impl Health {
     }
 
     /// True while it is left alone, or its trial is not over.
-    pub(crate) fn is_ill(&self, provider: &str, model: &str) -> bool {
+    pub(crate) fn is_ill(&self, provider: &str, model: &str, now_ms: u64) -> bool {
         let states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        states.get(&(provider.to_owned(), model.to_owned())).is_some_and(|state| state.ill_until_ms > 0)
+        states
+            .get(&(provider.to_owned(), model.to_owned()))
+            .is_some_and(|state| now_ms < state.ill_until_ms.max(state.probe_until_ms))
     }
 
     /// It did not answer; `retry_after_ms`: it said when it will. True if it has become ill.

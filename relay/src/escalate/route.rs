@@ -58,7 +58,7 @@ pub(crate) fn choose(route: &Route, models: Vec<Arc<Model>>, needs: &Needs, choo
     if let Some(place) = leads {
         let leader = ordered.remove(place);
         let (ill, well): (Vec<_>, Vec<_>) =
-            ordered.into_iter().partition(|model| chooser.health.is_ill(&model.provider, &model.name));
+            ordered.into_iter().partition(|model| chooser.health.is_ill(&model.provider, &model.name, chooser.now_ms));
         ordered = std::iter::once(leader).chain(well).chain(ill).collect();
     }
     Chosen { models: ordered, unfit }

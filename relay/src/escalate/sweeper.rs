@@ -182,7 +182,9 @@ impl Escalator {
             How::Void { made_ms } => {
                 let made_ms = *made_ms;
                 let db = Db::Tenant(lost.tenant.clone());
-                self.store.run(db, move |connection| void_made_at(connection, id, made_ms, now_ms)).await
+                self.store.run(db, move |connection| void_made_at(connection, id, made_ms, now_ms)).await?;
+                self.tenants.handle(&lost.tenant).await?.journal.end(id);
+                Ok(())
             }
             How::Held { input_bytes, progress } => {
                 let mut settlement = estimate(id, *progress, *input_bytes, now_ms);
@@ -206,9 +208,11 @@ impl Escalator {
             }
             Err(error) => return Err(error),
         };
-        self.metrics.settled(&settled.provider, &settled.end, settled.absorbed);
         let handle = self.tenants.handle(tenant).await?;
-        handle.unflushed.add(settled.end.cost, now_ms);
+        if !settled.is_repeated {
+            self.metrics.settled(&settled.provider, &settled.end, settled.absorbed);
+            handle.unflushed.add(settled.end.cost, now_ms);
+        }
         handle.journal.end(id);
         Ok(())
     }

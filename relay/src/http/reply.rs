@@ -28,13 +28,13 @@ pub(super) struct Asked {
     pub(super) head: Parts,
     upload: Upload<Body>,
     /// For the body, until the answer is there.
-    room: Option<BodyPermit>,
+    kept: Option<Charge>,
 }
 
 impl Asked {
     pub(super) fn new(request: Request) -> Self {
         let (head, body) = request.into_parts();
-        Self { upload: Upload::new(body, &head.headers), head, room: None }
+        Self { upload: Upload::new(body, &head.headers), head, kept: None }
     }
 
     /// Who asks. Errors: nobody, or one that may not.
@@ -54,8 +54,9 @@ impl Asked {
     ) -> Result<(Admitted, T), Refusal> {
         let admitted = self.admit(http, scope).await?;
         plain(&self.head.headers)?;
-        let (body, permit) = self.body(http, &admitted).await?;
-        self.room = Some(permit);
+        let (body, _permit) = self.body(http, &admitted).await?;
+        // What it takes stays counted. Its room is given back: whoever serves it may need some of the same.
+        self.kept = Some(http.shared.escalator.memory.hold(body.len()));
         Ok((admitted, parse(&body)?))
     }
 

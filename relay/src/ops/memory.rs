@@ -56,6 +56,12 @@ impl Memory {
         self.take(bytes).then(|| Charge { memory: Arc::clone(self), bytes })
     }
 
+    /// Counts `bytes` of work that is under way, whether there is room or not, until the charge is dropped.
+    pub(crate) fn hold(self: &Arc<Self>, bytes: usize) -> Charge {
+        self.add(bytes);
+        Charge { memory: Arc::clone(self), bytes }
+    }
+
     /// Counts `bytes`, if there is room for new work, until they are given back.
     fn take(&self, bytes: usize) -> bool {
         let max = self.max();

@@ -23,7 +23,9 @@ impl Limit {
 
     const fn new(count: u32, period_ns: u64) -> Self {
         let interval_ns = if count == 0 { u64::MAX } else { period_ns.div_ceil(count as u64) };
-        Self { interval_ns, burst_ns: period_ns }
+        // As many as the limit says, though their parts of a minute were rounded up.
+        let burst_ns = if count == 0 { period_ns } else { interval_ns * count as u64 };
+        Self { interval_ns, burst_ns }
     }
 
     /// Lets one through at `now_ns`. `tat_ns` is what the last one left (0 at first). Returns what

@@ -23,12 +23,16 @@ pub(crate) struct Reserve {
     dir: PathBuf,
     size: u64,
     is_short: AtomicBool,
+    is_possible: AtomicBool,
 }
 
 impl Reserve {
     /// One of that size; 0: none is kept, and a full disk is noticed all the same.
     pub(crate) fn of(state: &Path, size: u64) -> Self {
-        Self { dir: state.to_owned(), size, is_short: AtomicBool::new(false) }
+        // One that was given before a restart is still needed.
+        let was_given = fs::metadata(state.join(FILE)).is_ok_and(|meta| meta.len() == 0);
+        let (is_short, is_possible) = (AtomicBool::new(was_given), AtomicBool::new(true));
+        Self { dir: state.to_owned(), size, is_short, is_possible }
     }
 
     /// The disk is nearly full: nothing new may begin.
@@ -59,7 +63,7 @@ impl Reserve {
                 "the disk is nearly full: new requests are refused, and what runs is settled in the reserve; make room"
             );
         }
-        if !self.is_short() && has_room && self.kept() < self.size {
+        if !self.is_short() && has_room && self.kept() < self.size && self.is_possible.load(Ordering::Relaxed) {
             self.take();
         }
     }
@@ -72,21 +76,25 @@ impl Reserve {
         fs::metadata(self.path()).map_or(0, |meta| meta.len())
     }
 
+    /// Takes the room under another name: one that is there and empty was given.
     fn take(&self) {
+        let coming = self.path().with_extension("new");
         let take = || -> io::Result<()> {
-            belay_certs::file::write_private(&self.path(), b"").map_err(io::Error::other)?;
-            let file = File::options().write(true).open(self.path())?;
-            Ok(fallocate(&file, FallocateFlags::empty(), 0, self.size)?)
+            belay_certs::file::write_private(&coming, b"").map_err(io::Error::other)?;
+            let file = File::options().write(true).open(&coming)?;
+            fallocate(&file, FallocateFlags::empty(), 0, self.size)?;
+            fs::rename(&coming, self.path())
         };
         if let Err(error) = take() {
-            // Not all file systems can.
-            debug!(%error, "no reserve can be kept on this disk");
-            self.give();
+            let _ = fs::remove_file(&coming);
+            // Not all file systems can, and it is no better the next time.
+            self.is_possible.store(false, Ordering::Relaxed);
+            warn!(%error, "no reserve can be kept on this disk");
         }
     }
 
     fn give(&self) {
-        match fs::remove_file(self.path()) {
+        match File::options().write(true).open(self.path()).and_then(|file| file.set_len(0)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => warn!(%error, "cannot give up the reserve"),
             _ => {}
         }
@@ -110,6 +118,7 @@ mod tests {
         assert_eq!((reserve.kept(), reserve.is_short()), (size, false));
         reserve.judge(LOW - 1);
         assert_eq!((reserve.kept(), reserve.is_short()), (0, true));
+        assert!(Reserve::of(dir.path(), size).is_short(), "a restart does not forget it");
         // What it gave is no reason to begin anything.
         reserve.judge(LOW + size);
         assert_eq!((reserve.kept(), reserve.is_short()), (0, true));

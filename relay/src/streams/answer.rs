@@ -14,7 +14,7 @@ use tracing::warn;
 const TAKEN: Duration = Duration::from_secs(60);
 
 /// What a client takes at the least, in the long run, in bytes a second: what waits for it takes room that others need.
-const SLOWEST: u64 = 16 << 10;
+const SLOWEST: u64 = 1 << 10;
 
 /// Why there is no answer.
 pub(super) enum NoAnswer {
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn who_trickles_is_too_slow_and_who_is_on_a_poor_line_is_not() {
         assert!(!is_fast(60, Duration::from_secs(60)));
-        assert!(is_fast(1 << 20, Duration::from_secs(60)));
-        assert!(!is_fast(1 << 20, Duration::from_secs(120)));
+        assert!(is_fast(100 << 10, Duration::from_secs(60)));
+        assert!(!is_fast(100 << 10, Duration::from_secs(120)));
     }
 }

@@ -298,11 +298,11 @@ impl Stripe {
         let Some(tenant) = found.filter(|_| currency == "usd" && cents > 0) else { return Ok(()) };
         let (id, name) = (tenant.clone(), invoice.clone());
         let open = self.central(move |connection| known::unbilled(connection, &id, &name)).await?;
-        // Bills are in whole cents.
-        let open = NanoUsd(u64::try_from(open.0).unwrap_or(0).next_multiple_of(CENT as u64) as i64);
+        // Bills are in whole cents, each rounded by itself.
+        let open = NanoUsd(open.0.max(0).saturating_add(CENT));
         let (amount, id, name) = (nanos(cents).min(open), tenant.clone(), invoice.clone());
         if amount < nanos(cents) {
-            warn!(%tenant, invoice, paid = %nanos(cents), %amount, "a bill was for more than was metered; that much is credited");
+            error!(%tenant, invoice, paid = %nanos(cents), %amount, "a bill was for more than is known to be metered; that much is credited, and the rest is to be looked at: belayd tenant credit");
         }
         // In this order: a bill that counts before its money is there would be metered anew.
         self.book(&tenant, Operation::Credit, amount, invoice).await?;

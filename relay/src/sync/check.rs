@@ -36,6 +36,10 @@ fn fits(kind: ItemKind, size: u64) -> Result<(), SyncError> {
 impl Sync {
     /// Errors: `Invalid`, and what stands against it before it is pushed.
     pub(super) async fn check(&self, tenant: &TenantId, push: &Push) -> Result<(), SyncError> {
+        // There is always room to delete.
+        if push.source != Source::None {
+            self.has_room()?;
+        }
         fits(push.kind, push.size)?;
         if push.meta.len() > META_BYTES || !push.meta.is_empty() && push.kind != ItemKind::ADAPTER {
             return Err(invalid("only adapters have meta, of 64 KiB at most", "leave it empty"));
@@ -68,7 +72,7 @@ impl Sync {
     async fn check_adapter(&self, tenant: &TenantId, push: &Push) -> Result<(), SyncError> {
         let revision = push.revision;
         let found = self.run(tenant, move |connection| {
-            let Some(parts) = upload::parts(connection, revision)? else { return Ok(None) };
+            let Some(parts) = upload::parts(connection, revision, None)? else { return Ok(None) };
             let mut chunks = vec![];
             let mut covered = 0;
             for part in parts.all() {

@@ -72,7 +72,7 @@ pub fn record(connection: &Connection, record: &Record) -> Result<RecordOutcome,
             (state::SETTLED, Some(end_bytes)) if is_same => {
                 let end = End::decode_body(&end_bytes)?;
                 let (absorbed, provider) = (stored.absorbed, stored.provider.unwrap_or_default());
-                Ok(RecordOutcome::Recorded(Box::new(Settled { end, end_bytes, absorbed, provider })))
+                Ok(RecordOutcome::Recorded(Box::new(Settled { end, end_bytes, absorbed, provider, is_repeated: true })))
             }
             _ => Ok(RecordOutcome::Conflict),
         };

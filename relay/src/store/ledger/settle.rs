@@ -51,6 +51,8 @@ pub struct Settled {
     pub absorbed: NanoUsd,
     /// Who served it.
     pub provider: String,
+    /// It was settled before.
+    pub is_repeated: bool,
 }
 
 /// Settles a hold: charges the usage at the terms it was taken at, gives the rest back, keeps the
@@ -66,7 +68,8 @@ pub fn settle(connection: &Connection, settlement: &Settlement) -> Result<Settle
         (state::OPEN, _) => {}
         (state::SETTLED, Some(end_bytes)) => {
             let provider = stored.provider.unwrap_or_default();
-            return Ok(Settled { end: End::decode_body(&end_bytes)?, end_bytes, absorbed: stored.absorbed, provider });
+            let (end, absorbed, is_repeated) = (End::decode_body(&end_bytes)?, stored.absorbed, true);
+            return Ok(Settled { end, end_bytes, absorbed, provider, is_repeated });
         }
         (state::SETTLED, None) => {
             return Err(StoreError::Corrupt { what: "a settled request", why: format!("{request_id} has no End") });
@@ -213,7 +216,7 @@ fn finish(
         turn::answer(connection, &stored, &end, &settlement.answer, settlement.now_ms)?;
     }
     let provider = stored.provider.unwrap_or_default();
-    Ok(Settled { end, end_bytes, absorbed: paid.absorbed, provider })
+    Ok(Settled { end, end_bytes, absorbed: paid.absorbed, provider, is_repeated: false })
 }
 
 /// Writes the end of a request into its row.

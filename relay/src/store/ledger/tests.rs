@@ -17,7 +17,7 @@ use super::money::{Operation, operate};
 use super::rates::{Bound, RateRefusal};
 use super::recover::recover;
 use super::request::Offer;
-use super::settle::{Settlement, settle, void, void_made_at};
+use super::settle::{Settled, Settlement, settle, void, void_made_at};
 use super::standing::{Terms, Tier, set_terms};
 use super::verify::Report;
 use super::{Account, Boot, balance};
@@ -155,7 +155,8 @@ fn a_hold_becomes_a_charge_and_the_rest_goes_back() {
     assert_eq!((first.end.cost, first.end.balance), (NanoUsd(150_000), NanoUsd(4_850_000)));
     assert_eq!(End::decode_body(&first.end_bytes).expect("valid"), first.end);
     // Again, with other figures: the first answer, byte for byte.
-    assert_eq!(settle(&book.connection, &settlement(1, 9, 9)).expect("again"), first);
+    let again = settle(&book.connection, &settlement(1, 9, 9)).expect("again");
+    assert_eq!(again, Settled { is_repeated: true, ..first.clone() });
     match hold(&book.connection, &request(1)).expect("works") {
         HoldOutcome::Finished { end, .. } => assert_eq!(end, first.end_bytes),
         other => panic!("ran again: {other:?}"),

@@ -4,6 +4,7 @@
 use super::find::{self, BadCursor, Hit, Page};
 use super::forget::forget;
 use super::{Addition, Change, Context, Deed, Message, Refusal, Stored, act, add, context, find_live, update};
+use crate::ops::reserve::Reserve;
 use crate::store::StoreError;
 use crate::store::daily::daily;
 use crate::store::executor::{Db, Store};
@@ -25,13 +26,31 @@ pub struct Sessions {
     clock: Arc<dyn Clock>,
     /// What a tenant's may take, in bytes.
     most: Arc<AtomicU64>,
+    /// Of the disk; `None`: nobody looks how full it is.
+    reserve: Option<Arc<Reserve>>,
 }
 
 impl Sessions {
     /// Those in that store; a tenant's may take `most` bytes.
     #[must_use]
     pub fn new(store: Store, clock: Arc<dyn Clock>, most: u64) -> Self {
-        Self { store, clock, most: Arc::new(AtomicU64::new(most)) }
+        Self { store, clock, most: Arc::new(AtomicU64::new(most)), reserve: None }
+    }
+
+    /// Takes nothing new while the disk is nearly full: what is left is for requests that run.
+    #[must_use]
+    pub(crate) fn beside(self, reserve: Arc<Reserve>) -> Self {
+        Self { reserve: Some(reserve), ..self }
+    }
+
+    fn has_room(&self) -> Result<(), StoreError> {
+        match &self.reserve {
+            Some(reserve) if reserve.is_short() => {
+                let why = "the relay's disk is nearly full".to_owned();
+                Err(StoreError::Failed { operation: "add to a session", why })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Another bound from now on.
@@ -94,6 +113,7 @@ impl Sessions {
         name: &SessionId,
         addition: Addition,
     ) -> Result<Result<u64, Refusal>, StoreError> {
+        self.has_room()?;
         let (name, most) = (name.clone(), self.most());
         self.run(tenant, move |connection| add(connection, &name, &addition, most)).await
     }
@@ -105,6 +125,7 @@ impl Sessions {
         name: &SessionId,
         change: Change,
     ) -> Result<Result<(Stored, Context), Refusal>, StoreError> {
+        self.has_room()?;
         let (name, most, now_ms) = (name.clone(), self.most(), self.now_ms());
         self.run(tenant, move |connection| {
             Ok(match update(connection, &name, &change, (most, now_ms))? {

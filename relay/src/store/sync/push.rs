@@ -138,7 +138,7 @@ fn content(connection: &Connection, push: &Push, item: Option<&Item>) -> Result<
         Source::None => Ok(here(Content::None)),
         Source::Inline(bytes) => Ok(here(Content::Inline(bytes.clone()))),
         Source::Upload => {
-            let Some(parts) = super::upload::parts(connection, push.revision)? else {
+            let Some(parts) = super::upload::parts(connection, push.revision, Some(push.kind))? else {
                 return Ok(Err(Refusal::NotFound("announced content of that revision")));
             };
             if parts.size() != push.size || parts.digest() != push.digest {

@@ -21,7 +21,7 @@ pub fn begin(
     quota: u64,
     now_ms: u64,
 ) -> Result<Result<Vec<usize>, Refusal>, StoreError> {
-    match parts(connection, revision)? {
+    match parts(connection, revision, None)? {
         Some(known) if known == *wanted => {
             touch(connection, revision, now_ms)?;
             return Ok(Ok(missing(connection, wanted)?));
@@ -58,11 +58,15 @@ pub fn begin(
     Ok(Ok(needed))
 }
 
-/// The parts that were announced for a revision.
-pub fn parts(connection: &Connection, revision: RevisionId) -> Result<Option<Parts>, StoreError> {
+/// The parts that were announced for a revision of an item of that kind; `None`: of any.
+pub fn parts(
+    connection: &Connection,
+    revision: RevisionId,
+    kind: Option<ItemKind>,
+) -> Result<Option<Parts>, StoreError> {
     let bytes: Option<Vec<u8>> = connection
-        .prepare_cached("SELECT parts FROM blob_upload WHERE revision = ?1")?
-        .query_row([revision.0], |row| row.get(0))
+        .prepare_cached("SELECT parts FROM blob_upload WHERE revision = ?1 AND (?2 IS NULL OR kind = ?2)")?
+        .query_row(params![revision.0, kind.map(|kind| kind.0)], |row| row.get(0))
         .optional()?;
     bytes
         .map(|bytes| {

@@ -45,7 +45,8 @@ fn a_settlement_leaves_question_and_answer_once() {
     let stored = find_one(&book.connection, &session()).expect("read").expect("begun");
     assert_eq!((stored.title.as_str(), stored.messages), ("Where to?", 0));
     let first = settle(&book.connection, &answering(1, "To the Forum.")).expect("settled");
-    assert_eq!(settle(&book.connection, &answering(1, "Elsewhere.")).expect("again"), first);
+    let again = settle(&book.connection, &answering(1, "Elsewhere.")).expect("again");
+    assert_eq!(again, Settled { is_repeated: true, ..first.clone() });
     assert_eq!(said(&book), pair(1, "Where to?", "To the Forum.", Outcome::COMPLETE));
     let stored = find_one(&book.connection, &session()).expect("read").expect("there");
     assert_eq!(stored.cost, first.end.cost);
