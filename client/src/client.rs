@@ -179,8 +179,7 @@ impl Client {
     /// its operator or another instance of this device does something (the keeper tries on);
     /// `Unreachable` after `within`.
     pub async fn tunnel(&self, within: Duration) -> Result<Arc<Tunnel>, ClientError> {
-        // Who waits for a tunnel waits for an answer: the next attempt comes soon.
-        let _waits = self.waits();
+        let _wants = self.tunnels.wants();
         self.tunnels.tunnel_within(within).await
     }
 

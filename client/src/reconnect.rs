@@ -209,8 +209,7 @@ impl Keeper {
             let wait = Duration::from_millis(go_away.reconnect_after_ms.into()) + spread;
             return Next::Wait(error.to_string(), wait.min(LONGEST_BACKOFF));
         }
-        let waited_for = *self.tunnels.outstanding().borrow() > 0;
-        let longest = if waited_for { LONGEST_WHILE_WAITED_FOR } else { LONGEST_BACKOFF };
+        let longest = if self.tunnels.is_waited_for() { LONGEST_WHILE_WAITED_FOR } else { LONGEST_BACKOFF };
         let wait = self.env.random.part_of(self.backoff.min(longest));
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
         Next::Wait(error.to_string(), wait)
@@ -235,9 +234,7 @@ impl Keeper {
 
     /// Ready a while after somebody begins to wait for an answer.
     async fn waited_for(&self) {
-        let mut outstanding = self.tunnels.outstanding();
-        // Its sender is there for as long as the tunnels are.
-        let _ = outstanding.wait_for(|count| *count > 0).await;
+        self.tunnels.waited_for().await;
         sleep(self.env.random.part_of(LONGEST_WHILE_WAITED_FOR)).await;
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Tunnels {
     refused: Mutex<Option<CloseCode>>,
     /// Requests that wait for an answer: while there are any, a silent path is soon suspected.
     outstanding: watch::Sender<usize>,
+    /// Users that wait for a tunnel.
+    wanted: watch::Sender<usize>,
     /// Of these, those that wait for a tunnel.
     queued: AtomicUsize,
     /// What heartbeats say beside being heard.
@@ -48,6 +50,7 @@ impl Tunnels {
             current: watch::Sender::new(None),
             refused: Mutex::new(None),
             outstanding: watch::Sender::new(0),
+            wanted: watch::Sender::new(0),
             queued: AtomicUsize::new(0),
             signs,
             renew_since_ms: watch::Sender::new(0),
@@ -134,6 +137,28 @@ impl Tunnels {
         }
     }
 
+    /// Somebody waits for a tunnel until this is dropped: the next attempt comes soon.
+    pub(crate) fn wants(self: &Arc<Self>) -> Wanted {
+        self.wanted.send_modify(|count| *count += 1);
+        Wanted(Arc::clone(self))
+    }
+
+    /// True while somebody waits for an answer, or for a tunnel.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        *self.outstanding.borrow() > 0 || *self.wanted.borrow() > 0
+    }
+
+    /// Ready once that is so.
+    pub(crate) async fn waited_for(&self) {
+        let (mut outstanding, mut wanted) = (self.outstanding.subscribe(), self.wanted.subscribe());
+        // Neither ends: `self` has the senders.
+        tokio::select! {
+            biased;
+            _ = outstanding.wait_for(|count| *count > 0) => {}
+            _ = wanted.wait_for(|count| *count > 0) => {}
+        }
+    }
+
     /// How many requests wait for an answer, to follow.
     pub(crate) fn outstanding(&self) -> watch::Receiver<usize> {
         self.outstanding.subscribe()
@@ -143,6 +168,16 @@ impl Tunnels {
     pub(crate) fn wait_for_answer(self: &Arc<Self>) -> Outstanding {
         self.outstanding.send_modify(|count| *count += 1);
         Outstanding(Arc::clone(self))
+    }
+}
+
+/// See [`Tunnels::wants`].
+#[derive(Debug)]
+pub(crate) struct Wanted(Arc<Tunnels>);
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.wanted.send_modify(|count| *count -= 1);
     }
 }
 
