@@ -254,6 +254,22 @@ fn what_was_acknowledged_survives_kills_of_either_side() {
     Fault::kept("sync-killed", uploads as u64, "what was acknowledged is there, once").tell();
 }
 
+/// Runs a script that may mount, in a namespace of its own: `$1` is the folder, `$2` is `belay`, the others follow. `None`
+/// where the system grants no namespaces.
+fn with_mounts(script: &str, folder: &Path, others: &[&Path]) -> Option<belay_tests::procs::Ran> {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]).arg(folder);
+    command.arg(belay_tests::procs::binary("belay")).args(others);
+    let ran = run(&mut command);
+    if ran.code == Some(1) && ran.stderr.contains("unshare") {
+        assert!(!require_all(), "no namespaces: {}", ran.stderr);
+        eprintln!("SKIPPED: no namespaces here: {}", ran.stderr);
+        return None;
+    }
+    exits(&ran, 0);
+    Some(ran)
+}
+
 /// A computer whose disk is full says so, loses nothing, and goes on when there is room. The small disk is a memory file
 /// system in a namespace of its own.
 #[test]
@@ -273,16 +289,7 @@ fn a_full_disk_of_a_computer_is_said_and_loses_nothing() {
     fs::create_dir_all(&out).unwrap();
     let marker = site.home("marker");
     fs::copy(notes.join(".belay/folder"), &marker).unwrap();
-    let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]).arg(&notes);
-    command.arg(belay_tests::procs::binary("belay")).arg(&b.home).arg(&out).arg(&marker);
-    let ran = run(&mut command);
-    if ran.code == Some(1) && ran.stderr.contains("unshare") {
-        assert!(!require_all(), "no namespaces: {}", ran.stderr);
-        eprintln!("SKIPPED: no namespaces here: {}", ran.stderr);
-        return;
-    }
-    exits(&ran, 0);
+    let Some(ran) = with_mounts(script, &notes, &[&b.home, &out, &marker]) else { return };
     assert!(ran.stdout.contains("large.bin: this computer's disk is full; free some space"), "{}", ran.stdout);
     assert!(ran.stdout.contains("received  small.md"), "what there is room for comes: {}", ran.stdout);
     assert!(ran.stdout.contains("received  large.bin"), "{}", ran.stdout);
@@ -297,30 +304,21 @@ fn what_lies_on_a_disk_that_is_gone_was_not_deleted() {
     let (a, b) = (Computer::join(&site, "laptop"), Computer::join(&site, "desk"));
     a.write("own.md", "on the folder's own disk");
     a.text(&["--once"]);
-    let script = "set -e; mkdir \"$1/work\"; mount -t tmpfs tmpfs \"$1/work\"; mkdir \"$1/work/deep\"
-        echo plan > \"$1/work/plan.md\"; echo more > \"$1/work/deep/more.md\"
-        \"$2\" --home \"$3\" sync --once; umount \"$1/work\"
+    let script = "set -e; mkdir \"$1/stick\"; mount -t tmpfs tmpfs \"$1/stick\"; mkdir \"$1/stick/deep\"
+        echo plan > \"$1/stick/plan.md\"; echo more > \"$1/stick/deep/more.md\"
+        \"$2\" --home \"$3\" sync --once; umount \"$1/stick\"
         \"$2\" --home \"$3\" sync --once || echo it says so";
-    let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]).arg(a.at("notes"));
-    command.arg(belay_tests::procs::binary("belay")).arg(&a.home);
-    let ran = run(&mut command);
-    if ran.code == Some(1) && ran.stderr.contains("unshare") {
-        assert!(!require_all(), "no namespaces: {}", ran.stderr);
-        eprintln!("SKIPPED: no namespaces here: {}", ran.stderr);
-        return;
-    }
-    exits(&ran, 0);
-    assert!(ran.stdout.contains("sent      work/deep/more.md"), "{}", ran.stdout);
-    assert!(ran.stdout.contains("work: the disk that was mounted there is gone"), "{}", ran.stdout);
+    let Some(ran) = with_mounts(script, &a.at("notes"), &[&a.home]) else { return };
+    assert!(ran.stdout.contains("sent      stick/deep/more.md"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("stick: the disk that was mounted there is gone"), "{}", ran.stdout);
     // Nothing of it went away, here or elsewhere.
     b.text(&["--once"]);
-    assert_eq!(fs::read_to_string(b.at("notes").join("work/plan.md")).unwrap(), "plan\n");
+    assert_eq!(fs::read_to_string(b.at("notes").join("stick/plan.md")).unwrap(), "plan\n");
     // A line that is taken out means that it was meant.
     fs::write(a.at("notes").join(".belay/disks"), "").unwrap();
     a.text(&["--once"]);
     b.text(&["--once"]);
-    assert!(!b.at("notes").join("work/plan.md").exists() && b.at("notes").join("own.md").exists());
+    assert!(!b.at("notes").join("stick/plan.md").exists() && b.at("notes").join("own.md").exists());
 }
 
 #[test]
