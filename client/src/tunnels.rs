@@ -28,10 +28,10 @@ pub(crate) struct Tunnels {
     refused: Mutex<Option<CloseCode>>,
     /// Requests that wait for an answer: while there are any, a silent path is soon suspected.
     outstanding: watch::Sender<usize>,
-    /// Users that wait for a tunnel.
-    wanted: watch::Sender<usize>,
     /// Of these, those that wait for a tunnel.
     queued: AtomicUsize,
+    /// Users that are no request and wait for a tunnel.
+    wanted: watch::Sender<usize>,
     /// What heartbeats say beside being heard.
     pub(crate) signs: Signs,
     /// Certificates that were made then or before are to be renewed soon; 0: none.

@@ -8,6 +8,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use thiserror::Error;
@@ -288,20 +289,22 @@ fn fields(body: &[u8]) -> Result<Vec<Field<'_>>, BodyError> {
     let raw = raw_fields(text).map_err(|error| BodyError::NotAnObject(error.to_string()))?;
     let base = text.as_ptr() as usize;
     let mut fields: Vec<Field<'_>> = Vec::with_capacity(raw.len());
-    for (name, raw) in raw {
-        let folded = folded(&name);
-        if fields.iter().any(|field| self::folded(&field.name) == folded) {
+    // A body may have as many fields as it has room for: each is looked up, not compared with all others.
+    let mut known = HashSet::with_capacity(raw.len());
+    for (name, raw) in &raw {
+        let folded = folded(name);
+        if !known.insert(folded.clone()) {
             return Err(BodyError::Duplicate(name.chars().take(80).collect()));
         }
-        if folded != name && DECIDING.contains(&folded.as_ref()) {
+        if folded != *name && DECIDING.contains(&folded.as_ref()) {
             return Err(BodyError::Unpriced {
-                field: name.into_owned(),
+                field: name.to_string(),
                 why: "some servers would take it for the field in lower case; write it so, or leave it out",
             });
         }
         // The raw value borrows from `text`, so its address tells where it stands.
         let start = raw.get().as_ptr() as usize - base;
-        fields.push(Field { name, raw, span: start..start + raw.get().len() });
+        fields.push(Field { name: name.clone(), raw, span: start..start + raw.get().len() });
     }
     Ok(fields)
 }

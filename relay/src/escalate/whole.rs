@@ -1,6 +1,6 @@
 //! A whole answer that is not streamed, kept for its usage figures and counted for as long as it is.
 
-use crate::ops::memory::Memory;
+use crate::ops::memory::{Charge, Memory};
 use bytes::BytesMut;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) struct Whole {
     bytes: BytesMut,
-    memory: Arc<Memory>,
+    charge: Charge,
 }
 
 impl Whole {
     pub(super) fn new(memory: &Arc<Memory>) -> Self {
-        Self { bytes: BytesMut::new(), memory: Arc::clone(memory) }
+        Self { bytes: BytesMut::new(), charge: memory.hold(0) }
     }
 
     /// It belongs to work that is under way, so there is room; new work is refused for it.
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        self.memory.add(bytes.len());
+        self.charge.grow(bytes.len());
         self.bytes.extend_from_slice(bytes);
     }
 }
@@ -29,12 +29,6 @@ impl Deref for Whole {
 
     fn deref(&self) -> &[u8] {
         &self.bytes
-    }
-}
-
-impl Drop for Whole {
-    fn drop(&mut self) {
-        self.memory.give_back(self.bytes.len());
     }
 }
 

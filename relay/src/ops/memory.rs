@@ -90,6 +90,14 @@ pub(crate) struct Charge {
     bytes: usize,
 }
 
+impl Charge {
+    /// Counts `bytes` more, whether there is room or not.
+    pub(crate) fn grow(&mut self, bytes: usize) {
+        self.memory.add(bytes);
+        self.bytes += bytes;
+    }
+}
+
 impl Drop for Charge {
     fn drop(&mut self) {
         self.memory.give_back(self.bytes);

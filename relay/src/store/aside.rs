@@ -1,6 +1,7 @@
 //! What goes on beside the workers: questions that may take long, and what goes through a whole database.
 
-use super::executor::{BOOK, Db, Mode, Store, tenant_dir};
+use super::executor::{Db, Mode, Store};
+use super::readers::Readers;
 use super::{StoreError, copy, erase, readers};
 use belay_protocol::id::TenantId;
 use rusqlite::Connection;
@@ -22,20 +23,10 @@ impl Store {
         let Mode::Threads { readers, .. } = &self.inner.mode else {
             return self.run(Db::Tenant(tenant.clone()), question).await;
         };
-        // So that the file is there, with the newest schema.
-        self.run(Db::Tenant(tenant.clone()), |_| Ok::<_, StoreError>(())).await?;
-        let (sender, receiver) = oneshot::channel();
-        let path = tenant_dir(&self.inner.dir, tenant).join(BOOK);
-        readers.run(
-            &Db::Tenant(tenant.clone()),
-            Box::new(move || {
-                // Whoever asked may have gone.
-                if !sender.is_closed() {
-                    let _ = sender.send(readers::ask(&path, |connection| question(connection)));
-                }
-            }),
-        );
-        receiver.await.unwrap_or(Err(StoreError::Closed))
+        let db = Db::Tenant(tenant.clone());
+        self.bring_up_to_date(&db).await?;
+        let path = self.path(&db);
+        answered(readers, &db, move || readers::ask(&path, |connection| question(connection))).await
     }
 
     /// Goes through the whole of a tenant's book, as it is at one moment, however long that takes, beside the thread that
@@ -47,16 +38,9 @@ impl Store {
     {
         let db = Db::Tenant(tenant.clone());
         let Mode::Threads { long, .. } = &self.inner.mode else { return self.run(db, look).await };
-        self.run(db.clone(), |_| Ok::<_, StoreError>(())).await?;
-        let (sender, receiver) = oneshot::channel();
+        self.bring_up_to_date(&db).await?;
         let path = self.path(&db);
-        let job = move || {
-            if !sender.is_closed() {
-                let _ = sender.send(readers::go_through(&path, |connection| look(connection)));
-            }
-        };
-        long.run(&db, Box::new(job));
-        receiver.await.unwrap_or(Err(StoreError::Closed))
+        answered(long, &db, move || readers::go_through(&path, |connection| look(connection))).await
     }
 
     /// Copies a database into a new file, as it is at one moment; its worker goes on meanwhile.
@@ -65,19 +49,15 @@ impl Store {
         if !self.has(db) {
             return Err(StoreError::Lost { path: self.path(db).display().to_string() });
         }
-        // With the newest schema.
-        self.run(db.clone(), |_| Ok::<_, StoreError>(())).await?;
+        self.bring_up_to_date(db).await?;
         let from = self.path(db);
         let Mode::Threads { long, .. } = &self.inner.mode else { return copy::copy(&from, &to) };
-        let (sender, receiver) = oneshot::channel();
-        let job = move || {
-            // Whoever asked may have gone.
-            if !sender.is_closed() {
-                let _ = sender.send(copy::copy(&from, &to));
-            }
-        };
-        long.run(db, Box::new(job));
-        receiver.await.unwrap_or(Err(StoreError::Closed))
+        answered(long, db, move || copy::copy(&from, &to)).await
+    }
+
+    /// So that a file is there, with the newest schema.
+    async fn bring_up_to_date(&self, db: &Db) -> Result<(), StoreError> {
+        self.run(db.clone(), |_| Ok(())).await
     }
 
     /// Sees to it that nothing of what was deleted is left in a database's files. A tenant's is written anew for it, and what
@@ -110,4 +90,22 @@ impl Store {
         }
         Some(stamp)
     }
+}
+
+/// What a job on one of `threads` comes to; it is left out if whoever asked has gone by then.
+async fn answered<T: Send + 'static>(
+    threads: &Readers,
+    db: &Db,
+    job: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let (sender, receiver) = oneshot::channel();
+    threads.run(
+        db,
+        Box::new(move || {
+            if !sender.is_closed() {
+                let _ = sender.send(job());
+            }
+        }),
+    );
+    receiver.await.unwrap_or(Err(StoreError::Closed))
 }

@@ -123,19 +123,9 @@ fn unknown(error: rusqlite::Error) -> (StoreError, bool) {
 mod tests {
     use super::*;
     use crate::store::schema::{self, Durability, Kind};
+    use crate::store::testing::{count, put};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
-
-    fn put(key: &'static str) -> impl Fn(&Connection) -> Result<(), StoreError> {
-        move |connection| {
-            connection.execute("INSERT INTO budget (scope, measure, amount) VALUES (?1, '', 0)", [key])?;
-            Ok(())
-        }
-    }
-
-    fn count(connection: &Connection) -> Result<i64, StoreError> {
-        Ok(connection.query_row("SELECT count(*) FROM budget", [], |row| row.get(0))?)
-    }
 
     #[test]
     fn only_what_has_written_before_it_failed_makes_others_run_again() {

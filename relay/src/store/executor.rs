@@ -271,6 +271,7 @@ pub fn tenant_dir(state: &std::path::Path, tenant: &TenantId) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::testing::{count, put};
 
     fn store(dir: &std::path::Path, threads: usize) -> Store {
         Store::start(&StoreConfig {
@@ -280,17 +281,6 @@ mod tests {
             idle_close: Duration::from_secs(60),
             max_open: 2,
         })
-    }
-
-    fn put(key: &'static str) -> impl Fn(&Connection) -> Result<(), StoreError> {
-        move |connection| {
-            connection.execute("INSERT INTO budget (scope, measure, amount) VALUES (?1, '', 0)", [key])?;
-            Ok(())
-        }
-    }
-
-    fn count(connection: &Connection) -> Result<i64, StoreError> {
-        Ok(connection.query_row("SELECT count(*) FROM budget", [], |row| row.get(0))?)
     }
 
     #[tokio::test]

@@ -2,8 +2,9 @@
 //!
 //! One SQLite file per tenant and one central file, opened on demand and closed when idle. A fixed
 //! set of threads ([`executor`]) owns the connections; a database belongs to one of them. Commands
-//! that wait for the same database share one commit, each in its own savepoint, and a reply leaves
-//! only after that commit is durable. [`ledger`] is the tenant's book, [`central`] the relay-wide
+//! that wait for the same database share one commit; what one of them wrote before it failed is undone
+//! alone, and a reply leaves only after that commit is durable. Long reads, and what goes through a whole
+//! file, run on threads and connections of their own. [`ledger`] is the tenant's book, [`central`] the relay-wide
 //! database, [`journal`] the dispatch journal beside the book, [`schema`] the migrations, [`old`] what was exported from
 //! the deployment before.
 
@@ -23,6 +24,8 @@ mod readers;
 pub mod schema;
 pub mod sessions;
 pub mod sync;
+#[cfg(test)]
+mod testing;
 mod watch;
 mod worker;
 

@@ -1,7 +1,7 @@
 //! The meter of tenants that pay later: those with a ceiling, for what they are below zero.
 //!
-//! What is prepaid is never metered, nor what is only set aside. A row is what a tenant owes beyond what was metered before and not paid yet; a bill
-//! that is paid is credited like any payment.
+//! What is prepaid is never metered, nor what is only set aside. A row is what a tenant owes beyond what was metered before
+//! and not paid yet; a bill that is paid is credited like any payment.
 
 use super::{ApiError, Stripe, WebhookError};
 use crate::store::central::stripe::{self as known, Metered};

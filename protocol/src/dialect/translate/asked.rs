@@ -76,13 +76,10 @@ impl Asked {
             _ => self.turns.push(Turn { role, parts }),
         }
     }
-}
 
-impl Asked {
     /// Adds instructions; none are none.
     pub(super) fn instruct(&mut self, text: impl Into<String>) {
-        self.system.push(text.into());
-        self.system.retain(|text| !text.is_empty());
+        self.system.extend(Some(text.into()).filter(|text| !text.is_empty()));
     }
 }
 
