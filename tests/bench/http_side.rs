@@ -52,27 +52,32 @@ pub(crate) async fn measure(scene: &Arc<Scene>, size: &Size, report: &mut Report
 /// both for less.
 async fn first_token(scene: &Scene, rounds: usize, report: &mut Report) -> anyhow::Result<()> {
     let script = Script { stamp: true, pace_ms: 1, ..Script::tokens(2) };
-    let mut seen: [Samples; 4] = Default::default();
+    let mut seen: [Samples; 5] = Default::default();
     let ways = [Way::Proxy, Way::Committing, Way::Relay];
     for way in ways {
         scene.stream(way, 0, &script).await?;
     }
     for round in 0..rounds {
-        for turn in 0..4 {
-            let at = (round + turn) % 4;
+        for turn in 0..5 {
+            let at = (round + turn) % 5;
             let ns = match ways.get(at) {
-                None => scene.commit().await?,
+                None if at == 3 => scene.commit().await?,
+                None => scene.commit_in_place().await?,
                 Some(way) => scene.stream(*way, 0, &script).await?.first_ns,
             };
             seen[at].push(ns);
         }
     }
-    let [proxy, committing, relay, commit] = &seen;
+    let [proxy, committing, relay, commit, in_place] = &seen;
     let median = |samples: &Samples| us(samples.percentile(50));
     report.times("http_proxy_first_token", proxy);
     report.times("http_committing_proxy_first_token", committing);
     report.times("http_commit_alone", commit);
+    report.times("http_commit_in_place", in_place);
     report.times("http_first_token", relay).bar(FIRST_BAR * median(proxy) + median(commit), 1.0);
+    report
+        .figure("http_first_token_in_place", median(relay), "us")
+        .against(FIRST_BAR * median(proxy) + median(in_place));
     Ok(())
 }
 

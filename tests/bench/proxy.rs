@@ -70,6 +70,16 @@ pub(crate) fn open_book(path: &Path) -> anyhow::Result<Connection> {
     Ok(book)
 }
 
+/// The same with a log that has all the room it will need.
+pub(crate) fn open_placed(path: &Path) -> anyhow::Result<Connection> {
+    let book = open_book(path)?;
+    book.execute_batch(
+        "CREATE TABLE room (bytes BLOB); INSERT INTO room VALUES (zeroblob(64 << 20)); DROP TABLE room;
+         PRAGMA wal_checkpoint(RESTART);",
+    )?;
+    Ok(book)
+}
+
 /// One durable commit, as small as one of the relay's can be.
 pub(crate) fn commit(book: &mut Connection) -> rusqlite::Result<()> {
     let transaction = book.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;

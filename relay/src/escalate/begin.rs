@@ -158,7 +158,8 @@ impl Escalator {
             HoldGuard::queued(&caller.tenant, id, input_bytes, hold_request.now_ms, self.unresolved.clone());
         let part = traced.part("hold");
         let db = Db::Tenant(caller.tenant.clone());
-        let outcome = self.store.run(db, move |connection| hold::hold(connection, &hold_request));
+        let is_alone = self.flights.running() == 1;
+        let outcome = self.store.run_here_if(is_alone, db, move |connection| hold::hold(connection, &hold_request));
         // Made ready while the store writes, for what is expected to come out; it is sent only when polled.
         let sent = Sent { body: body.clone(), headers: request.headers.clone() };
         let (first, cap) = (Usable { place: 0, key: None }, plan.expected_output(&settings.config));

@@ -63,6 +63,8 @@ struct Waiting {
 #[derive(Debug, Default)]
 struct Inner {
     entries: HashMap<Key, Entry>,
+    /// Entries that only wait.
+    waiting: usize,
     /// Counts answers that began to wait: the lowest has waited longest.
     waits: u64,
     /// One has been told to go and has not given its memory back yet.
@@ -105,10 +107,17 @@ impl Flights {
         inner.entries.iter().filter(|((id, _), _)| id == tenant).for_each(|(_, entry)| entry.revoked.cancel());
     }
 
+    /// Requests that run.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        let inner = self.lock();
+        inner.entries.len() - inner.waiting
+    }
+
     /// Answers that wait for their reader.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.lock().entries.values().filter(|entry| entry.waiting.is_some()).count()
+        self.lock().waiting
     }
 
     /// Bytes that all event logs hold.
@@ -206,8 +215,10 @@ impl Registration {
         let mut inner = self.flights.lock();
         inner.waits += 1;
         let waiting = Waiting { since: inner.waits, evicted: evicted.clone() };
-        if let Some(entry) = inner.entries.get_mut(&self.key) {
-            entry.waiting = Some(waiting);
+        if let Some(entry) = inner.entries.get_mut(&self.key)
+            && entry.waiting.replace(waiting).is_none()
+        {
+            inner.waiting += 1;
         }
         drop(inner);
         if self.flights.budget.is_exceeded() {
@@ -220,6 +231,7 @@ impl Registration {
     pub(super) fn serve(&self) {
         let mut inner = self.flights.lock();
         let waited = inner.entries.get_mut(&self.key).and_then(|entry| entry.waiting.take());
+        inner.waiting -= usize::from(waited.is_some());
         // Its reader came just when it was told to go: another one has to.
         if waited.is_some_and(|waiting| waiting.evicted.is_cancelled()) {
             inner.evicting = false;
@@ -237,8 +249,9 @@ impl Registration {
 
     fn take_out(&self) {
         let mut inner = self.flights.lock();
-        let gone = inner.entries.remove(&self.key);
-        if gone.and_then(|entry| entry.waiting).is_some_and(|waiting| waiting.evicted.is_cancelled()) {
+        let waited = inner.entries.remove(&self.key).and_then(|entry| entry.waiting);
+        inner.waiting -= usize::from(waited.is_some());
+        if waited.is_some_and(|waiting| waiting.evicted.is_cancelled()) {
             inner.evicting = false;
             drop(inner);
             if self.flights.budget.is_exceeded() {

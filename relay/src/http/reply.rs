@@ -42,7 +42,8 @@ impl Asked {
         let admitted = http.access.admit(&self.head).await?;
         admitted.needs(scope)?;
         // The worker wakes while the body is read.
-        http.shared.escalator.store.expect(&admitted.caller.tenant);
+        let escalator = &http.shared.escalator;
+        escalator.store.expect(&admitted.caller.tenant, escalator.flights.running() == 0);
         Ok(admitted)
     }
 

@@ -9,6 +9,7 @@ use belay_protocol::calendar;
 use belay_protocol::message::{Dialect, Operation};
 use belay_protocol::trace::TRACEPARENT;
 use bytes::Bytes;
+use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -70,39 +71,51 @@ pub fn client(
 pub struct Http {
     client: reqwest::Client,
     kind: ProviderKind,
-    /// The address of its API, without the version.
-    base: String,
-    key: SecretString,
+    /// Where each operation is asked for; those that are not named, at the first place.
+    places: Vec<(Operation, Url)>,
+    models: Url,
+    /// What every request has, with the relay's own key.
+    common: HeaderMap,
     /// It is told where a request stands in a trace.
     tells_trace: bool,
 }
 
 impl Http {
     /// A provider that sends through `client`.
-    #[must_use]
-    pub fn new(client: reqwest::Client, config: &ProviderConfig) -> Self {
+    /// Errors: its address is none.
+    pub fn new(client: reqwest::Client, config: &ProviderConfig) -> Result<Self, String> {
         // A base URL may be given with or without the version, as SDKs take it.
-        let base = config.url.strip_suffix("/v1").unwrap_or(&config.url).to_owned();
-        Self { client, kind: config.kind, base, key: config.key.clone(), tells_trace: config.trace_context }
+        let base = config.url.strip_suffix("/v1").unwrap_or(&config.url);
+        let at = |path: &str| Url::parse(&format!("{base}{path}")).map_err(|error| format!("url {base:?}: {error}"));
+        let paths: &[_] = match config.kind {
+            ProviderKind::Anthropic => {
+                &[(Operation::MESSAGES, "/v1/messages"), (Operation::COUNT_TOKENS, "/v1/messages/count_tokens")]
+            }
+            _ => &[
+                (Operation::CHAT, "/v1/chat/completions"),
+                (Operation::RESPONSES, "/v1/responses"),
+                (Operation::EMBEDDINGS, "/v1/embeddings"),
+            ],
+        };
+        let places =
+            paths.iter().map(|(operation, path)| Ok((*operation, at(path)?))).collect::<Result<_, String>>()?;
+        let mut common = HeaderMap::new();
+        common.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if config.kind == ProviderKind::Anthropic {
+            common.insert("anthropic-version", HeaderValue::from_static(ANTHROPIC_VERSION));
+        }
+        authorise(config.kind, &mut common, &config.key);
+        let (kind, tells_trace) = (config.kind, config.trace_context);
+        Ok(Self { client, kind, places, models: at("/v1/models")?, common, tells_trace })
     }
 
-    fn url(&self, operation: Operation) -> String {
-        let path = match (self.kind, operation) {
-            (ProviderKind::Anthropic, Operation::COUNT_TOKENS) => "/v1/messages/count_tokens",
-            (ProviderKind::Anthropic, _) => "/v1/messages",
-            (_, Operation::RESPONSES) => "/v1/responses",
-            (_, Operation::EMBEDDINGS) => "/v1/embeddings",
-            _ => "/v1/chat/completions",
-        };
-        format!("{}{path}", self.base)
+    fn url(&self, operation: Operation) -> Url {
+        let place = self.places.iter().find(|(known, _)| *known == operation).unwrap_or(&self.places[0]);
+        place.1.clone()
     }
 
     fn headers(&self, call: &Call) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if self.kind == ProviderKind::Anthropic {
-            headers.insert("anthropic-version", HeaderValue::from_static(ANTHROPIC_VERSION));
-        }
+        let mut headers = self.common.clone();
         for (name, value) in &call.headers {
             let name = name.to_ascii_lowercase();
             if !REQUEST_HEADERS.contains(&name.as_str()) {
@@ -117,24 +130,28 @@ impl Http {
                 HeaderValue::try_from(trace.to_string()).map(|place| (HeaderName::from_static(TRACEPARENT), place)),
             );
         }
-        self.authorise(&mut headers, call.key.as_ref().unwrap_or(&self.key));
+        if let Some(key) = &call.key {
+            authorise(self.kind, &mut headers, key);
+        }
         headers
     }
+}
 
-    fn authorise(&self, headers: &mut HeaderMap, key: &SecretString) {
-        let key = key.expose_secret();
-        if key.is_empty() {
-            return;
-        }
-        let (name, value) = match self.kind {
-            ProviderKind::Anthropic => (HeaderName::from_static("x-api-key"), key.to_owned()),
-            ProviderKind::OpenAi | ProviderKind::Demo => (header::AUTHORIZATION, format!("Bearer {key}")),
-        };
-        // It was checked when it was set that the key can stand in a header.
-        if let Ok(mut value) = HeaderValue::from_str(&value) {
-            value.set_sensitive(true);
-            headers.insert(name, value);
-        }
+/// Puts a key in place of the one that is there.
+fn authorise(kind: ProviderKind, headers: &mut HeaderMap, key: &SecretString) {
+    let (name, prefix) = match kind {
+        ProviderKind::Anthropic => (HeaderName::from_static("x-api-key"), ""),
+        ProviderKind::OpenAi | ProviderKind::Demo => (header::AUTHORIZATION, "Bearer "),
+    };
+    headers.remove(&name);
+    let key = key.expose_secret();
+    if key.is_empty() {
+        return;
+    }
+    // It was checked when it was set that the key can stand in a header.
+    if let Ok(mut value) = HeaderValue::try_from(format!("{prefix}{key}")) {
+        value.set_sensitive(true);
+        headers.insert(name, value);
     }
 }
 
@@ -149,7 +166,7 @@ impl Provider for Http {
         let (client, url) = (self.client.clone(), self.url(Operation::CHAT));
         Box::pin(async move {
             for _ in 0..WARM_ATTEMPTS {
-                let answer = client.head(&url).timeout(WARM).send().await;
+                let answer = client.head(url.clone()).timeout(WARM).send().await;
                 // A connection that the provider has just closed may still have been in the pool.
                 let Ok(answer) = answer else { continue };
                 if answer.bytes().await.is_ok() {
@@ -161,12 +178,7 @@ impl Provider for Http {
     }
 
     fn look(&self) -> LookFuture {
-        let mut headers = HeaderMap::new();
-        if self.kind == ProviderKind::Anthropic {
-            headers.insert("anthropic-version", HeaderValue::from_static(ANTHROPIC_VERSION));
-        }
-        self.authorise(&mut headers, &self.key);
-        let request = self.client.get(format!("{}/v1/models", self.base)).headers(headers).timeout(WARM);
+        let request = self.client.get(self.models.clone()).headers(self.common.clone()).timeout(WARM);
         Box::pin(async move {
             let answer = request.send().await;
             let answer = answer.map_err(|error| ProviderError::Unreachable(error_chain(&error.without_url())))?;

@@ -145,7 +145,7 @@ pub(crate) fn from_config(config: &Config, before: Option<&Settings>) -> Result<
         };
         let provider: Arc<dyn Provider> = match provider.kind {
             ProviderKind::Demo => Arc::new(demo::Demo::new(provider.pace)),
-            ProviderKind::Anthropic | ProviderKind::OpenAi => Arc::new(http::Http::new(client, provider)),
+            ProviderKind::Anthropic | ProviderKind::OpenAi => Arc::new(http::Http::new(client, provider)?),
         };
         made.insert(name.clone(), provider);
     }

@@ -5,8 +5,9 @@
 //! after the commit. If the commit fails the outcome is unknown: the connection is dropped, everyone in the group is told
 //! so, and the next command opens the file anew.
 
-use super::StoreError;
+use super::{StoreError, schema};
 use rusqlite::Connection;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// The most commands that share a commit.
@@ -60,9 +61,26 @@ where
 pub(super) fn transact(
     connection: &Connection,
     group: &mut Vec<Box<dyn Command>>,
-    mut more: impl FnMut() -> Vec<Box<dyn Command>>,
+    more: impl FnMut() -> Vec<Box<dyn Command>>,
 ) -> Result<(), (StoreError, bool)> {
     run(connection, "BEGIN IMMEDIATE").map_err(failed)?;
+    transact_begun(connection, group, more)
+}
+
+/// Begins a transaction, unless another connection writes just now: nobody waits for that.
+pub(super) fn begin_at_once(connection: &Connection) -> bool {
+    let begun = connection.busy_timeout(Duration::ZERO).and_then(|()| run(connection, "BEGIN IMMEDIATE"));
+    let is_patient = connection.busy_timeout(schema::BUSY);
+    // What cannot be set has no cause but a connection that is of no use.
+    begun.and(is_patient).is_ok()
+}
+
+/// Runs a group in the transaction that has been begun.
+pub(super) fn transact_begun(
+    connection: &Connection,
+    group: &mut Vec<Box<dyn Command>>,
+    mut more: impl FnMut() -> Vec<Box<dyn Command>>,
+) -> Result<(), (StoreError, bool)> {
     let mut done = 0;
     while done < group.len() {
         for command in &mut group[done..] {

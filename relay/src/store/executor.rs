@@ -6,11 +6,12 @@
 //! The queue to a worker is bounded by its callers: each awaits the reply to its command, so there
 //! are never more commands in it than running operations.
 
-use super::commit::Typed;
+use super::commit::{Command, Typed};
 use super::readers::Readers;
 use super::schema::Durability;
+use super::seat::{Job, Seat};
 use super::watch::Watchers;
-use super::worker::{Job, Worker};
+use super::worker::Worker;
 use super::{StoreError, central};
 use crate::ops::metrics::StoreMetrics;
 use belay_protocol::id::TenantId;
@@ -19,7 +20,6 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -65,13 +65,14 @@ pub(super) struct Inner {
     pub(super) dir: PathBuf,
     pub(super) mode: Mode,
     commits: Arc<AtomicU64>,
+    commits_here: Arc<AtomicU64>,
     watchers: Arc<Watchers>,
     metrics: StoreMetrics,
 }
 
 pub(super) enum Mode {
     Threads {
-        senders: Vec<Sender<Job>>,
+        seats: Vec<Seat>,
         threads: Mutex<Vec<JoinHandle<()>>>,
         /// For questions.
         readers: Readers,
@@ -97,43 +98,49 @@ impl Store {
     /// The same, and tells how it does.
     #[must_use]
     pub fn start_with(config: &StoreConfig, metrics: StoreMetrics) -> Self {
-        let (commits, watchers) = (Arc::<AtomicU64>::default(), Arc::<Watchers>::default());
+        let (commits, commits_here) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let watchers = Arc::<Watchers>::default();
         let worker = || Worker {
             config: config.clone(),
             open: HashMap::new(),
             commits: Arc::clone(&commits),
+            commits_here: Arc::clone(&commits_here),
             watchers: Arc::clone(&watchers),
             metrics: metrics.clone(),
             wal_bytes: 0,
-            commits_since_look: 0,
+            longest_log: 0,
+            slowest: Duration::ZERO,
+            is_closed: false,
         };
         let mode = if config.threads == 0 {
             Mode::Inline(Box::new(Mutex::new(worker())))
         } else {
-            let mut senders = Vec::new();
+            let mut seats = Vec::new();
             let mut threads = Vec::new();
             for number in 0..config.threads {
-                let (sender, receiver) = channel();
-                let worker = worker();
-                let spawned =
-                    std::thread::Builder::new().name(format!("store-{number}")).spawn(move || worker.serve(&receiver));
+                let (seat, spawned) = Seat::start(worker(), format!("store-{number}"));
                 match spawned {
                     Ok(thread) => threads.push(thread),
-                    // The sender then answers every command with `Closed`.
                     Err(error) => error!(%error, "cannot start a store thread"),
                 }
-                senders.push(sender);
+                seats.push(seat);
             }
             let (readers, long) = (Readers::for_questions(), Readers::for_long());
-            Mode::Threads { senders, threads: Mutex::new(threads), readers, long }
+            Mode::Threads { seats, threads: Mutex::new(threads), readers, long }
         };
-        Self { inner: Arc::new(Inner { dir: config.dir.clone(), mode, commits, watchers, metrics }) }
+        Self { inner: Arc::new(Inner { dir: config.dir.clone(), mode, commits, commits_here, watchers, metrics }) }
     }
 
     /// Commits since the start; commands that wait together share one.
     #[must_use]
     pub fn commits(&self) -> u64 {
         self.inner.commits.load(Ordering::Relaxed)
+    }
+
+    /// Those of them that callers made on their own threads.
+    #[must_use]
+    pub fn commits_here(&self) -> u64 {
+        self.inner.commits_here.load(Ordering::Relaxed)
     }
 
     /// Runs `command` in a transaction of `db` and returns its result once that is durable.
@@ -146,13 +153,41 @@ impl Store {
         E: From<StoreError> + Send + 'static,
         F: FnMut(&Connection) -> Result<T, E> + Send + 'static,
     {
-        let (sender, receiver) = oneshot::channel();
-        let command = Box::new(Typed { run: command, result: None, sender: Some(sender) });
+        let (command, answer) = typed(command);
+        self.queue(db, command);
+        answer
+    }
+
+    /// The same, but on the calling thread, which sleeps meanwhile, if nobody else needs that (`is_alone`), the database's
+    /// worker has nothing to do and its disk is quick: two threads less have to wake, which takes as long as the command.
+    pub fn run_here_if<T, E, F>(
+        &self,
+        is_alone: bool,
+        db: Db,
+        command: F,
+    ) -> impl Future<Output = Result<T, E>> + Send + use<T, E, F>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: FnMut(&Connection) -> Result<T, E> + Send + 'static,
+    {
+        let (command, answer) = typed(command);
+        let left = match &self.inner.mode {
+            Mode::Threads { seats, .. } if is_alone => seats[worker_index(&db, seats.len())].run_here(&db, command),
+            _ => Err(command),
+        };
+        if let Err(command) = left {
+            self.queue(db, command);
+        }
+        answer
+    }
+
+    fn queue(&self, db: Db, command: Box<dyn Command>) {
         match &self.inner.mode {
-            Mode::Threads { senders, .. } => {
+            Mode::Threads { seats, .. } => {
                 self.inner.metrics.queued.inc();
                 // A worker that has gone drops the command, and with it the sender of its reply.
-                if senders[worker_index(&db, senders.len())].send(Job::Run { db, command }).is_err() {
+                if !seats[worker_index(&db, seats.len())].queue(db, command) {
                     self.inner.metrics.queued.dec();
                 }
             }
@@ -162,14 +197,15 @@ impl Store {
                 worker.close_idle(false);
             }
         }
-        async move { receiver.await.unwrap_or_else(|_| Err(StoreError::Closed.into())) }
     }
 
     /// Wakes the worker of a tenant's book: a command for it is about to come. A thread that sleeps takes as long to wake
-    /// as a small command takes to run.
-    pub fn expect(&self, tenant: &TenantId) {
-        if let Mode::Threads { senders, .. } = &self.inner.mode {
-            let _ = senders[worker_of(tenant, senders.len())].send(Job::Soon);
+    /// as a small command takes to run. `is_alone`: it would run on the calling thread, if it can.
+    pub fn expect(&self, tenant: &TenantId, is_alone: bool) {
+        let Mode::Threads { seats, .. } = &self.inner.mode else { return };
+        let seat = &seats[worker_of(tenant, seats.len())];
+        if !(is_alone && seat.can_run_here()) {
+            seat.tell(Job::Soon);
         }
     }
 
@@ -194,11 +230,11 @@ impl Store {
 
     /// How many workers there are, and how many of them look at their queue within that time.
     pub async fn answering(&self, patience: Duration) -> (usize, usize) {
-        let Mode::Threads { senders, .. } = &self.inner.mode else { return (0, 0) };
+        let Mode::Threads { seats, .. } = &self.inner.mode else { return (0, 0) };
         let mut asked = vec![];
-        for sender in senders {
+        for seat in seats {
             let (asker, answer) = oneshot::channel();
-            let _ = sender.send(Job::Hello(asker));
+            seat.tell(Job::Hello(asker));
             asked.push(answer);
         }
         let until = tokio::time::Instant::now() + patience;
@@ -206,7 +242,7 @@ impl Store {
         for answer in asked {
             answering += usize::from(matches!(tokio::time::timeout_at(until, answer).await, Ok(Ok(()))));
         }
-        (senders.len(), answering)
+        (seats.len(), answering)
     }
 
     /// Up to which entry central knows a tenant's book as sealed.
@@ -225,11 +261,11 @@ impl Store {
     /// `Closed`.
     pub fn close(&self) {
         match &self.inner.mode {
-            Mode::Threads { senders, threads, readers, long } => {
+            Mode::Threads { seats, threads, readers, long } => {
                 readers.close();
                 long.close();
-                for sender in senders {
-                    let _ = sender.send(Job::Stop);
+                for seat in seats {
+                    seat.tell(Job::Stop);
                 }
                 let mut threads = threads.lock().unwrap_or_else(PoisonError::into_inner);
                 for thread in threads.drain(..) {
@@ -241,6 +277,18 @@ impl Store {
             Mode::Inline(worker) => worker.lock().unwrap_or_else(PoisonError::into_inner).close_all(),
         }
     }
+}
+
+/// A command, and its answer.
+fn typed<T, E, F>(command: F) -> (Box<dyn Command>, impl Future<Output = Result<T, E>> + Send + use<T, E, F>)
+where
+    T: Send + 'static,
+    E: From<StoreError> + Send + 'static,
+    F: FnMut(&Connection) -> Result<T, E> + Send + 'static,
+{
+    let (sender, receiver) = oneshot::channel();
+    let command = Box::new(Typed { run: command, result: None, sender: Some(sender) });
+    (command, async move { receiver.await.unwrap_or_else(|_| Err(StoreError::Closed.into())) })
 }
 
 /// Central has the first worker to itself where there are several.

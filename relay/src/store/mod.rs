@@ -19,9 +19,11 @@ pub mod executor;
 pub mod journal;
 pub mod ledger;
 pub mod lock;
+mod log;
 pub mod old;
 mod readers;
 pub mod schema;
+mod seat;
 pub mod sessions;
 pub mod sync;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Migrations of both kinds of database, and how a connection is set up.
 
-use super::StoreError;
+use super::{StoreError, log};
 use rusqlite::{Connection, OpenFlags};
 use rusqlite_migration::{M, Migrations};
 use std::path::Path;
@@ -67,6 +67,7 @@ pub fn open(path: &Path, kind: Kind, durability: Durability) -> Result<Connectio
         connection.pragma_update(None, "synchronous", if durability == Durability::Full { "full" } else { "off" })?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+        log::listen(connection);
         connection.pragma_update(None, "cache_size", -512)?;
         connection.pragma_update(None, "temp_store", "memory")?;
         connection.busy_timeout(BUSY)?;

@@ -1,40 +1,21 @@
 //! A worker: one thread that owns connections and runs the commands for their databases.
 
-use super::StoreError;
-use super::commit::{Command, MAX_BATCH, transact};
+use super::commit::{Command, begin_at_once, transact, transact_begun};
 use super::executor::{BOOK, CENTRAL, Db, StoreConfig, tenant_dir};
 use super::schema::{self, Kind};
 use super::watch::Watchers;
+use super::{StoreError, log};
 use crate::ops::metrics::StoreMetrics;
 use rusqlite::Connection;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
 use tracing::warn;
 
-/// How often an idle worker looks for databases to checkpoint and close.
-const HOUSEKEEPING: Duration = Duration::from_millis(500);
-/// A write-ahead log above this is checkpointed as soon as nobody waits.
-const CHECKPOINT_BYTES: u64 = 4 << 20;
-/// A write-ahead log above this is checkpointed even while commands wait.
-const CHECKPOINT_NOW_BYTES: u64 = 64 << 20;
-
-/// What a worker is told.
-pub(super) enum Job {
-    Run {
-        db: Db,
-        command: Box<dyn Command>,
-    },
-    /// Answered as soon as the worker looks, whatever it has to do.
-    Hello(oneshot::Sender<()>),
-    /// Something is about to come.
-    Soon,
-    Stop,
-}
+/// A disk whose commits take longer than this is waited for by the worker's own thread alone.
+const QUICK: Duration = Duration::from_millis(1);
 
 /// Whether a tenant's directory without a book has had one: something lies there.
 fn is_used(dir: &std::path::Path) -> bool {
@@ -43,73 +24,85 @@ fn is_used(dir: &std::path::Path) -> bool {
     std::fs::read_dir(dir).is_ok_and(|entries| entries.flatten().any(is_something))
 }
 
-/// Owns connections; lives on one thread.
+/// Owns connections; lives on one thread, and is lent to others while that sleeps.
 pub(super) struct Worker {
     pub(super) config: StoreConfig,
     pub(super) open: HashMap<Db, Open>,
     pub(super) commits: Arc<AtomicU64>,
+    pub(super) commits_here: Arc<AtomicU64>,
     pub(super) watchers: Arc<Watchers>,
     pub(super) metrics: StoreMetrics,
     /// Of its logs, as it saw them last.
     pub(super) wal_bytes: i64,
-    pub(super) commits_since_look: u32,
+    /// In pages.
+    pub(super) longest_log: u32,
+    /// The longest of its last commits; those of before count less and less.
+    pub(super) slowest: Duration,
+    pub(super) is_closed: bool,
 }
 
 pub(super) struct Open {
     connection: Connection,
     path: PathBuf,
     used: Instant,
+    /// Pages of its log that are not in the database yet.
+    log: u32,
 }
 
 impl Worker {
-    pub(super) fn serve(mut self, jobs: &Receiver<Job>) {
-        loop {
-            let first = match jobs.recv_timeout(HOUSEKEEPING) {
-                Ok(job) => job,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.checkpoint_large(CHECKPOINT_BYTES);
-                    self.close_idle(true);
-                    continue;
-                }
-                Err(RecvTimeoutError::Disconnected) => break,
-            };
-            let mut waiting = Waiting::default();
-            waiting.take(first);
-            waiting.take_all(jobs);
-            while let Some((db, group)) = waiting.groups.pop_front() {
-                let done = self.run_batch(&db, group, || waiting.more(&db, jobs));
-                self.metrics.queued.dec_by(done);
-            }
-            let stop = waiting.stop;
-            self.commits_since_look += 1;
-            if self.commits_since_look >= 512 {
-                self.commits_since_look = 0;
-                self.checkpoint_large(CHECKPOINT_NOW_BYTES);
-            }
-            if stop {
-                break;
-            }
-        }
-        self.close_all();
-    }
-
-    /// How many commands that were.
+    /// Opens the database if need be, and runs a group with what `more` has come for it meanwhile. How many commands that
+    /// were.
     pub(super) fn run_batch(
         &mut self,
         db: &Db,
         mut group: Vec<Box<dyn Command>>,
         more: impl FnMut() -> Vec<Box<dyn Command>>,
-    ) -> i64 {
+    ) -> usize {
         let began = Instant::now();
-        let watchers = Arc::clone(&self.watchers);
         let committed = match self.connection(db) {
-            Ok(connection) => transact(connection, &mut group, more).inspect(|()| {
-                if let Db::Tenant(tenant) = db {
-                    watchers.committed(tenant, connection);
-                }
-            }),
+            Ok(connection) => transact(connection, &mut group, more),
             Err(error) => Err((error, false)),
         };
+        self.over(db, group, committed, began)
+    }
+
+    pub(super) fn is_quick(&self) -> bool {
+        self.slowest < QUICK && !self.is_closed
+    }
+
+    /// Runs a command if that will take no longer than one quick commit; else it comes back.
+    pub(super) fn run_quickly(&mut self, db: &Db, command: Box<dyn Command>) -> Result<(), Box<dyn Command>> {
+        let began = Instant::now();
+        if !self.is_quick() {
+            return Err(command);
+        }
+        let Some(open) = self.open.get_mut(db).filter(|open| begin_at_once(&open.connection)) else {
+            return Err(command);
+        };
+        open.used = began;
+        let mut group = vec![command];
+        let committed = transact_begun(&open.connection, &mut group, Vec::new);
+        self.commits_here.fetch_add(1, Ordering::Relaxed);
+        self.over(db, group, committed, began);
+        Ok(())
+    }
+
+    /// Answers a group that was committed, or was not. How many commands that were.
+    fn over(
+        &mut self,
+        db: &Db,
+        group: Vec<Box<dyn Command>>,
+        committed: Result<(), (StoreError, bool)>,
+        began: Instant,
+    ) -> usize {
+        let pages = log::told();
+        if let (Ok(()), Some(open)) = (&committed, self.open.get_mut(db)) {
+            open.log = pages.unwrap_or(open.log);
+            self.longest_log = self.longest_log.max(open.log);
+            if let Db::Tenant(tenant) = db {
+                self.watchers.committed(tenant, &open.connection);
+            }
+        }
         self.commits.fetch_add(1, Ordering::Relaxed);
         let committed = committed.map_err(|(error, broken)| {
             if broken {
@@ -118,13 +111,15 @@ impl Worker {
             }
             error
         });
-        let done = i64::try_from(group.len()).unwrap_or(i64::MAX);
+        let took = began.elapsed();
+        self.slowest = took.max(self.slowest - self.slowest / 16);
+        let done = group.len();
         for command in group {
             command.reply(committed.clone());
         }
         // Nobody waits for these.
         self.metrics.batch.observe(done as f64);
-        self.metrics.commit.observe(began.elapsed().as_secs_f64());
+        self.metrics.commit.observe(took.as_secs_f64());
         done
     }
 
@@ -149,7 +144,7 @@ impl Worker {
                 }
             };
             let connection = schema::open(&path, kind, self.config.durability)?;
-            self.open.insert(db.clone(), Open { connection, path, used: Instant::now() });
+            self.open.insert(db.clone(), Open { connection, path, used: Instant::now(), log: 0 });
         }
         match self.open.get_mut(db) {
             Some(open) => {
@@ -160,20 +155,26 @@ impl Worker {
         }
     }
 
-    /// Moves large write-ahead logs into their databases.
-    fn checkpoint_large(&mut self, above: u64) {
-        let mut left = 0;
-        for open in self.open.values() {
-            let wal = open.path.with_extension("db-wal");
-            let len = std::fs::metadata(&wal).map_or(0, |meta| meta.len());
-            if len > above {
-                checkpoint(&open.connection, "TRUNCATE");
-            } else {
-                left += i64::try_from(len).unwrap_or(0);
-            }
+    /// Moves logs that are longer than so many pages into their databases.
+    pub(super) fn move_logs(&mut self, above: u32) {
+        if self.longest_log <= above {
+            return;
         }
-        self.metrics.wal.inc_by(left - self.wal_bytes);
-        self.wal_bytes = left;
+        self.longest_log = 0;
+        for open in self.open.values_mut() {
+            if open.log > above && log::was_moved(&open.connection, open.log) {
+                open.log = 0;
+            }
+            self.longest_log = self.longest_log.max(open.log);
+        }
+    }
+
+    pub(super) fn measure_logs(&mut self) {
+        let len = |open: &Open| std::fs::metadata(open.path.with_extension("db-wal")).map_or(0, |meta| meta.len());
+        let sum = self.open.values().map(len).sum::<u64>();
+        let sum = i64::try_from(sum).unwrap_or(i64::MAX);
+        self.metrics.wal.inc_by(sum - self.wal_bytes);
+        self.wal_bytes = sum;
     }
 
     pub(super) fn close_idle(&mut self, look: bool) {
@@ -184,7 +185,7 @@ impl Worker {
         self.open.retain(|_, open| {
             let keep = open.used.elapsed() < idle;
             if !keep {
-                checkpoint(&open.connection, "TRUNCATE");
+                log::end(&open.connection);
             }
             keep
         });
@@ -193,58 +194,14 @@ impl Worker {
     fn close_least_used(&mut self) {
         let oldest = self.open.iter().min_by_key(|(_, open)| open.used).map(|(db, _)| db.clone());
         if let Some(open) = oldest.and_then(|db| self.open.remove(&db)) {
-            checkpoint(&open.connection, "TRUNCATE");
+            log::end(&open.connection);
         }
     }
 
     pub(super) fn close_all(&mut self) {
+        self.is_closed = true;
         for (_, open) in self.open.drain() {
-            checkpoint(&open.connection, "TRUNCATE");
+            log::end(&open.connection);
         }
-    }
-}
-
-fn checkpoint(connection: &Connection, mode: &str) {
-    // A reader that stands in the log must not hold up everybody's commands: then it is moved the next time.
-    let result = connection.busy_timeout(Duration::ZERO).and_then(|()| {
-        let moved = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()));
-        connection.busy_timeout(schema::BUSY).and(moved)
-    });
-    if let Err(error) = result {
-        // Nothing is lost: the log is replayed at the next open.
-        warn!(%error, "a checkpoint failed");
-    }
-}
-
-/// Commands that wait, in order of arrival per database; few databases wait at once.
-#[derive(Default)]
-struct Waiting {
-    groups: VecDeque<(Db, Vec<Box<dyn Command>>)>,
-    stop: bool,
-}
-
-impl Waiting {
-    fn take(&mut self, job: Job) {
-        match job {
-            Job::Stop => self.stop = true,
-            Job::Soon => {}
-            // Whoever asked may have gone.
-            Job::Hello(asker) => drop(asker.send(())),
-            Job::Run { db, command } => match self.groups.iter_mut().find(|(known, _)| *known == db) {
-                Some((_, group)) => group.push(command),
-                None => self.groups.push_back((db, vec![command])),
-            },
-        }
-    }
-
-    fn take_all(&mut self, jobs: &Receiver<Job>) {
-        jobs.try_iter().take(MAX_BATCH - 1).for_each(|job| self.take(job));
-    }
-
-    /// What has come for a database since.
-    fn more(&mut self, db: &Db, jobs: &Receiver<Job>) -> Vec<Box<dyn Command>> {
-        self.take_all(jobs);
-        let at = self.groups.iter().position(|(known, _)| known == db);
-        at.and_then(|at| self.groups.remove(at)).map(|(_, group)| group).unwrap_or_default()
     }
 }

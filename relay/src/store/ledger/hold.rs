@@ -234,7 +234,7 @@ pub fn hold(connection: &Connection, request: &HoldRequest) -> Result<HoldOutcom
         chain = Chain::at(connection, request.now_ms)?;
         standing = self::standing(connection, &chain)?;
     }
-    let budgets = budget::of(connection, &request.device, request.key.as_deref())?;
+    let budgets = budget::of(connection, &standing, &request.device, request.key.as_deref())?;
     let room = budget::room(connection, &budgets, chain.now_ms())?;
     let Cap { output_cap, amount } = match cap::choose(request, &priced, &standing, room.as_ref())? {
         Ok(cap) => cap,

@@ -87,7 +87,7 @@ pub fn record(connection: &Connection, record: &Record) -> Result<RecordOutcome,
         standing = super::standing::standing(connection, &chain)?;
     }
     let cost = record.offer.price.cost(&record.offer.price.with_call(&record.usage))?;
-    let budgets = budget::of(connection, &record.device, record.key.as_deref())?;
+    let budgets = budget::of(connection, &standing, &record.device, record.key.as_deref())?;
     let room = budget::room(connection, &budgets, chain.now_ms())?.map_or(NanoUsd(i64::MAX), |room| room.left);
     // What costs nothing is covered by whatever there is.
     if let Some(missing) = standing.missing(cost).max((cost > room).then(|| cost - room)) {

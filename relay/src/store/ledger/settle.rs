@@ -169,7 +169,7 @@ pub(super) fn headroom(
         why: error.to_string(),
     })?;
     let key = Some(stored.key.as_str()).filter(|key| !key.is_empty());
-    let budgets = budget::of(connection, &device, key)?;
+    let budgets = budget::of(connection, &standing, &device, key)?;
     let room = budget::room(connection, &budgets, now_ms)?.map_or(NanoUsd(i64::MAX), |room| room.left);
     Ok((standing.payable().min(room), room))
 }

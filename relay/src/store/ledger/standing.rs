@@ -86,6 +86,8 @@ pub(crate) struct Standing {
     pub(crate) prepaid: NanoUsd,
     pub(crate) credits: NanoUsd,
     pub(crate) held: NanoUsd,
+    /// There are budgets, of whomever.
+    pub(crate) has_budgets: bool,
 }
 
 impl Standing {
@@ -124,10 +126,10 @@ impl Standing {
 
 /// Reads it beside the balances that the end of the chain has read.
 pub(crate) fn standing(connection: &Connection, chain: &Chain<'_>) -> Result<Standing, StoreError> {
-    let (terms, tier, open) = connection
+    let (terms, tier, open, has_budgets) = connection
         .prepare_cached(
             "SELECT tier, ceiling_nano, suspended, suspend_at_ceiling,
-                    (SELECT count(*) FROM request WHERE state = 0) FROM tenant",
+                    (SELECT count(*) FROM request WHERE state = 0), EXISTS (SELECT 1 FROM budget) FROM tenant",
         )?
         .query_row([], |row| {
             let terms = Terms {
@@ -136,11 +138,11 @@ pub(crate) fn standing(connection: &Connection, chain: &Chain<'_>) -> Result<Sta
                 suspended: row.get(2)?,
                 suspend_at_ceiling: row.get(3)?,
             };
-            Ok((terms, row.get_ref(0)?.as_str()?.parse(), row.get(4)?))
+            Ok((terms, row.get_ref(0)?.as_str()?.parse(), row.get(4)?, row.get(5)?))
         })?;
     let tier = tier.map_err(|why| StoreError::Corrupt { what: "a tenant's tier", why })?;
     let [prepaid, credits, held] = [Account::Prepaid, Account::Credits, Account::Held].map(|one| chain.balance(one));
-    Ok(Standing { terms: Terms { tier, ..terms }, open, prepaid, credits, held })
+    Ok(Standing { terms: Terms { tier, ..terms }, open, prepaid, credits, held, has_budgets })
 }
 
 /// Suspends the tenant in its own file, in the transaction that found it at its ceiling.
