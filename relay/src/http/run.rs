@@ -55,8 +55,7 @@ impl Http {
         let id = request.request_id;
         let trace = TraceContext::name(TraceContext::among(&request.headers), id);
         let model: String = request.model.chars().filter(|c| !c.is_control()).take(64).collect();
-        let span = tracing::info_span!("http", tenant = %caller.tenant, device = %caller.device);
-        let span = tracing::info_span!(parent: &span, "request", %id, model = %model);
+        let span = tracing::info_span!("http", tenant = %caller.tenant, device = %caller.device, %id, model = %model);
         let (ours, theirs) = ends();
         let mut running = Box::pin(async move {
             escalator.run(&caller, request, body, theirs, &span).await;

@@ -12,10 +12,11 @@ use journal::Journal;
 use lines::Lines;
 use serde::Deserialize;
 use std::sync::OnceLock;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, fmt, reload};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -29,7 +30,7 @@ pub enum LogFormat {
 }
 
 /// Puts another filter in the place of the one that is there.
-type Change = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+type Change = Box<dyn Fn(Filter) -> Result<(), String> + Send + Sync>;
 
 /// The process has one logger.
 static CHANGE: OnceLock<Change> = OnceLock::new();
@@ -39,8 +40,14 @@ fn own() -> Option<String> {
     std::env::var("RUST_LOG").ok().filter(|own| !own.is_empty())
 }
 
-fn parse(filter: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(filter).map_err(|error| format!("log filter {filter:?}: {error}"))
+/// What is logged.
+type Filter = Box<dyn Layer<Registry> + Send + Sync>;
+
+fn parse(filter: &str) -> Result<Filter, String> {
+    let whole = EnvFilter::try_new(filter).map_err(|error| format!("log filter {filter:?}: {error}"))?;
+    // Where it names no span, none has to be looked at whenever a request's task goes on.
+    let targets = filter.parse::<Targets>().ok().filter(|_| !filter.contains('['));
+    Ok(targets.map_or_else(|| whole.boxed(), Layer::boxed))
 }
 
 /// Starts logging: to systemd's journal, with fields, where stderr leads there and nothing else is wanted; else to stderr.
