@@ -7,9 +7,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// How the names of files end that are being written.
 const TEMPORARY: &str = ".tmp";
+/// One that was last written to so long ago is written by nobody.
+const STALE: Duration = Duration::from_secs(60);
 /// So many directories are remembered as durable.
 const MOST_KNOWN: usize = 4096;
 
@@ -51,6 +54,19 @@ fn temporary(path: &Path) -> PathBuf {
 #[must_use]
 pub fn is_temporary(name: &str) -> bool {
     name.starts_with('.') && name.ends_with(TEMPORARY)
+}
+
+/// Removes what crashes have left in a directory of files that were being written. One that is younger than a minute may
+/// be written just now.
+pub fn sweep(dir: &Path) {
+    let left = |entry: &fs::DirEntry| {
+        let age = entry.metadata().ok().filter(fs::Metadata::is_file)?.modified().ok()?.elapsed().ok()?;
+        (age > STALE && is_temporary(entry.file_name().to_str()?)).then(|| entry.path())
+    };
+    // Where it cannot be, nothing is lost.
+    for path in fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| left(&entry)) {
+        let _ = fs::remove_file(path);
+    }
 }
 
 /// Lets a file take the place of another, whose owner it has then, as far as that may be given; durable when this returns.
@@ -118,4 +134,30 @@ pub fn read(path: &Path) -> Result<Vec<u8>, CertError> {
 /// Makes renames in a directory durable, where the platform can.
 pub(crate) fn sync_directory(path: &Path) -> std::io::Result<()> {
     if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::SystemTime;
+
+    #[test]
+    fn what_a_crash_left_is_swept_and_what_is_being_written_is_not() {
+        let dir = tempfile::tempdir().expect("made");
+        let make = |name: &str, age: Duration| {
+            let file = File::create(dir.path().join(name)).expect("made");
+            file.set_modified(SystemTime::now() - age).expect("set");
+        };
+        let hour = Duration::from_secs(3600);
+        make(".key.pem.7-0-1a.tmp", hour);
+        make(".key.pem.8-0-1b.tmp", Duration::ZERO);
+        make("key.pem", hour);
+        make("notes.tmp", hour);
+        fs::create_dir(dir.path().join(".dir.tmp")).expect("made");
+        sweep(dir.path());
+        let left: BTreeSet<_> =
+            fs::read_dir(dir.path()).expect("read").flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left, [".dir.tmp", ".key.pem.8-0-1b.tmp", "key.pem", "notes.tmp"].map(Into::into).into());
+        sweep(&dir.path().join("missing"));
+    }
 }

@@ -160,6 +160,12 @@ impl StateDir {
         Ok(file::write_private(&self.path.join(IDENTITY_FILE), &json(identity)?)?)
     }
 
+    /// Removes what was being written here when a process was killed.
+    pub fn sweep(&self) {
+        file::sweep(&self.path);
+        file::sweep(&self.path.join(REQUESTS_DIR));
+    }
+
     /// The requests whose end was not seen.
     #[must_use]
     pub fn pending(&self) -> Pending {

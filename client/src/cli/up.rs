@@ -106,6 +106,7 @@ pub(super) async fn run(global: &Global, args: UpArgs) -> anyhow::Result<()> {
         }
         _ => anyhow!("another belay up is just starting"),
     })?;
+    state.sweep();
     let secret = Env::system().random.bytes::<16>().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let has_token = settings.token.is_some();
     settings.secret = Some(Token::from(secret.as_str()));
