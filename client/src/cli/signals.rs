@@ -27,6 +27,7 @@ impl Signals {
     }
 
     /// Anything but Ctrl-C.
+    #[cfg(feature = "dev")]
     pub(super) async fn end(&mut self) {
         tokio::select! {
             biased;
