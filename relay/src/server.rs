@@ -155,7 +155,9 @@ impl Relay {
         if config.state_dir.join(RESTORING).exists() {
             return Err(StartError::Restoring { dir: config.state_dir.clone() });
         }
-        file::sweep(&config.state_dir);
+        for dir in [&config.state_dir, &config.state_dir.join("ca")] {
+            file::sweep(dir);
+        }
         // Copies that nobody took away.
         let _ = std::fs::remove_dir_all(copies_dir(&config.state_dir));
         let now_ms = env.clock.now_ms();

@@ -23,6 +23,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::debug;
 
+/// A session's question up to this may be written down on the thread that has the request, in bytes.
+const SHORT_QUESTION: usize = 16 << 10;
+
 /// A request that can be sent.
 pub(super) struct Begun {
     pub(super) settings: Arc<Settings>,
@@ -158,7 +161,9 @@ impl Escalator {
             HoldGuard::queued(&caller.tenant, id, input_bytes, hold_request.now_ms, self.unresolved.clone());
         let part = traced.part("hold");
         let db = Db::Tenant(caller.tenant.clone());
-        let is_alone = self.flights.running() == 1;
+        // A long question is much to write, which nobody else is to wait for.
+        let is_short = hold_request.question.as_ref().is_none_or(|question| question.text.len() <= SHORT_QUESTION);
+        let is_alone = is_short && self.flights.running() == 1;
         let outcome = self.store.run_here_if(is_alone, db, move |connection| hold::hold(connection, &hold_request));
         // Made ready while the store writes, for what is expected to come out; it is sent only when polled.
         let sent = Sent { body: body.clone(), headers: request.headers.clone() };

@@ -45,9 +45,14 @@ type Filter = Box<dyn Layer<Registry> + Send + Sync>;
 
 fn parse(filter: &str) -> Result<Filter, String> {
     let whole = EnvFilter::try_new(filter).map_err(|error| format!("log filter {filter:?}: {error}"))?;
-    // Where it names no span, none has to be looked at whenever a request's task goes on.
-    let targets = filter.parse::<Targets>().ok().filter(|_| !filter.contains('['));
-    Ok(targets.map_or_else(|| whole.boxed(), Layer::boxed))
+    Ok(targets(filter).map_or_else(|| whole.boxed(), Layer::boxed))
+}
+
+/// A filter that names no span: none has to be looked at whenever a request's task goes on.
+fn targets(filter: &str) -> Option<Targets> {
+    // An empty piece, and an empty level, mean something else here.
+    let is_plain = filter.split(',').all(|piece| !piece.is_empty() && !piece.ends_with('=') && !piece.contains('['));
+    filter.parse().ok().filter(|_| is_plain)
 }
 
 /// Starts logging: to systemd's journal, with fields, where stderr leads there and nothing else is wanted; else to stderr.
@@ -85,4 +90,20 @@ pub fn prepare(filter: &str) -> Result<impl FnOnce() + use<>, String> {
             tracing::warn!(%error, "the log filter could not be changed");
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_filters_that_mean_the_same_without_spans_are_read_without_them() {
+        for plain in ["info", "info,belay_relay=debug", "warn,belay_relay::store=trace,quinn=off"] {
+            assert!(targets(plain).is_some() && parse(plain).is_ok(), "{plain}");
+        }
+        for other in ["", "info,", "belay_relay=", "belay_relay[request]=debug", "[{tenant=acme}]=debug"] {
+            assert!(targets(other).is_none() && parse(other).is_ok(), "{other}");
+        }
+        assert!(parse("belay_relay=loud").is_err());
+    }
 }

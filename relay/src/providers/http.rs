@@ -178,7 +178,9 @@ impl Provider for Http {
     }
 
     fn look(&self) -> LookFuture {
-        let request = self.client.get(self.models.clone()).headers(self.common.clone()).timeout(WARM);
+        let mut headers = self.common.clone();
+        headers.remove(header::CONTENT_TYPE);
+        let request = self.client.get(self.models.clone()).headers(headers).timeout(WARM);
         Box::pin(async move {
             let answer = request.send().await;
             let answer = answer.map_err(|error| ProviderError::Unreachable(error_chain(&error.without_url())))?;

@@ -1,6 +1,7 @@
 //! What goes on beside the workers: questions that may take long, and what goes through a whole database.
 
 use super::executor::{Db, Mode, Store};
+use super::ledger::machines_boot;
 use super::readers::Readers;
 use super::{StoreError, copy, erase, readers};
 use belay_protocol::id::TenantId;
@@ -79,7 +80,12 @@ impl Store {
     pub fn stamp(&self, db: &Db) -> Option<String> {
         let path = self.path(db);
         let mut stamp = String::new();
-        for path in [path.clone(), path.with_extension("db-wal")] {
+        let log = path.with_extension("db-wal");
+        // A log is written over in place, and a machine that loses power may forget when it was.
+        if std::fs::metadata(&log).is_ok_and(|meta| meta.len() > 0) {
+            stamp += &format!("{} ", machines_boot());
+        }
+        for path in [path, log] {
             let Ok(meta) = std::fs::metadata(path) else { continue };
             let age = meta.modified().ok()?.elapsed().ok()?;
             if age < SETTLED {

@@ -67,16 +67,24 @@ pub(super) fn transact(
     transact_begun(connection, group, more)
 }
 
-/// Begins a transaction, unless another connection writes just now: nobody waits for that.
-pub(super) fn begin_at_once(connection: &Connection) -> bool {
+/// The same for one command, without waiting for anybody: it comes back where another connection writes just now.
+pub(super) fn transact_at_once(
+    connection: &Connection,
+    command: Box<dyn Command>,
+) -> Result<(Vec<Box<dyn Command>>, Result<(), (StoreError, bool)>), Box<dyn Command>> {
     let begun = connection.busy_timeout(Duration::ZERO).and_then(|()| run(connection, "BEGIN IMMEDIATE"));
-    let is_patient = connection.busy_timeout(schema::BUSY);
-    // What cannot be set has no cause but a connection that is of no use.
-    begun.and(is_patient).is_ok()
+    let mut group = vec![command];
+    let committed = begun.map(|()| transact_begun(connection, &mut group, Vec::new));
+    // It can be set for as long as the connection is of any use.
+    let _ = connection.busy_timeout(schema::BUSY);
+    match committed {
+        Ok(committed) => Ok((group, committed)),
+        Err(_) => Err(group.remove(0)),
+    }
 }
 
 /// Runs a group in the transaction that has been begun.
-pub(super) fn transact_begun(
+fn transact_begun(
     connection: &Connection,
     group: &mut Vec<Box<dyn Command>>,
     mut more: impl FnMut() -> Vec<Box<dyn Command>>,

@@ -5,7 +5,10 @@ use super::StoreError;
 use rusqlite::{Connection, OpenFlags};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long others are waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was erased.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,15 +72,19 @@ pub(super) fn empty_log(path: &Path) -> Result<(), StoreError> {
 fn open(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.busy_timeout(PATIENCE)?;
     Ok(connection)
 }
 
 fn empty(connection: &Connection) -> Result<(), StoreError> {
-    let is_busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-    if is_busy {
-        let why = "somebody reads it still, so what was erased is in its log; do it again".into();
-        return Err(StoreError::Failed { operation: "write a database anew", why });
+    let until = Instant::now() + PATIENCE;
+    // Its worker may move the log just now, which SQLite does not wait for by itself.
+    while connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))? {
+        if Instant::now() > until {
+            let why = "somebody reads it still, so what was erased is in its log; do it again".into();
+            return Err(StoreError::Failed { operation: "write a database anew", why });
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
 }

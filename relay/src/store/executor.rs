@@ -111,6 +111,7 @@ impl Store {
             longest_log: 0,
             slowest: Duration::ZERO,
             is_closed: false,
+            broken: vec![],
         };
         let mode = if config.threads == 0 {
             Mode::Inline(Box::new(Mutex::new(worker())))

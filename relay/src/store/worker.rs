@@ -1,6 +1,6 @@
 //! A worker: one thread that owns connections and runs the commands for their databases.
 
-use super::commit::{Command, begin_at_once, transact, transact_begun};
+use super::commit::{Command, transact, transact_at_once};
 use super::executor::{BOOK, CENTRAL, Db, StoreConfig, tenant_dir};
 use super::schema::{self, Kind};
 use super::watch::Watchers;
@@ -39,6 +39,8 @@ pub(super) struct Worker {
     /// The longest of its last commits; those of before count less and less.
     pub(super) slowest: Duration,
     pub(super) is_closed: bool,
+    /// Connections that are of no use: to close one may take long, and is left to the worker's own thread.
+    pub(super) broken: Vec<Open>,
 }
 
 pub(super) struct Open {
@@ -63,7 +65,9 @@ impl Worker {
             Ok(connection) => transact(connection, &mut group, more),
             Err(error) => Err((error, false)),
         };
-        self.over(db, group, committed, began)
+        let done = self.over(db, group, committed, began);
+        self.broken.clear();
+        done
     }
 
     pub(super) fn is_quick(&self) -> bool {
@@ -76,12 +80,9 @@ impl Worker {
         if !self.is_quick() {
             return Err(command);
         }
-        let Some(open) = self.open.get_mut(db).filter(|open| begin_at_once(&open.connection)) else {
-            return Err(command);
-        };
+        let Some(open) = self.open.get_mut(db) else { return Err(command) };
+        let (group, committed) = transact_at_once(&open.connection, command)?;
         open.used = began;
-        let mut group = vec![command];
-        let committed = transact_begun(&open.connection, &mut group, Vec::new);
         self.commits_here.fetch_add(1, Ordering::Relaxed);
         self.over(db, group, committed, began);
         Ok(())
@@ -107,7 +108,7 @@ impl Worker {
         let committed = committed.map_err(|(error, broken)| {
             if broken {
                 warn!(?db, %error, "a commit failed; its database is opened anew");
-                self.open.remove(db);
+                self.broken.extend(self.open.remove(db));
             }
             error
         });
@@ -198,8 +199,16 @@ impl Worker {
         }
     }
 
+    /// Closes everything as it is; what was begun is undone.
+    pub(super) fn give_up(&mut self) {
+        self.is_closed = true;
+        self.open.clear();
+        self.broken.clear();
+    }
+
     pub(super) fn close_all(&mut self) {
         self.is_closed = true;
+        self.broken.clear();
         for (_, open) in self.open.drain() {
             log::end(&open.connection);
         }

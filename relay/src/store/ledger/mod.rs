@@ -173,12 +173,16 @@ pub struct Boot {
     pub process: String,
 }
 
+/// Changes when the machine starts anew; empty where it does not tell.
+pub(crate) fn machines_boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
 impl Boot {
     /// This machine's boot, and `process`.
     #[must_use]
     pub fn current(process: [u8; 8]) -> Self {
-        let machine = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Self { machine: machine.trim().to_owned(), process: format!("{:016x}", u64::from_be_bytes(process)) }
+        Self { machine: machines_boot(), process: format!("{:016x}", u64::from_be_bytes(process)) }
     }
 
     /// The text that stands in the book.
