@@ -10,6 +10,13 @@ use rusqlite::Connection;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
+/// Commands that share a transaction.
+pub(super) type Group = Vec<Box<dyn Command>>;
+
+/// Whether they are kept. `Err((error, broken))`: nothing is known to be kept; `broken` says that the connection must not be
+/// used again.
+pub(super) type Committed = Result<(), (StoreError, bool)>;
+
 /// The most commands that share a commit.
 pub(super) const MAX_BATCH: usize = 256;
 
@@ -56,13 +63,8 @@ where
 }
 
 /// Runs a group in one transaction, and with it what `more` has come meanwhile: a commit is dear, and
-/// whoever comes a moment later would have to wait for the next. `Err((error, broken))`: nothing is known
-/// to be kept; `broken` says that the connection must not be used again.
-pub(super) fn transact(
-    connection: &Connection,
-    group: &mut Vec<Box<dyn Command>>,
-    more: impl FnMut() -> Vec<Box<dyn Command>>,
-) -> Result<(), (StoreError, bool)> {
+/// whoever comes a moment later would have to wait for the next.
+pub(super) fn transact(connection: &Connection, group: &mut Group, more: impl FnMut() -> Group) -> Committed {
     run(connection, "BEGIN IMMEDIATE").map_err(failed)?;
     transact_begun(connection, group, more)
 }
@@ -71,7 +73,7 @@ pub(super) fn transact(
 pub(super) fn transact_at_once(
     connection: &Connection,
     command: Box<dyn Command>,
-) -> Result<(Vec<Box<dyn Command>>, Result<(), (StoreError, bool)>), Box<dyn Command>> {
+) -> Result<(Group, Committed), Box<dyn Command>> {
     let begun = connection.busy_timeout(Duration::ZERO).and_then(|()| run(connection, "BEGIN IMMEDIATE"));
     let mut group = vec![command];
     let committed = begun.map(|()| transact_begun(connection, &mut group, Vec::new));
@@ -84,11 +86,7 @@ pub(super) fn transact_at_once(
 }
 
 /// Runs a group in the transaction that has been begun.
-fn transact_begun(
-    connection: &Connection,
-    group: &mut Vec<Box<dyn Command>>,
-    mut more: impl FnMut() -> Vec<Box<dyn Command>>,
-) -> Result<(), (StoreError, bool)> {
+fn transact_begun(connection: &Connection, group: &mut Group, mut more: impl FnMut() -> Group) -> Committed {
     let mut done = 0;
     while done < group.len() {
         for command in &mut group[done..] {
@@ -109,7 +107,7 @@ fn transact_begun(
 }
 
 /// The same for commands of which one has to be undone alone.
-fn transact_apart(connection: &Connection, group: &mut [Box<dyn Command>]) -> Result<(), (StoreError, bool)> {
+fn transact_apart(connection: &Connection, group: &mut [Box<dyn Command>]) -> Committed {
     run(connection, "BEGIN IMMEDIATE").map_err(failed)?;
     for command in group {
         run(connection, "SAVEPOINT command").map_err(failed)?;
@@ -125,7 +123,7 @@ fn transact_apart(connection: &Connection, group: &mut [Box<dyn Command>]) -> Re
 
 /// Errors: SQLite has undone the whole transaction by itself, as it does when the disk fails or is full. Whatever came
 /// next would be durable statement by statement.
-fn still_open(connection: &Connection) -> Result<(), (StoreError, bool)> {
+fn still_open(connection: &Connection) -> Committed {
     if !connection.is_autocommit() {
         return Ok(());
     }

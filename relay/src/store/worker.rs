@@ -1,6 +1,6 @@
 //! A worker: one thread that owns connections and runs the commands for their databases.
 
-use super::commit::{Command, transact, transact_at_once};
+use super::commit::{Command, Committed, Group, transact, transact_at_once};
 use super::executor::{BOOK, CENTRAL, Db, StoreConfig, tenant_dir};
 use super::schema::{self, Kind};
 use super::watch::Watchers;
@@ -54,12 +54,7 @@ pub(super) struct Open {
 impl Worker {
     /// Opens the database if need be, and runs a group with what `more` has come for it meanwhile. How many commands that
     /// were.
-    pub(super) fn run_batch(
-        &mut self,
-        db: &Db,
-        mut group: Vec<Box<dyn Command>>,
-        more: impl FnMut() -> Vec<Box<dyn Command>>,
-    ) -> usize {
+    pub(super) fn run_batch(&mut self, db: &Db, mut group: Group, more: impl FnMut() -> Group) -> usize {
         let began = Instant::now();
         let committed = match self.connection(db) {
             Ok(connection) => transact(connection, &mut group, more),
@@ -89,13 +84,7 @@ impl Worker {
     }
 
     /// Answers a group that was committed, or was not. How many commands that were.
-    fn over(
-        &mut self,
-        db: &Db,
-        group: Vec<Box<dyn Command>>,
-        committed: Result<(), (StoreError, bool)>,
-        began: Instant,
-    ) -> usize {
+    fn over(&mut self, db: &Db, group: Group, committed: Committed, began: Instant) -> usize {
         let pages = log::told();
         if let (Ok(()), Some(open)) = (&committed, self.open.get_mut(db)) {
             open.log = pages.unwrap_or(open.log);
