@@ -56,7 +56,7 @@ pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
 /// Fails unless something took as long as a limit says, and at most a second longer.
 pub(crate) fn took(what: &str, since: Instant, limit: Duration) {
     let elapsed = since.elapsed();
-    let slack = Duration::from_secs(2);
+    let slack = Duration::from_secs(1);
     assert!((limit..limit + slack).contains(&elapsed), "{what} took {elapsed:?}, the limit is {limit:?}");
 }
 

@@ -65,7 +65,6 @@ pub(super) struct Inner {
     pub(super) dir: PathBuf,
     pub(super) mode: Mode,
     commits: Arc<AtomicU64>,
-    commits_here: Arc<AtomicU64>,
     watchers: Arc<Watchers>,
     metrics: StoreMetrics,
 }
@@ -98,13 +97,11 @@ impl Store {
     /// The same, and tells how it does.
     #[must_use]
     pub fn start_with(config: &StoreConfig, metrics: StoreMetrics) -> Self {
-        let (commits, commits_here) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
-        let watchers = Arc::<Watchers>::default();
+        let (commits, watchers) = (Arc::<AtomicU64>::default(), Arc::<Watchers>::default());
         let worker = || Worker {
             config: config.clone(),
             open: HashMap::new(),
             commits: Arc::clone(&commits),
-            commits_here: Arc::clone(&commits_here),
             watchers: Arc::clone(&watchers),
             metrics: metrics.clone(),
             wal_bytes: 0,
@@ -129,19 +126,13 @@ impl Store {
             let (readers, long) = (Readers::for_questions(), Readers::for_long());
             Mode::Threads { seats, threads: Mutex::new(threads), readers, long }
         };
-        Self { inner: Arc::new(Inner { dir: config.dir.clone(), mode, commits, commits_here, watchers, metrics }) }
+        Self { inner: Arc::new(Inner { dir: config.dir.clone(), mode, commits, watchers, metrics }) }
     }
 
     /// Commits since the start; commands that wait together share one.
     #[must_use]
     pub fn commits(&self) -> u64 {
         self.inner.commits.load(Ordering::Relaxed)
-    }
-
-    /// Those of them that callers made on their own threads.
-    #[must_use]
-    pub fn commits_here(&self) -> u64 {
-        self.inner.commits_here.load(Ordering::Relaxed)
     }
 
     /// Runs `command` in a transaction of `db` and returns its result once that is durable.

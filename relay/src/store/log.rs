@@ -1,7 +1,7 @@
 //! Write-ahead logs: when they are moved into their databases.
 //!
 //! A log that was moved is written over from its beginning, in place, and keeps its length: where a commit takes no new
-//! blocks of the file system, its sync has nothing else to write down, and takes two thirds of the time. So logs are moved
+//! blocks of the file system, its sync has less else to write down, and takes up to a third less. So logs are moved
 //! early, while nobody waits, and cut off only where a crowd has made them long.
 
 use super::schema;

@@ -1,4 +1,4 @@
-//! A worker: one thread that owns connections and runs the commands for their databases.
+//! A worker: owns connections and runs the commands for their databases.
 
 use super::commit::{Command, Committed, Group, transact, transact_at_once};
 use super::executor::{BOOK, CENTRAL, Db, StoreConfig, tenant_dir};
@@ -29,7 +29,6 @@ pub(super) struct Worker {
     pub(super) config: StoreConfig,
     pub(super) open: HashMap<Db, Open>,
     pub(super) commits: Arc<AtomicU64>,
-    pub(super) commits_here: Arc<AtomicU64>,
     pub(super) watchers: Arc<Watchers>,
     pub(super) metrics: StoreMetrics,
     /// Of its logs, as it saw them last.
@@ -78,7 +77,6 @@ impl Worker {
         let Some(open) = self.open.get_mut(db) else { return Err(command) };
         let (group, committed) = transact_at_once(&open.connection, command)?;
         open.used = began;
-        self.commits_here.fetch_add(1, Ordering::Relaxed);
         self.over(db, group, committed, began);
         Ok(())
     }
